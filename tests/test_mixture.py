@@ -1,0 +1,263 @@
+"""`DiagGaussianMixture` against independent oracles: direct sums in extended precision, scipy, torch, enumeration."""
+
+import resource
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from test_kernels import oracle_log_prob, oracle_terms
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from vaebook import DiagGaussianMixture
+
+
+def make(num=5, dim=3, seed=0, dtype=torch.float64, weighted=True, log_scale=-0.5):
+    g = torch.Generator().manual_seed(seed)
+    loc = torch.randn(num, dim, generator=g, dtype=dtype)
+    scale = (log_scale + 0.4 * torch.randn(num, dim, generator=g, dtype=dtype)).exp()
+    log_weight = torch.log_softmax(torch.randn(num, generator=g, dtype=dtype), 0) if weighted else None
+    return DiagGaussianMixture(loc, scale, log_weight), g
+
+
+def oracle(q, z):
+    return oracle_log_prob(z.reshape(-1, z.shape[-1]), q.loc, q.scale, q.log_weight.double()).reshape(z.shape[:-1])
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (0,), (2, 0, 3)])
+def test_shapes_and_values_of_log_prob(shape):
+    q, g = make()
+    z = torch.randn(*shape, 3, generator=g, dtype=torch.float64)
+    assert q.log_prob(z).shape == shape
+    np.testing.assert_allclose(q.log_prob(z).numpy(), oracle(q, z), rtol=1e-13, atol=1e-12)
+
+
+def test_agrees_with_torch_distributions():
+    q, g = make()
+    theirs = MixtureSameFamily(Categorical(logits=q.log_weight), Independent(Normal(q.loc, q.scale), 1))
+    z = torch.randn(100, 3, generator=g, dtype=torch.float64)
+    torch.testing.assert_close(q.log_prob(z), theirs.log_prob(z), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(q.mean, theirs.mean)
+    torch.testing.assert_close(q.variance, theirs.variance)
+
+
+@pytest.mark.parametrize("log_scale", [0.0, -6.0])
+@pytest.mark.parametrize("num", [1, 60_000])
+def test_accuracy_at_both_ends_of_scale_and_size(num, log_scale):
+    q, g = make(num=num, dim=2, log_scale=log_scale)
+    z = torch.cat([q.loc[:5], q.sample((5,), generator=g), q.loc[:5] + 40 * q.scale[:5]])
+    want = oracle(q, z)
+    assert (np.abs(q.log_prob(z).numpy() - want) <= np.maximum(1e-8, 1e-12 * np.abs(want))).all()
+
+
+def test_tiny_and_zero_weights_count_for_what_they_are():
+    log_weight = torch.tensor([0.0, -30.0, -torch.inf], dtype=torch.float64)
+    loc, scale = torch.tensor([[0.0], [50.0], [90.0]]).double(), torch.ones(3, 1).double()
+    q = DiagGaussianMixture(loc, scale, log_weight)
+    alone = Normal(0.0, 1.0).log_prob(torch.tensor(0.0, dtype=torch.float64)).item()
+    norm = -np.log1p(np.exp(-30.0))
+    assert q.log_prob(loc[1]).item() == pytest.approx(-30 + norm + alone, abs=1e-12)
+    assert q.log_prob(loc[2]).item() == pytest.approx(-30 + norm + alone - 40**2 / 2, abs=1e-9)
+    assert q.responsibilities(loc)[:, 2].tolist() == [0, 0, 0]
+    assert not (q.sample((1000,), generator=torch.Generator().manual_seed(0)) > 20).any()
+
+
+def test_weights_are_normalised_so_that_density_and_sampler_agree():
+    log_weight = torch.tensor([np.log(0.25), np.log(0.75) + 5e-6], dtype=torch.float64)
+    q = DiagGaussianMixture(torch.zeros(2, 1).double(), torch.ones(2, 1).double(), log_weight)
+    assert q.log_prob(torch.zeros(1).double()).item() == pytest.approx(-0.5 * np.log(2 * np.pi), abs=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_computed_in_float64_and_returned_in_the_dtype_of_z(dtype):
+    q, _ = make(log_scale=-4.0)
+    z = q.loc[:2].to(dtype)
+    log_prob, score = q.log_prob_and_score(z)
+    for got in (q.log_prob(z), log_prob, score, q.responsibilities(z), q.log_prob_marginals(z)):
+        assert got.dtype == dtype
+    np.testing.assert_array_equal(q.log_prob(z), q.log_prob(z.double()).to(dtype))
+
+
+def test_score_is_the_gradient():
+    q, g = make()
+    z = torch.randn(20, 3, generator=g, dtype=torch.float64, requires_grad=True)
+    log_prob, score = q.log_prob_and_score(z)
+    (gradient,) = torch.autograd.grad(q.log_prob(z).sum(), z)
+    torch.testing.assert_close(score, gradient, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(log_prob, q.log_prob(z))
+
+
+def test_gradients_reach_every_parameter_through_the_normalisation():
+    loc, scale = torch.randn(3, 2).double().requires_grad_(), torch.rand(3, 2).double().add(0.5).requires_grad_()
+    logits, z = torch.randn(3).double().requires_grad_(), torch.randn(4, 2).double()
+
+    def ours(loc, scale, logits):
+        return DiagGaussianMixture(loc, scale, logits.log_softmax(0)).log_prob(z)
+
+    assert torch.autograd.gradcheck(ours, (loc, scale, logits))
+
+
+def test_leave_one_out_is_the_renormalised_mixture_of_the_others():
+    q, g = make(num=6)
+    z, index = torch.randn(2, 6, 3, generator=g, dtype=torch.float64), torch.arange(6).expand(2, 6)
+    got = q.log_prob_leave_one_out(z, index)
+    for i in range(6):
+        keep = [n for n in range(6) if n != i]
+        rest = DiagGaussianMixture(q.loc[keep], q.scale[keep], q.log_weight[keep].log_softmax(0))
+        torch.testing.assert_close(got[:, i], rest.log_prob(z[:, i]), rtol=1e-12, atol=1e-12)
+
+
+def test_leave_one_out_keeps_its_accuracy_when_almost_all_weight_leaves():
+    log_weight = torch.tensor([0.0, -60.0, -61.0], dtype=torch.float64).log_softmax(0)
+    q = DiagGaussianMixture(torch.tensor([[0.0], [1.0], [5.0]]).double(), torch.ones(3, 1).double(), log_weight)
+    rest = DiagGaussianMixture(q.loc[1:], q.scale[1:], log_weight[1:].log_softmax(0))
+    z = torch.tensor([[2.0]]).double()
+    torch.testing.assert_close(q.log_prob_leave_one_out(z, torch.tensor([0])), rest.log_prob(z))
+
+
+def test_marginals_are_one_dimensional_mixtures_and_their_product_is_not_q():
+    q, g = make()
+    z = torch.randn(10, 3, generator=g, dtype=torch.float64)
+    for j in range(3):
+        want = oracle_log_prob(z[:, [j]], q.loc[:, [j]], q.scale[:, [j]], q.log_weight)
+        np.testing.assert_allclose(q.log_prob_marginals(z)[:, j].numpy(), want, rtol=1e-12)
+    assert (q.log_prob_marginals(z).sum(-1) - q.log_prob(z)).abs().min() > 1e-3
+
+
+def test_responsibilities_and_posterior_mean():
+    q, g = make()
+    z, values = torch.randn(10, 3, generator=g, dtype=torch.float64), torch.randn(5, 7, generator=g).double()
+    terms = oracle_terms(z, q.loc, q.scale, q.log_weight)
+    want = np.exp(terms - terms.max(-1, keepdims=True))
+    want = (want / want.sum(-1, keepdims=True)).astype(np.float64)
+    np.testing.assert_allclose(q.responsibilities(z).numpy(), want, rtol=1e-11)
+    np.testing.assert_allclose(q.posterior_mean(z, values).numpy(), want @ values.numpy(), rtol=1e-11)
+
+
+def test_moments_against_the_enumerated_mixture():
+    q, _ = make()
+    w, loc, scale = q.log_weight.exp().numpy(), q.loc.numpy(), q.scale.numpy()
+    second = sum(w[n] * (np.diag(scale[n] ** 2) + np.outer(loc[n], loc[n])) for n in range(5))
+    np.testing.assert_allclose(q.mean.numpy(), w @ loc, rtol=1e-13)
+    np.testing.assert_allclose(q.covariance.numpy(), second - np.outer(w @ loc, w @ loc), rtol=1e-12)
+    np.testing.assert_allclose(q.variance.numpy(), np.diag(q.covariance), rtol=1e-12)
+    np.testing.assert_allclose(q.stddev.numpy() ** 2, q.variance.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sampler_against_density(seed):
+    """The probability integral transform of each coordinate is uniform, and indices have the weights."""
+    q, _ = make(num=3, dim=2)
+    z, n = q.sample_with_index((20_000,), generator=torch.Generator().manual_seed(seed))
+    w = q.log_weight.exp().numpy()
+    for j in range(2):
+        cdf = sum(w[k] * scipy.stats.norm.cdf(z[:, j], q.loc[k, j], q.scale[k, j]) for k in range(3))
+        assert scipy.stats.kstest(cdf, "uniform").pvalue > 1e-4
+        wrong = sum(w[k] * scipy.stats.norm.cdf(z[:, j], q.loc[k, j], q.scale[k, j] ** 2) for k in range(3))
+        assert scipy.stats.kstest(wrong, "uniform").pvalue < 1e-10  # a variance taken for a scale is seen
+    counts = np.bincount(n.numpy(), minlength=3)
+    assert scipy.stats.chisquare(counts, 20_000 * w).pvalue > 1e-4
+    within = (z - q.loc[n]) / q.scale[n]
+    assert scipy.stats.kstest(within.flatten().numpy(), "norm").pvalue > 1e-4
+
+
+def test_sampling_is_reproducible_and_leaves_the_global_generator_alone():
+    q, _ = make(dtype=torch.float32)
+    state = torch.get_rng_state()
+    one = q.sample((2, 3), generator=torch.Generator().manual_seed(1))
+    two = q.sample((2, 3), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(one, two) and one.shape == (2, 3, 3) and one.dtype == torch.float32
+    assert q.sample(generator=torch.Generator()).shape == (3,)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_memory_stays_flat_for_sixty_thousand_components_in_forty_dimensions():
+    """The whole matrix of log-terms would be 2.4 GiB; the issue is met at a tenth of it."""
+    q, g = make(num=60_000, dim=40, dtype=torch.float32, weighted=False)
+    z = q.sample((5_000,), generator=g)
+    q.log_prob(z[:300])
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    q.log_prob(z)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 250
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (([[0.0]], torch.ones(1, 1)), TypeError, "loc: expected a torch.Tensor, got list"),
+        ((torch.zeros(2, 1, dtype=torch.long), torch.ones(2, 1)), TypeError, "loc: expected a floating-point tensor"),
+        ((torch.zeros(2), torch.ones(2)), ValueError, r"loc: expected shape \(N, D\), got \(2,\)"),
+        ((torch.zeros(0, 2), torch.ones(0, 2)), ValueError, r"loc: expected at least one element, got shape \(0, 2\)"),
+        ((torch.zeros(2, 2), torch.ones(2, 1)), ValueError, r"scale: expected shape \(2, 2\), got \(2, 1\)"),
+        ((torch.zeros(2, 1), torch.tensor([[1.0], [-0.3]])), ValueError, r"scale: .* min -0.3 at index \(1, 0\)"),
+        ((torch.zeros(2, 1), torch.tensor([[1.0], [0.0]])), ValueError, r"scale: .* min 0 at index \(1, 0\)"),
+        ((torch.zeros(2, 1), torch.tensor([[1.0], [torch.nan]])), ValueError, r"scale: .* got nan at index \(1, 0\)"),
+        ((torch.tensor([[torch.inf]]), torch.ones(1, 1)), ValueError, r"loc: .* got inf at index \(0, 0\)"),
+        ((torch.zeros(2, 1), torch.ones(2, 1), torch.zeros(2)), ValueError, "log_weight: .* torch.log_softmax"),
+        ((torch.zeros(2, 1), torch.ones(2, 1), torch.full((2,), 0.5)), ValueError, "log_weight: .* torch.log_softmax"),
+        ((torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0.0, torch.nan])), ValueError, "log_weight: .* got nan"),
+        ((torch.zeros(2, 1), torch.ones(2, 1), torch.zeros(3)), ValueError, r"log_weight: expected shape \(2,\)"),
+        ((torch.zeros(2, 1), torch.ones(2, 1, device="meta")), ValueError, "loc: expected all arguments on one device"),
+    ],
+)
+def test_bad_components(arguments, error, message):
+    with pytest.raises(error, match=message):
+        DiagGaussianMixture(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda q: q.log_prob([0.0, 0.0, 0.0]), TypeError, "z: expected a torch.Tensor, got list"),
+        (lambda q: q.log_prob(torch.zeros(3, dtype=torch.int)), TypeError, "z: expected a floating-point tensor"),
+        (lambda q: q.log_prob(torch.zeros(4, 2)), ValueError, r"z: expected shape \(\.\.\., 3\), got \(4, 2\)"),
+        (lambda q: q.log_prob(torch.tensor(0.0)), ValueError, r"z: expected shape \(\.\.\., 3\), got \(\)"),
+        (lambda q: q.log_prob(torch.full((3,), torch.nan)), ValueError, "z: expected finite values, got nan"),
+        (lambda q: q.log_prob_and_score(torch.zeros(4)), ValueError, "z: expected shape"),
+        (lambda q: q.log_prob_marginals(torch.zeros(4)), ValueError, "z: expected shape"),
+        (lambda q: q.responsibilities(torch.zeros(3)), ValueError, r"z: expected shape \(S, 3\), got \(3,\)"),
+        (
+            lambda q: q.posterior_mean(torch.zeros(2, 3), torch.zeros(4, 2)),
+            ValueError,
+            r"values: expected shape \(5, P",
+        ),
+        (lambda q: q.posterior_mean(torch.zeros(3), torch.zeros(5, 2)), ValueError, r"z: expected shape \(S, 3\)"),
+        (lambda q: q.sample((2,), generator=3), TypeError, "generator: expected a torch.Generator or None, got int"),
+        (lambda q: q.log_prob_leave_one_out(torch.zeros(2, 3), [0, 1]), TypeError, "index: .* got list"),
+        (lambda q: q.log_prob_leave_one_out(torch.zeros(2, 3), torch.ones(2)), TypeError, "index: .* torch.float32"),
+        (
+            lambda q: q.log_prob_leave_one_out(torch.zeros(2, 3), torch.tensor([0])),
+            ValueError,
+            r"index: expected shape \(2,\), got \(1,\)",
+        ),
+        (
+            lambda q: q.log_prob_leave_one_out(torch.zeros(2, 3), torch.tensor([0, 5])),
+            ValueError,
+            r"index: expected values in \[0, 5\), got 0 to 5",
+        ),
+    ],
+)
+def test_bad_calls(call, error, message):
+    with pytest.raises(error, match=message):
+        call(make()[0])
+
+
+@pytest.mark.parametrize("log_weight", [None, torch.tensor([0.0, -torch.inf])])
+def test_leave_one_out_of_the_only_component_is_an_error(log_weight):
+    num = 1 if log_weight is None else 2
+    q = DiagGaussianMixture(torch.zeros(num, 1), torch.ones(num, 1), log_weight)
+    with pytest.raises(ValueError, match="index: expected other components of positive weight to remain"):
+        q.log_prob_leave_one_out(torch.zeros(1, 1), torch.tensor([0]))
+
+
+def test_validation_can_be_switched_off():
+    q = DiagGaussianMixture(torch.zeros(1, 1), torch.ones(1, 1), validate_args=False)
+    assert torch.isnan(q.log_prob(torch.full((1,), torch.nan)))
+
+
+def test_it_is_a_torch_distribution():
+    q, _ = make()
+    assert q.batch_shape == () and q.event_shape == (3,) and not q.has_rsample
+    assert repr(q) == "DiagGaussianMixture(num_components=5, dim=3)"
+    with pytest.raises(NotImplementedError):
+        q.rsample()

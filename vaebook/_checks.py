@@ -1,0 +1,108 @@
+"""Checks of arguments, so that bad input fails early with one clear sentence.
+
+Every error reads ``name: expected …, got …`` and is a TypeError where the kind of object is wrong, a
+ValueError where its content is. These helpers return what they checked, so that they can stand in an assignment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(
+    name: str, value: object, shape: Sequence[int | str | None], *, finite: bool = True, empty: bool = False
+) -> Tensor:
+    """Check for a floating-point tensor of a given shape.
+
+    ``shape`` holds one entry a dimension: an int for a fixed size, a letter for a free one (the letter is
+    shown in the error message). A leading ``...`` allows any number of dimensions in front.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: expected a floating-point tensor, got dtype {value.dtype}")
+    leading = bool(shape) and shape[0] == "..."
+    sizes = list(shape[1:]) if leading else list(shape)
+    wanted = "(" + ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
+    tail = list(value.shape[value.ndim - len(sizes) :]) if value.ndim >= len(sizes) else None
+    fits = tail is not None and (leading or value.ndim == len(sizes))
+    if not fits or any(isinstance(w, int) and w != got for w, got in zip(sizes, tail or [], strict=False)):
+        raise ValueError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
+    if not empty and value.numel() == 0:
+        raise ValueError(f"{name}: expected at least one element, got shape {tuple(value.shape)}")
+    if finite:
+        check_all(name, value, torch.isfinite(value), "finite values")
+    return value
+
+
+def check_all(name: str, value: Tensor, good: Tensor, expected: str) -> Tensor:
+    """Raise ValueError that names the first offending entry unless ``good`` is true everywhere."""
+    if not bool(good.all()):
+        index = tuple(int(i) for i in (~good).nonzero()[0])
+        at = f" at index {index}" if index else ""
+        raise ValueError(f"{name}: expected {expected}, got {value[index].item():.6g}{at}")
+    return value
+
+
+def check_positive(name: str, value: Tensor) -> Tensor:
+    """Check that every entry is positive and finite; the message shows the smallest and where it is."""
+    check_all(name, value, torch.isfinite(value), "finite values")
+    lowest = value.min()
+    if not bool(lowest > 0):
+        flat = int(value.argmin())
+        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), value.shape))
+        raise ValueError(f"{name}: expected positive values, got min {lowest.item():.6g} at index {index}")
+    return value
+
+
+def check_same_device(**tensors: Tensor) -> None:
+    """Check that all tensors live on one device."""
+    devices = {name: t.device for name, t in tensors.items()}
+    if len(set(devices.values())) > 1:
+        got = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"{next(iter(devices))}: expected all arguments on one device, got {got}")
+
+
+def check_int(name: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
+    """Check for an integer in a range."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
+    if value < minimum or (maximum is not None and value > maximum):
+        wanted = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+        raise ValueError(f"{name}: expected an int {wanted}, got {value}")
+    return value
+
+
+def check_number(
+    name: str,
+    value: object,
+    *,
+    minimum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> float:
+    """Check for a finite real number, at least ``minimum``, strictly above ``above``, strictly below ``below``."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
+    number = float(value)
+    limits = [
+        (minimum is None or number >= minimum, f"a number >= {minimum}"),
+        (above is None or number > above, f"a number > {above}"),
+        (below is None or number < below, f"a number < {below}"),
+        (abs(number) != float("inf") and number == number, "a finite number"),
+    ]
+    for good, wanted in limits:
+        if not good:
+            raise ValueError(f"{name}: expected {wanted}, got {value}")
+    return number
+
+
+def check_generator(generator: object) -> torch.Generator | None:
+    """Check that ``generator`` is a torch.Generator or None."""
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise TypeError(f"generator: expected a torch.Generator or None, got {type(generator).__name__}")
+    return generator
