@@ -1,0 +1,232 @@
+"""The aggregated posterior of an encoder, whatever form the encoder has."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Independent, LogNormal, MultivariateNormal, Normal
+
+from vaebook.aggregate import aggregated_posterior, merge_duplicates
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.ppca import PPCA
+
+
+def normal(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def codes(x):
+    return x[:, :2], x[:, 2:4].abs() + 0.1
+
+
+class Dropping(nn.Module):
+    """An encoder whose codes are random in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 4))
+        self.frozen = nn.Dropout(0.5).eval()
+
+    def forward(self, x):
+        loc, raw = self.net(self.frozen(x)).chunk(2, -1)
+        return Independent(Normal(loc, raw.exp()), 1)
+
+    def encode(self, x):
+        return self(x)
+
+
+X = normal(23, 4)
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [
+        codes,
+        lambda x: list(codes(x)),
+        lambda x: Normal(*codes(x)),
+        lambda x: Independent(Normal(*codes(x)), 1),
+    ],
+)
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 1000])
+def test_every_form_of_encoder_and_batch(encoder, batch_size):
+    q = aggregated_posterior(encoder, X, batch_size)
+    loc, scale = codes(X)
+    assert isinstance(q, DiagGaussianMixture)
+    assert torch.equal(q.loc, loc)
+    assert torch.equal(q.scale, scale)
+    torch.testing.assert_close(q.log_weight, torch.full((23,), -math.log(23), dtype=torch.float64))
+
+
+def test_it_is_the_average_density():
+    z = normal(7, 2, seed=2)
+    q = Independent(Normal(*codes(X)), 1)
+    expected = q.log_prob(z[:, None]).logsumexp(1) - math.log(23)
+    torch.testing.assert_close(aggregated_posterior(codes, X).log_prob(z), expected, rtol=0, atol=1e-12)
+
+
+def test_it_is_that_of_ppca():
+    model = PPCA.fit(X, 2)
+    expected = model.aggregated_posterior(X)
+    got = aggregated_posterior(model.posterior, X, 4)
+    torch.testing.assert_close(got.loc, expected.loc, rtol=0, atol=1e-14)
+    torch.testing.assert_close(got.scale, expected.scale, rtol=0, atol=0)
+
+
+def test_images_are_fine():
+    images = normal(5, 1, 2, 2)
+    assert torch.equal(aggregated_posterior(lambda x: codes(x.flatten(1)), images).loc, images.flatten(1)[:, :2])
+
+
+def test_dtype_is_the_encoders():
+    assert aggregated_posterior(codes, X.float()).loc.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", [False, True])
+def test_dropout_is_off_for_the_pass_and_modes_come_back(method):
+    torch.manual_seed(0)
+    module = Dropping().double()
+    module.train()
+    module.frozen.eval()
+    encoder = module.encode if method else module
+    before = [m.training for m in module.modules()]
+    first, second = (aggregated_posterior(encoder, X, 8) for _ in range(2))
+    assert torch.equal(first.loc, second.loc)
+    assert torch.equal(first.loc, module.eval()(X).mean)
+    module.train()
+    module.frozen.eval()
+    assert [m.training for m in module.modules()] == before
+    assert not torch.equal(module(X).mean, module(X).mean)  # in training mode it is random: the test can fail
+
+
+def test_modes_come_back_after_an_error():
+    module = Dropping()
+    module.frozen.train()
+    with pytest.raises(RuntimeError):
+        aggregated_posterior(module, torch.ones(3, 9))
+    assert all(m.training for m in module.modules())
+
+
+def test_no_gradient_is_recorded():
+    module = Dropping()
+    q = aggregated_posterior(module, X.float())
+    assert not q.loc.requires_grad
+    assert torch.is_grad_enabled()
+
+
+class TestMerge:
+    def test_weights_add_and_density_stays(self):
+        loc, scale = codes(X)
+        index = torch.tensor([3, 0, 3, 7, 0, 3, 11])
+        q = DiagGaussianMixture(loc[index], scale[index], normal(7, seed=4).log_softmax(0))
+        merged, counts = merge_duplicates(q)
+        assert torch.equal(merged.loc, loc[[3, 0, 7, 11]])
+        assert torch.equal(merged.scale, scale[[3, 0, 7, 11]])
+        assert counts.tolist() == [3, 2, 1, 1]
+        w = q.log_weight.exp()
+        expected = torch.stack([w[0] + w[2] + w[5], w[1] + w[4], w[3], w[6]])
+        torch.testing.assert_close(merged.log_weight.exp(), expected, rtol=0, atol=1e-15)
+        z = normal(9, 2, seed=5)
+        torch.testing.assert_close(merged.log_prob(z), q.log_prob(z), rtol=0, atol=1e-12)
+
+    def test_equal_weights_become_multiplicities(self):
+        q = aggregated_posterior(codes, X[[0, 1, 0, 0, 2]])
+        merged, counts = merge_duplicates(q)
+        assert counts.tolist() == [3, 1, 1]
+        torch.testing.assert_close(merged.log_weight.exp(), counts.double() / 5, rtol=0, atol=1e-15)
+
+    def test_nothing_to_merge(self):
+        q = aggregated_posterior(codes, X)
+        merged, counts = merge_duplicates(q)
+        assert torch.equal(merged.loc, q.loc)
+        assert torch.equal(merged.scale, q.scale)
+        assert torch.equal(counts, torch.ones(23, dtype=torch.long))
+
+    def test_same_mean_other_scale_stays_apart(self):
+        loc = torch.zeros(2, 1)
+        assert merge_duplicates(DiagGaussianMixture(loc, torch.tensor([[1.0], [1.0 + 1e-7]])))[0].num_components == 2
+
+    def test_tiny_and_zero_weights(self):
+        loc = torch.tensor([[0.0], [1.0], [1.0], [2.0], [2.0]], dtype=torch.float64)
+        log_weight = torch.tensor([0.0, -900.0, -900.0, -math.inf, -math.inf], dtype=torch.float64)
+        merged, counts = merge_duplicates(DiagGaussianMixture(loc, torch.ones_like(loc), log_weight))
+        expected = torch.tensor([0.0, math.log(2) - 900, -math.inf], dtype=torch.float64)
+        torch.testing.assert_close(merged.log_weight, expected, rtol=0, atol=1e-12)
+        assert counts.tolist() == [1, 2, 2]
+
+    def test_single_precision_digits_worth_of_components(self):
+        loc = normal(2000, 3, dtype=torch.float32).repeat(3, 1)
+        merged, counts = merge_duplicates(DiagGaussianMixture(loc, torch.ones_like(loc)))
+        assert merged.num_components == 2000
+        assert bool((counts == 3).all())
+        assert torch.equal(merged.loc, loc[:2000])
+
+    def test_bad_input(self):
+        with pytest.raises(TypeError, match="q_agg: expected a DiagGaussianMixture, got tuple"):
+            merge_duplicates((torch.zeros(1, 1), torch.ones(1, 1)))
+
+
+EYE = torch.eye(2, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "encoder"),
+    [
+        (TypeError, "encoder: expected a callable, got Tensor", EYE),
+        (
+            TypeError,
+            r"encoder: expected it to return \(loc, scale\), .* got .*MultivariateNormal",
+            lambda x: MultivariateNormal(x[:, :2], EYE),
+        ),
+        (TypeError, "got .*LogNormal", lambda x: LogNormal(*codes(x))),
+        (TypeError, "got .*Independent", lambda x: Independent(Normal(*codes(x)), 2)),
+        (TypeError, "got .*Independent", lambda x: Independent(LogNormal(*codes(x)), 1)),
+        (TypeError, "got .*Tensor", lambda x: x),
+        (TypeError, "got tuple of 3", lambda x: (*codes(x), x)),
+        (TypeError, "encoder's loc: expected a torch.Tensor, got ndarray", lambda x: (x.numpy(), x.numpy())),
+        (ValueError, r"encoder's loc: expected shape \(8, D\), got \(8,\)", lambda x: Normal(x[:, 0], 1.0)),
+        (ValueError, r"encoder's loc: expected shape \(8, D\), got \(1, 2\)", lambda x: codes(x[:1])),
+        (ValueError, r"encoder's scale: expected shape \(8, 2\), got \(8, 1\)", lambda x: (x[:, :2], x[:, :1])),
+        (ValueError, r"got min -.* at index \(\d+, \d\); scale is a standard dev", lambda x: (x[:, :2], x[:, 2:])),
+        (ValueError, r"got min 0 at index \(0, 0\); .*not a \(log-\)variance", lambda x: (x, torch.zeros_like(x))),
+        (ValueError, r"encoder's loc: expected finite values, got nan", lambda x: (x.log(), x.exp())),
+        (ValueError, r"encoder's scale: expected finite values, got inf", lambda x: (x, x.exp() / 0)),
+        (ValueError, r"encoder: expected the same D for every batch, got \[1, 2\]", lambda x: codes_of_width(x)),
+    ],
+)
+def test_bad_encoder(error, match, encoder):
+    with pytest.raises(error, match=match):
+        aggregated_posterior(encoder, X, 8)
+
+
+def codes_of_width(x):
+    width = 2 if len(x) == 8 else 1
+    return x[:, :width], x[:, :width].exp()
+
+
+def test_index_of_a_bad_scale_is_that_of_the_datum():
+    scale = torch.ones(23, 4, dtype=torch.float64)
+    scale[17, 3] = -0.25
+    stream = iter(scale.split(5))
+    with pytest.raises(ValueError, match=r"got min -0.25 at index \(17, 3\)"):
+        aggregated_posterior(lambda x: (x, next(stream)), X, 5)
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "x", "batch_size"),
+    [
+        (TypeError, "x: expected a torch.Tensor", [[1.0]], 8),
+        (TypeError, "x: expected a floating-point", torch.ones(2, 2, dtype=torch.long), 8),
+        (ValueError, "x: expected shape", torch.ones(4), 8),
+        (ValueError, "x: expected shape", torch.tensor(1.0), 8),
+        (ValueError, "x: expected at least one element", torch.ones(0, 4), 8),
+        (ValueError, "x: expected finite", torch.full((2, 4), math.inf), 8),
+        (ValueError, "batch_size: expected an int at least 1", X, 0),
+        (TypeError, "batch_size: expected an int", X, 8.0),
+    ],
+)
+def test_bad_data(error, match, x, batch_size):
+    with pytest.raises(error, match=match):
+        aggregated_posterior(codes, x, batch_size)

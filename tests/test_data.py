@@ -1,0 +1,318 @@
+"""The data sets: sizes, values, fixed order, and every way in which a file can be bad."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.server
+import struct
+import threading
+
+import numpy as np
+import pooch
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from vaebook import data
+
+PIXELS = {"train": 30, "t10k": 12}  # numbers of pictures in the miniature below
+
+
+def idx(array: np.ndarray) -> bytes:
+    return struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def miniature(monkeypatch, tmp_path):
+    """A Fashion-MNIST of 30 + 12 pictures: its files in a folder, an empty cache, no system folder, no network."""
+    rng = np.random.default_rng(0)
+    contents = []
+    for file in data.FASHION_FILES:
+        pixels = (28, 28) if "images" in file.name else ()
+        n = PIXELS[file.name.split("-")[0]]
+        contents.append(idx(rng.integers(0, 256 if pixels else 10, (n, *pixels), np.uint8)))
+    files = tuple(
+        data._File(file.name, len(content), hashlib.sha256(content).hexdigest())
+        for file, content in zip(data.FASHION_FILES, contents, strict=True)
+    )
+    folder = tmp_path / "source"
+    folder.mkdir()
+    for file, content in zip(files, contents, strict=True):
+        (folder / file.name).write_bytes(gzip.compress(content))
+    monkeypatch.setattr(data, "FASHION_FILES", files)
+    monkeypatch.setattr(data, "FASHION_VALIDATION", 10)
+    monkeypatch.setattr(data, "FASHION_SYSTEM_FOLDER", tmp_path / "no-such-folder")
+    monkeypatch.setattr(data, "FASHION_BASES", ("http://127.0.0.1:9/", "http://127.0.0.1:9/mirror/"))  # closed
+    monkeypatch.setattr(pooch, "os_cache", lambda _: tmp_path / "cache")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return folder
+
+
+@pytest.fixture
+def server(miniature):
+    """Serve `miniature` and count what was asked for."""
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=miniature)
+
+        def do_GET(self):
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as httpd:
+        thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{httpd.server_port}/", asked
+        httpd.shutdown()
+        thread.join()
+
+
+def cache_of(miniature):
+    return miniature.parent / "cache" / "fashion-mnist"
+
+
+def test_digits_are_the_data_of_scikit_learn_in_another_order():
+    split = data.digits()
+    assert [tuple(part.shape) for part in split] == [(1297, 64), (100, 64), (400, 64), (1297,), (100,), (400,)]
+    assert {part.dtype for part in split[:3]} == {torch.float32}
+    assert {part.dtype for part in split[3:]} == {torch.int64}
+    ours = np.column_stack([torch.cat(split[:3]).numpy() * 16, torch.cat(split[3:]).numpy()])
+    theirs = np.column_stack(load_digits(return_X_y=True))
+    assert np.array_equal(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)])
+
+
+def test_no_two_digits_are_equal():
+    assert len(torch.cat(data.digits()[:3]).unique(dim=0)) == 1797
+
+
+def test_digits_come_in_the_order_of_the_committed_results():
+    """A committed number of the book is worthless once this order moves."""
+    split = data.digits()
+    assert hashlib.sha256(split.train.numpy().tobytes()).hexdigest()[:16] == "b6c51488caec3708"
+    assert hashlib.sha256(split.test.numpy().tobytes()).hexdigest()[:16] == "10fe3547221d3326"
+    assert split.test_labels[:10].tolist() == [2, 7, 4, 0, 4, 2, 7, 7, 9, 1]
+
+
+@pytest.mark.skipif(not data.FASHION_SYSTEM_FOLDER.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_fashion_mnist_of_the_system(monkeypatch, tmp_path):
+    monkeypatch.setattr(pooch, "os_cache", lambda _: tmp_path)
+    split = data.fashion_mnist()
+    assert [len(part) for part in split] == [50_000, 10_000, 10_000] * 2
+    assert split.train.shape[1] == 784 and split.train.dtype == torch.float32
+    assert (float(split.train.min()), float(split.train.max())) == (0, 1)
+    assert torch.cat(split[3:5]).bincount().tolist() == [6000] * 10
+    assert split.train_labels[:5].tolist() == [9, 0, 0, 3, 0]  # as everybody knows them
+    assert not list(tmp_path.iterdir())
+
+
+def test_fashion_mnist_keeps_order_and_values(miniature):
+    split = data.fashion_mnist(miniature)
+    for group, name in ((split[:2], "train"), (split[2:3], "t10k")):
+        raw = gzip.decompress((miniature / f"{name}-images-idx3-ubyte.gz").read_bytes())[16:]
+        expected = np.frombuffer(raw, np.uint8).reshape(-1, 784).astype(np.float32) / np.float32(255)
+        assert np.array_equal(torch.cat(group).numpy(), expected)
+    labels = gzip.decompress((miniature / "train-labels-idx1-ubyte.gz").read_bytes())[8:]
+    assert torch.cat(split[3:5]).tolist() == list(labels)
+    assert [len(part) for part in split] == [20, 10, 12] * 2
+
+
+def test_recompressed_and_unpacked_files_are_the_same_data(miniature):
+    before = data.fashion_mnist(miniature)
+    for i, file in enumerate(data.FASHION_FILES):
+        content = gzip.decompress((miniature / file.name).read_bytes())
+        if i % 2:
+            (miniature / file.name).write_bytes(gzip.compress(content, 1))
+        else:
+            (miniature / file.name).unlink()
+            (miniature / file.name.removesuffix(".gz")).write_bytes(content)
+    after = data.fashion_mnist(str(miniature))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def spoil_truncate(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def spoil_flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def spoil_pixel(path):
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[-1] ^= 1
+    path.write_bytes(gzip.compress(content))
+
+
+def spoil_longer(path):
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + b"x"))
+
+
+def spoil_empty(path):
+    path.write_bytes(b"")
+
+
+def spoil_page(path):
+    path.write_bytes(b"<html>404</html>")
+
+
+SPOIL = [spoil_truncate, spoil_flip, spoil_pixel, spoil_longer, spoil_empty, spoil_page]
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_bad_file_in_a_given_folder_is_named_and_left_alone(miniature, spoil):
+    bad = miniature / "t10k-labels-idx1-ubyte.gz"
+    spoil(bad)
+    content = bad.read_bytes()
+    with pytest.raises(
+        ValueError, match=rf"^{bad}: expected 20 uncompressed bytes with SHA-256 \w{{64}}, got "
+    ) as error:
+        data.fashion_mnist(miniature)
+    assert str(error.value).count("expected") == 1
+    assert bad.read_bytes() == content
+
+
+def test_bad_file_in_the_system_folder_is_left_alone(miniature, monkeypatch):
+    monkeypatch.setattr(data, "FASHION_SYSTEM_FOLDER", miniature)
+    bad = miniature / "train-images-idx3-ubyte.gz"
+    spoil_pixel(bad)
+    with pytest.raises(ValueError, match=rf"^{bad}: expected .*, got 23,536 bytes with SHA-256 \w{{64}}$"):
+        data.fashion_mnist()
+    assert bad.is_file()
+
+
+def test_given_folder_is_the_only_source(miniature, monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "FASHION_SYSTEM_FOLDER", miniature)
+    data.fashion_mnist()
+    with pytest.raises(
+        FileNotFoundError, match=r"^folder: expected the four files .* without train-images.*, t10k-lab"
+    ):
+        data.fashion_mnist(tmp_path)
+    (miniature / "t10k-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"got {miniature} without t10k-images-idx3-ubyte.gz$"):
+        data.fashion_mnist(miniature)
+
+
+@pytest.mark.parametrize("folder", [3, b"x", ["a"], True])
+def test_folder_must_be_a_path(folder):
+    with pytest.raises(TypeError, match=r"^folder: expected a path or None, got"):
+        data.fashion_mnist(folder)
+
+
+def test_download_goes_to_the_cache_and_is_used_again(miniature, monkeypatch, server):
+    base, asked = server
+    monkeypatch.setattr(data, "FASHION_BASES", ("http://127.0.0.1:9/", base))  # the first fails, the mirror works
+    first = data.fashion_mnist()
+    assert len(asked) == 4
+    assert sorted(p.name for p in cache_of(miniature).iterdir()) == sorted(f.name for f in data.FASHION_FILES)
+    second = data.fashion_mnist()
+    assert len(asked) == 4
+    given = data.fashion_mnist(miniature)
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, given, strict=True))
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_wrong_download_is_an_error_and_never_kept(miniature, monkeypatch, server, spoil):
+    base, _ = server
+    monkeypatch.setattr(data, "FASHION_BASES", (base,))
+    spoil(miniature / "train-labels-idx1-ubyte.gz")
+    with pytest.raises(
+        ValueError, match=rf"^{base}train-labels-idx1-ubyte.gz: expected .*, got .*; nothing of it was kept$"
+    ):
+        data.fashion_mnist()
+    assert [p.name for p in cache_of(miniature).iterdir()] == ["train-images-idx3-ubyte.gz"]
+
+
+def test_interrupted_download_leaves_nothing(miniature, monkeypatch, server):
+    monkeypatch.setattr(data, "FASHION_BASES", (server[0],))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "_read_verified", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        data.fashion_mnist()
+    assert not list(cache_of(miniature).iterdir())
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_bad_cache_is_an_error_once_and_heals(miniature, monkeypatch, server, spoil):
+    base, asked = server
+    monkeypatch.setattr(data, "FASHION_BASES", (base,))
+    good = data.fashion_mnist()
+    bad = [cache_of(miniature) / data.FASHION_FILES[i].name for i in (0, 3)]
+    for path in bad:
+        spoil(path)
+    with pytest.raises(ValueError, match=rf"^{bad[0]}: .*; {bad[1]}: .*; removed from the cache"):
+        data.fashion_mnist()
+    assert not any(path.exists() for path in bad)
+    again = data.fashion_mnist()
+    assert all(torch.equal(a, b) for a, b in zip(good, again, strict=True))
+    assert len(asked) == 6
+
+
+def test_nothing_on_disk_and_no_network_is_one_clear_message(miniature):
+    with pytest.raises(FileNotFoundError) as error:
+        data.fashion_mnist()
+    message = str(error.value)
+    for part in (str(cache_of(miniature)), "no-such-folder", "127.0.0.1:9/mirror", "dataset-fashion-mnist", "`folder`"):
+        assert part in message
+    assert "\n" not in message and error.value.__cause__ is None
+    assert not list(cache_of(miniature).iterdir())
+
+
+def test_cache_that_cannot_be_written_is_the_same_message(miniature, tmp_path):
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    with pytest.raises(FileNotFoundError, match="could not be downloaded"):
+        data.fashion_mnist()
+
+
+def test_binarize_has_the_grey_values_as_expectations():
+    x = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0], dtype=torch.float64)
+    draws = data.binarize(x.expand(40_000, 5), torch.Generator().manual_seed(0))
+    assert set(draws.unique().tolist()) == {0.0, 1.0}
+    error = (draws.mean(0) - x).abs()
+    assert (error <= 4 * (x * (1 - x) / 40_000).sqrt()).all()  # exactly 0 at the ends
+    corr = torch.corrcoef(draws[:, 1:4].T).fill_diagonal_(0)
+    assert corr.abs().max() < 4 / 200  # pixels are independent
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_binarize_keeps_shape_and_dtype_and_follows_the_generator(dtype):
+    x = torch.full((3, 2, 50), 0.5, dtype=dtype)
+    state = torch.get_rng_state()
+    a, b = (data.binarize(x, torch.Generator().manual_seed(1)) for _ in range(2))
+    assert a.shape == x.shape and a.dtype == dtype and torch.equal(a, b)
+    assert not torch.equal(a, data.binarize(x, torch.Generator().manual_seed(2)))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("x", "generator", "error", "message"),
+    [
+        ([0.5], None, TypeError, "x: expected a torch.Tensor, got list"),
+        (
+            torch.ones(3, dtype=torch.int64),
+            None,
+            TypeError,
+            "x: expected a floating-point tensor, got dtype torch.int64",
+        ),
+        (torch.ones(0, 3), None, ValueError, "x: expected at least one element"),
+        (torch.tensor([[0.5, torch.nan]]), None, ValueError, "x: expected finite values, got nan at index (0, 1)"),
+        (torch.tensor([[0.5, torch.inf]]), None, ValueError, "x: expected finite values, got inf"),
+        (torch.tensor([[0.5], [1.5]]), None, ValueError, "x: expected values in [0, 1], got 1.5 at index (1, 0)"),
+        (torch.tensor([-0.1]), None, ValueError, "x: expected values in [0, 1], got -0.1"),
+        (torch.ones(2), 0, TypeError, "generator: expected a torch.Generator or None, got int"),
+    ],
+)
+def test_binarize_rejects(x, generator, error, message):
+    with pytest.raises(error) as caught:
+        data.binarize(x, generator)
+    assert str(caught.value).startswith(message)

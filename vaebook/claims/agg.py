@@ -1,0 +1,108 @@
+"""Claims of the chapters aggregated/*: what the average encoding distribution is, and what it is not."""
+
+from __future__ import annotations
+
+import torch
+from numpy.polynomial.hermite_e import hermegauss
+from torch import Tensor
+from torch.distributions import MultivariateNormal, kl_divergence
+
+from vaebook.claims.registry import Measurement, claim
+from vaebook.estimators import estimate
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.ppca import PPCA
+
+
+@claim(
+    "agg/moments",
+    statement=r"$\mathbb E z=\sum_n w_n\mu_n$ and $\operatorname{Cov} z=\sum_n w_n\,\mathrm{diag}\,\sigma_n^2+"
+    r"\sum_n w_n(\mu_n-m)(\mu_n-m)^\top$, $m$ the mean.",
+    conditions="Weights that sum to 1.",
+    falsehood=r"The covariance is the mean of the $\Sigma_n$.",
+    kind="exact",
+    source="law of total variance, for example Blitzstein & Hwang (2019), theorem 9.5.4",
+    section="aggregated/posterior",
+)
+def moments(generator: torch.Generator) -> Measurement:
+    """Compare with Gauss-Hermite quadrature, exact for polynomials of this degree."""
+    q_agg = _random_mixture(7, 2, generator)
+    nodes, weights = (torch.from_numpy(a) for a in hermegauss(4))
+    grid, grid_weight = torch.cartesian_prod(nodes, nodes), torch.cartesian_prod(weights, weights).prod(-1)
+    z = q_agg.loc[:, None] + q_agg.scale[:, None] * grid  # (N, 16, 2)
+    weight = q_agg.log_weight.exp()[:, None] * grid_weight / grid_weight.sum()
+    mean = (weight[..., None] * z).sum((0, 1))
+    covariance = torch.einsum("ng,ngi,ngj->ij", weight, z - mean, z - mean)
+    within = q_agg.log_weight.exp() @ q_agg.scale.square()
+    return Measurement(
+        lhs=torch.cat([q_agg.mean, q_agg.covariance.flatten()]),
+        rhs=torch.cat([mean, covariance.flatten()]),
+        falsehood_lhs=q_agg.variance,
+        falsehood_rhs=within,
+        tolerance=1e-10,
+    )
+
+
+@claim(
+    "agg/reconstruct",
+    statement=r"Decoding a draw of $q_\mathrm{agg}$ is picking a training datum, encoding, sampling and decoding it; "
+    r"and $\mathrm{KL}(p_\mathrm{agg}\,\|\,p_\theta)\le\mathrm{KL}(q_\mathrm{agg}\,\|\,p)$.",
+    conditions=r"$p_\mathrm{agg}(x)=\int p(x\mid z)\,q_\mathrm{agg}(z)\,dz$ and "
+    r"$p_\theta(x)=\int p(x\mid z)\,p(z)\,dz$ share the decoder.",
+    falsehood="The two KL are equal: the decoder passes every mismatch on.",
+    kind="exact",
+    source="data-processing inequality, Cover & Thomas (2006), section 2.8; for VAEs, this book",
+    section="aggregated/posterior",
+)
+def reconstruct(generator: torch.Generator) -> Measurement:
+    """Compare both KL in closed form (Gaussian data), then on a mixture by sampling; and p_agg with its average."""
+    in_x, in_z = _gaussian_kls(generator)
+    mixture_in_x, mixture_in_z, two_ways = _mixture_kls(generator)
+    paired = estimate(mixture_in_x - mixture_in_z)
+    means = [float(mixture_in_x.mean()), float(mixture_in_z.mean())]
+    exact = 1e-10
+    return Measurement(
+        lhs=torch.tensor([in_x, means[0], two_ways], dtype=torch.float64),
+        rhs=torch.tensor([in_z, means[1], 0.0], dtype=torch.float64),
+        falsehood_lhs=torch.tensor([in_z, means[1]], dtype=torch.float64),
+        falsehood_rhs=torch.tensor([in_x, means[0]], dtype=torch.float64),
+        relation="<=",
+        stderr=torch.tensor([exact, paired.stderr, exact], dtype=torch.float64),
+        falsehood_stderr=torch.tensor([exact, paired.stderr], dtype=torch.float64),
+    )
+
+
+def _gaussian_kls(generator: torch.Generator) -> tuple[float, float]:
+    """KL in data and in latent space when q_agg is one Gaussian, through a random linear decoder to three pixels."""
+    weight = torch.randn(3, 2, generator=generator, dtype=torch.float64)
+    mean, eye = torch.randn(2, generator=generator, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    covariance = torch.diag(0.2 + torch.rand(2, generator=generator, dtype=torch.float64))
+    noise = 0.5 * torch.eye(3, dtype=torch.float64)
+
+    def decoded(loc: Tensor, covariance: Tensor) -> MultivariateNormal:
+        return MultivariateNormal(weight @ loc, weight @ covariance @ weight.mT + noise)
+
+    in_x = kl_divergence(decoded(mean, covariance), decoded(0 * mean, eye))
+    in_z = kl_divergence(MultivariateNormal(mean, covariance), MultivariateNormal(0 * mean, eye))
+    return float(in_x), float(in_z)
+
+
+def _mixture_kls(generator: torch.Generator) -> tuple[Tensor, Tensor, float]:
+    """Draws of the two log-ratios for a finite q_agg and a pPCA decoder; and p_agg computed in two ways, compared."""
+    model = PPCA(torch.zeros(3).double(), torch.tensor([[1.0, 0.0], [0.0, 0.7], [0.0, 0.0]]).double(), 0.3)
+    data = 2 * torch.randn(5, 3, generator=generator, dtype=torch.float64) + 1
+    q_agg, prior = model.aggregated_posterior(data), model.prior
+    z = q_agg.sample((20_000,), generator=generator)  # pick a datum, encode, sample
+    x = model.likelihood(z).mean + model.noise_variance**0.5 * torch.randn(
+        len(z), 3, generator=generator, dtype=torch.float64
+    )
+    p_agg = model.log_prob_under(q_agg, x)
+    each = torch.stack([model.log_prob_under(model.aggregated_posterior(row[None]), x[:50]) for row in data])
+    off = (each.exp().mean(0) - p_agg[:50].exp()).abs().max()
+    return p_agg - model.log_prob(x), q_agg.log_prob(z) - prior.log_prob(z), float(off)
+
+
+def _random_mixture(num: int, dim: int, generator: torch.Generator) -> DiagGaussianMixture:
+    loc = torch.randn(num, dim, generator=generator, dtype=torch.float64)
+    scale = (0.3 * torch.randn(num, dim, generator=generator, dtype=torch.float64)).exp()
+    log_weight = torch.randn(num, generator=generator, dtype=torch.float64).log_softmax(0)
+    return DiagGaussianMixture(loc, scale, log_weight)

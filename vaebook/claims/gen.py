@@ -1,0 +1,215 @@
+"""Claims of the chapters continuous/* and mixture/vae: the generative mixture and the bounds on it."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, MultivariateNormal, Normal
+
+from vaebook.bounds import elbo, iwae_bound, prior_sample_log_prob, quadrature_log_prob
+from vaebook.claims.registry import Measurement, claim
+from vaebook.estimators import estimate
+from vaebook.ppca import PPCA
+from vaebook.priors import StandardNormal
+
+
+def _curved_decoder(z: Tensor) -> Independent:
+    """Decode a scalar code to a point on a smooth curve in the plane: small, and not Gaussian after integration."""
+    loc = torch.cat([z + 0.5 * torch.sin(2 * z), 0.5 * z.square()], -1)
+    return Independent(Normal(loc, 0.4), 1)
+
+
+def _linear_vae(generator: torch.Generator) -> tuple[PPCA, SimpleNamespace, Tensor]:
+    """Build a pPCA on four pixels, the same decoder with an encoder that is somewhat off, and data drawn from it."""
+    weight = torch.linalg.qr(torch.randn(4, 2, generator=generator, dtype=torch.float64))[0] * torch.tensor([1.5, 0.8])
+    model = PPCA(torch.zeros(4).double(), weight, 0.5)
+
+    def encoder(x: Tensor) -> Independent:
+        exact = model.posterior(x).base_dist
+        return Independent(Normal(0.8 * exact.loc + 0.1, 1.3 * exact.scale), 1)
+
+    z = model.prior.sample((8,), generator=generator)
+    x = model.likelihood(z).mean + 0.5**0.5 * torch.randn(8, 4, generator=generator, dtype=torch.float64)
+    return model, SimpleNamespace(encoder=encoder, decoder=model.likelihood, prior=model.prior), x
+
+
+@claim(
+    "gen/ppca",
+    statement=r"In probabilistic PCA the uncountable mixture is one Gaussian, "
+    r"$p(x)=\mathcal N(x\mid m, WW^\top+s^2I)$; posterior and $q_\mathrm{agg}$ are closed form, $p_\mathrm{agg}$ is "
+    "a mixture of $N$ Gaussians.",
+    conditions="Linear decoder with isotropic noise, N(0, I) prior, exact posterior as encoder, W with orthogonal "
+    "columns (so that posteriors are diagonal), fewer latents than pixels.",
+    falsehood=r"$\operatorname{Cov}p$ is the covariance of the data, and $p_\mathrm{agg}=p_\theta$.",
+    kind="exact",
+    source="Tipping & Bishop (1999); p_agg: this book",
+    section="continuous/generative",
+)
+def ppca(generator: torch.Generator) -> Measurement:
+    """Compare closed forms with integrals over z on a grid, in a fitted model with two latents."""
+    mixing = torch.randn(5, 5, generator=generator, dtype=torch.float64)
+    data = torch.randn(40, 5, generator=generator, dtype=torch.float64) @ mixing
+    model, x = PPCA.fit(data, 2), data[:6]
+    q_agg = model.aggregated_posterior(data)
+    closed = torch.stack([model.log_prob(x), model.log_prob_under(q_agg, x)])
+    integrated = [
+        quadrature_log_prob(model.likelihood, p, x, limit=10.0, tolerance=1e-11) for p in (model.prior, q_agg)
+    ]
+    sample_covariance = (data - model.mean).mT @ (data - model.mean) / len(data)
+    empirical = MultivariateNormal(model.mean, sample_covariance).log_prob(x)
+    return Measurement(
+        lhs=closed,
+        rhs=torch.stack(integrated),
+        falsehood_lhs=torch.stack([closed[0].mean(), closed[1].mean()]),
+        falsehood_rhs=torch.stack([empirical.mean(), closed[0].mean()]),
+        tolerance=1e-10,
+    )
+
+
+@claim(
+    "gen/finite-k",
+    statement=r"For $\hat p_K(x)=\frac1K\sum_k p(x\mid z_k)$ with $K$ draws of the prior: $\mathbb E\hat p_K=p$, "
+    r"$\mathbb E\log\hat p_K\le\log p$, and the gap is $\mathrm{Var}/(2Kp^2)+o(1/K)$: useful only for "
+    r"$K\gg\mathrm{Var}/p^2$.",
+    conditions=r"Independent draws; $\mathrm{Var}$ is the variance of $p(x\mid z)$ with $z\sim p$; for the expansion "
+    r"$\mathbb E\,p(x\mid z)^3$ and $\mathbb E|\log p(x\mid z)|$ finite.",
+    falsehood=r"$\log\hat p_K$ is unbiased for $\log p$.",
+    kind="MC",
+    source="Jensen's inequality and the delta method; Nowozin (2018), proposition 1, for the expansion",
+    section="continuous/generative",
+)
+def finite_k(generator: torch.Generator) -> Measurement:
+    r"""Average over 5,000 repetitions of K = 1,000 draws, with E p̂ = p as a control variate for the gap.
+
+    With $\varepsilon=\hat p/p-1$ the gap is $\mathbb E[\varepsilon-\log(1+\varepsilon)]$, whose draws vary far less.
+    """
+    num_draws, repetitions = 1_000, 5_000
+    x = torch.tensor([[0.7, 0.3]], dtype=torch.float64)
+    prior = StandardNormal(1)
+    log_p = quadrature_log_prob(_curved_decoder, prior, x)
+    excess = _relative_variance(x, log_p)
+    rows = x.expand(repetitions, 2)
+    log_hat = prior_sample_log_prob(_curved_decoder, prior, rows, num_draws, shared=False, generator=generator)
+    ratio = estimate((log_hat - log_p).exp())
+    gap = estimate(num_draws * ((log_hat - log_p).exp() - 1 - (log_hat - log_p)))
+    return Measurement(
+        lhs=torch.tensor([ratio.value, gap.value], dtype=torch.float64),
+        rhs=torch.tensor([1.0, excess / 2], dtype=torch.float64),
+        falsehood_lhs=gap.value,
+        falsehood_rhs=0.0,
+        stderr=torch.tensor([ratio.stderr, gap.stderr], dtype=torch.float64),
+        falsehood_stderr=gap.stderr,
+    )
+
+
+def _relative_variance(x: Tensor, log_p: Tensor) -> float:
+    """Integrate Var/p² of p(x|z) under z ~ N(0, I) at one x."""
+    z = torch.linspace(-12, 12, 20_001, dtype=torch.float64)[:, None]
+    log_ratio = _curved_decoder(z).log_prob(x) - log_p
+    return float(torch.trapezoid((2 * log_ratio + StandardNormal(1).log_prob(z)).exp(), z[:, 0]) - 1)
+
+
+@claim(
+    "gen/prior-sampling-cost",
+    statement=r"$\mathrm{Var}/p^2$ of one prior draw is $\chi^2(p(z\mid x)\,\|\,p(z))\ge e^{\mathrm{KL}}-1$ with "
+    r"$\mathrm{KL}=\mathrm{KL}(p(z\mid x)\,\|\,p(z))$.",
+    conditions="p(x) > 0 and the variance of p(x|z) under the prior finite.",
+    falsehood=r"$\mathrm{Var}/p^2=\mathrm{KL}$: the cost grows only as fast as the information.",
+    kind="quadrature",
+    source="Chatterjee & Diaconis (2018) on e^KL draws; the identity: this book",
+    section="continuous/generative",
+)
+def prior_sampling_cost(generator: torch.Generator) -> Measurement:
+    """Integrate all three quantities for five random x, the variance and chi-squared by their own definitions."""
+    x = torch.randn(5, 2, generator=generator, dtype=torch.float64) + torch.tensor([0.0, 0.8])
+    log_p = quadrature_log_prob(_curved_decoder, StandardNormal(1), x)
+    z = torch.linspace(-12, 12, 20_001, dtype=torch.float64)[:, None]
+    log_prior, log_likelihood = StandardNormal(1).log_prob(z)[:, None], _curved_decoder(z[:, None]).log_prob(x)
+    log_posterior = log_likelihood + log_prior - log_p
+
+    def integrate(values: Tensor) -> Tensor:
+        return torch.trapezoid(values, z, dim=0)
+
+    variance = integrate((log_likelihood.exp() - log_p.exp()).square() * log_prior.exp()) / (2 * log_p).exp()
+    chi_squared = integrate((2 * log_posterior - log_prior).exp()) - 1
+    kl = integrate(log_posterior.exp() * (log_posterior - log_prior))
+    return Measurement(
+        lhs=torch.cat([variance, chi_squared, kl.expm1()]),
+        rhs=torch.cat([chi_squared, variance, chi_squared]),
+        falsehood_lhs=variance,
+        falsehood_rhs=kl,
+        relation="<=",
+        tolerance=1e-7,
+    )
+
+
+@claim(
+    "gen/iwae",
+    statement=r"$\mathrm{ELBO}=\mathrm{IWAE}_1\le\mathrm{IWAE}_K\le\mathrm{IWAE}_{K+1}\le\log p(x)$, in expectation.",
+    conditions="Independent draws z_k ~ q(z|x) whose support contains that of p(z|x); the expectations exist.",
+    falsehood="Averaging $K$ single-sample ELBOs tightens the bound too.",
+    kind="MC",
+    source="Burda, Grosse & Salakhutdinov (2016), theorem 1",
+    section="continuous/generative",
+)
+def iwae(generator: torch.Generator) -> Measurement:
+    """Climb from the ELBO over K = 2, 3, 8 to the exact log p(x) of a linear VAE with a wrong encoder."""
+    model, vae, x = _linear_vae(generator)
+    rows = x[:1].expand(20_000, 4)
+    # K samples a row, rows independent: each column holds independent draws of one bound.
+    ladder = [iwae_bound(vae, rows, k, generator=generator).double() for k in (1, 2, 3, 8)]
+    averaged = estimate(elbo(vae, rows, num_samples=8, generator=generator).double())
+    single = estimate(elbo(vae, rows, generator=generator).double())
+    steps = [estimate(bound) for bound in ladder]
+    values = [single.value, *(s.value for s in steps), model.log_prob(x[:1]).item()]
+    errors = [single.stderr, *(s.stderr for s in steps), 0.0]
+    # ELBO <= IWAE_1 (they are equal), IWAE_1 <= IWAE_2 <= IWAE_3 <= IWAE_8 <= log p
+    return Measurement(
+        lhs=torch.tensor(values[:-1], dtype=torch.float64),
+        rhs=torch.tensor(values[1:], dtype=torch.float64),
+        falsehood_lhs=steps[-1].value,
+        falsehood_rhs=averaged.value,
+        relation="<=",
+        stderr=torch.tensor([math.hypot(*pair) for pair in pairwise(errors)], dtype=torch.float64),
+        falsehood_stderr=math.hypot(steps[-1].stderr, averaged.stderr),
+    )
+
+
+@claim(
+    "gen/elbo-submass",
+    statement=r"$\int \exp\mathrm{ELBO}(x)\,dx\le1$, with equality iff $q(z\mid x)$ is the posterior for almost every "
+    "$x$.",
+    conditions="p(x|z) a density in x, p(z) a density; β = 1.",
+    falsehood=r"The same holds for the objective with $\beta<1$.",
+    kind="quadrature",
+    source="this book; it follows from ELBO ≤ log p",
+    section="continuous/generative",
+)
+def elbo_submass(generator: torch.Generator) -> Measurement:
+    """Integrate exp ELBO over a scalar x for a linear decoder: with the posterior, with worse encoders, and β = 0.2."""
+    slope, noise = 1.0 + float(torch.rand((), generator=generator)), 0.5
+    precision = 1 + slope**2 / noise**2
+    gain, scale = slope / noise**2 / precision, precision**-0.5
+
+    def mass(gain: float, scale: float, beta: float) -> Tensor:
+        x = torch.linspace(-60, 60, 24_001, dtype=torch.float64)
+        loc = gain * x
+        expected_square = (x - slope * loc).square() + (slope * scale) ** 2
+        reconstruction = -0.5 * expected_square / noise**2 - math.log(noise) - 0.5 * math.log(2 * math.pi)
+        kl = 0.5 * (loc.square() + scale**2 - 1) - math.log(scale)
+        return torch.trapezoid((reconstruction - beta * kl).exp(), x)
+
+    exact, worse = mass(gain, scale, 1.0), torch.stack([mass(0.9 * gain, scale, 1.0), mass(gain, 2 * scale, 1.0)])
+    one = torch.ones((), dtype=torch.float64)
+    return Measurement(
+        lhs=torch.stack([exact, one, *worse]),
+        rhs=torch.stack([one, exact, one, one]),
+        falsehood_lhs=mass(gain, scale, 0.2),
+        falsehood_rhs=1.0,
+        relation="<=",
+        tolerance=1e-9,
+    )

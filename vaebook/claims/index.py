@@ -1,0 +1,252 @@
+"""Claims of chapter mixture/index: what the sum over training data is, and how many components count."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from sklearn.neighbors import KernelDensity
+from torch import Tensor
+from torch.distributions import Normal
+
+from vaebook.aggregate import aggregated_posterior, merge_duplicates
+from vaebook.claims.registry import Measurement, claim
+from vaebook.estimators import estimate
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.modes import find_modes
+from vaebook.surgery import mutual_information, mutual_information_quadrature
+
+GRID = torch.linspace(-12, 12, 2_401, dtype=torch.float64)
+"""Codes at which densities are compared and integrated; every encoder here puts its mass well inside."""
+
+
+def _encoder(x: Tensor) -> Normal:
+    """Encode one-dimensional data by a fixed smooth map; any other would do."""
+    return Normal(torch.sin(x) + x, 0.3 + 0.2 * torch.cos(x).square())
+
+
+def _data_with_duplicates(generator: torch.Generator) -> Tensor:
+    """Six distinct data, seen 1, 1, 2, 1, 3 and 1 times: N = 9."""
+    distinct = torch.linspace(-3, 3, 6, dtype=torch.float64)
+    distinct = distinct + 0.2 * torch.rand(6, generator=generator, dtype=torch.float64)
+    return distinct.repeat_interleave(torch.tensor([1, 1, 2, 1, 3, 1]))[:, None]
+
+
+def _joint(x: Tensor, data: Tensor) -> Tensor:
+    """(1/N) sum_n delta(x, x_n) q(z|x_n) at one x, over the grid of codes."""
+    density = _encoder(data).log_prob(GRID).exp()
+    return (data == x).double().mT.mm(density)[0] / len(data)
+
+
+def _mass(density: Tensor) -> Tensor:
+    return torch.trapezoid(density, GRID, dim=-1)
+
+
+@claim(
+    "index/joint",
+    statement=r"$\frac1N\sum_n\delta(x,x_n)\,q(z\mid x_n) = p_\mathrm{emp}(x)\,q(z\mid x)$; at a datum seen $m$ times "
+    r"its mass in $z$ is $m/N$, and the conditional is that divided by $p_\mathrm{emp}(x)$.",
+    conditions="Finitely many data; δ is Kronecker's; q(z|x) is a function of x alone.",
+    falsehood="It is a conditional: it integrates to 1 over $z$.",
+    kind="exact",
+    source="definition of the empirical distribution; the formula is the asker's",
+    section="mixture/index",
+)
+def joint(generator: torch.Generator) -> Measurement:
+    """Compare the joint with p_emp(x) q(z|x) pointwise, and its masses with m/N."""
+    data = _data_with_duplicates(generator)
+    distinct, counts = data.unique(return_counts=True)
+    joints = torch.stack([_joint(x, data) for x in distinct])
+    share = counts.double() / len(data)
+    product = share[:, None] * _encoder(distinct[:, None]).log_prob(GRID).exp()
+    return Measurement(
+        lhs=torch.cat([(joints - product).abs().amax(-1), _mass(joints), _mass(joints / share[:, None])]),
+        rhs=torch.cat([torch.zeros_like(share), share, torch.ones_like(share)]),
+        falsehood_lhs=_mass(joints),
+        falsehood_rhs=torch.ones_like(share),
+        tolerance=1e-10,
+    )
+
+
+@claim(
+    "index/unseen",
+    statement=r"At an $x$ that is not in the data the joint is 0 for every $z$ and its conditional is 0/0, while the "
+    r"encoder still gives a density $q(z\mid x)$.",
+    conditions="q(z|x) is defined for every x (amortisation).",
+    falsehood="Dropping $1/N$ always gives the conditional (at a datum seen $m$ times the mass is then $m$).",
+    kind="exact",
+    source="this book; Gershman & Goodman (2014) on amortisation",
+    section="mixture/index",
+)
+def unseen(generator: torch.Generator) -> Measurement:
+    """Measure masses off the data and on it; the falsehood is tried at the data seen more than once."""
+    data = _data_with_duplicates(generator)
+    new = data.max() + torch.rand(3, generator=generator, dtype=torch.float64) + 0.1
+    off = torch.stack([_joint(x, data) for x in new])
+    encoded = _mass(_encoder(new[:, None]).log_prob(GRID).exp())
+    values, counts = data.unique(return_counts=True)
+    repeated = torch.stack([_joint(x, data) for x in values[counts > 1]])
+    return Measurement(
+        lhs=torch.cat([off.amax(-1), (data == new).double().mean(0), encoded]),
+        rhs=torch.tensor([0.0] * 6 + [1.0] * 3),
+        falsehood_lhs=len(data) * _mass(repeated),
+        falsehood_rhs=torch.ones(len(repeated)),
+        tolerance=1e-10,
+    )
+
+
+@claim(
+    "index/marginal",
+    statement="Summed over $x$ that joint is the aggregated posterior, "
+    r"$q_\mathrm{agg}(z)=\frac1N\sum_n q(z\mid x_n)$.",
+    conditions="Finitely many data.",
+    falsehood=r"Averaging the *parameters* gives it: one Gaussian with the mean of the $\mu_n$ and the $\sigma_n^2$.",
+    kind="exact",
+    source="Makhzani et al. (2016); Hoffman & Johnson (2016)",
+    section="mixture/index",
+)
+def marginal(generator: torch.Generator) -> Measurement:
+    """Sum the joint over the distinct data and compare with the package's mixture over the grid."""
+    data = _data_with_duplicates(generator)
+    q_agg = aggregated_posterior(_encode_rows, data)
+    total = sum(_joint(x, data) for x in data.unique())
+    averaged = Normal(q_agg.loc.mean(), q_agg.scale.square().mean().sqrt()).log_prob(GRID).exp()
+    worst = (total - averaged).abs().argmax()
+    return Measurement(
+        lhs=total,
+        rhs=q_agg.log_prob(GRID[:, None]).exp(),
+        falsehood_lhs=total[worst],
+        falsehood_rhs=averaged[worst],
+        tolerance=1e-10,
+    )
+
+
+def _encode_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    q = _encoder(x)
+    return q.loc, q.scale
+
+
+@claim(
+    "index/duplicates",
+    statement=r"Equal codes merge, with weights $m/N$, and $I(n;z) < H(m/N) \le \log N$; $H(m/N)$ is the supremum "
+    "over encoders that keep distinct data distinct.",
+    conditions="m are the multiplicities of the distinct codes; every q(z|x) is a Gaussian with positive variances; "
+    "at least two distinct codes.",
+    falsehood=r"With $\sigma$ small enough $I$ reaches $\log N$ whatever the data.",
+    kind="bound",
+    source="this book; Kolchinsky & Tracey (2017) bound I by the entropy of the weights",
+    section="mixture/index",
+)
+def duplicates(generator: torch.Generator) -> Measurement:
+    """Integrate I for shrinking scales: below H always, within 1e-9 of it in the end, merged or not."""
+    data = _data_with_duplicates(generator)
+    entropy, information, merging = math.nan, [], []
+    for h in (1.0, 0.3, 0.1, 0.02):
+        q_agg = DiagGaussianMixture(data, torch.full_like(data, h))
+        merged, _ = merge_duplicates(q_agg)
+        entropy = -float(merged.log_weight.exp() @ merged.log_weight)
+        information.append(mutual_information_quadrature(merged))
+        # Merged or not, it is one density: the two informations are equal.
+        merging.append(abs(mutual_information_quadrature(q_agg) - information[-1]))
+    log_n = math.log(len(data))
+    return Measurement(
+        lhs=torch.tensor([*information, entropy, entropy - 1e-9, max(merging)], dtype=torch.float64),
+        rhs=torch.tensor([entropy] * 4 + [log_n, information[-1], 0.0], dtype=torch.float64),
+        falsehood_lhs=log_n,
+        falsehood_rhs=information[-1],
+        relation="<=",
+        tolerance=1e-10,
+    )
+
+
+@claim(
+    "index/effective-components",
+    statement=r"$\mathbb E\,H(r(z)) = \log N - I(n;z)$, so that $\exp(I)\in[1,N]$ is the number of distinguishable "
+    "codes.",
+    conditions="Equal weights 1/N; z ~ q_agg; r(z) its responsibilities.",
+    falsehood=r"$\exp(\mathbb E\,H(r))$ is that number (it is $N/\exp(I)$).",
+    kind="MC",
+    source="the chain rule of entropy, Cover & Thomas (2006), theorem 2.2.1",
+    section="mixture/index",
+)
+def effective_components(generator: torch.Generator) -> Measurement:
+    """Estimate both sides from separate draws in three dimensions."""
+    loc = 1.5 * torch.randn(60, 3, generator=generator, dtype=torch.float64)
+    scale = (-1.0 + 0.3 * torch.randn(60, 3, generator=generator, dtype=torch.float64)).exp()
+    q_agg = DiagGaussianMixture(loc, scale)
+    r = q_agg.responsibilities(q_agg.sample((20_000,), generator=generator))
+    entropy = estimate(torch.special.entr(r).sum(-1))
+    information = mutual_information(q_agg, 20_000, generator=generator)
+    return Measurement(
+        lhs=entropy.value,
+        rhs=math.log(60) - information.value,
+        falsehood_rhs=information.value,
+        stderr=math.hypot(entropy.stderr, information.stderr),
+    )
+
+
+@claim(
+    "index/modes",
+    statement=r"Two Gaussians $\mathcal N(\cdot, s^2 I)$ of equal weight have two modes if their means are more than "
+    "$2s$ apart, and one otherwise.",
+    conditions="One common isotropic covariance s²I, weights 1/2 each, any dimension.",
+    falsehood="A Gaussian mixture has at most as many modes as components.",
+    kind="exact",
+    source="Cohen (1956) for the condition; the three-mode mixture after Carreira-Perpiñán & Williams (2003)",
+    section="mixture/index",
+)
+def modes(generator: torch.Generator) -> Measurement:
+    """Count modes just below and above the threshold, and those of two crossing ellipses."""
+    counts, s = [], 0.7
+    for ratio in (1.5, 1.98, 2.02, 3.0):
+        direction = torch.randn(3, generator=generator, dtype=torch.float64)
+        half = 0.5 * ratio * s * direction / direction.norm()
+        counts.append(len(find_modes(DiagGaussianMixture(torch.stack([-half, half]), torch.full((2, 3), s).double()))))
+    crossing = DiagGaussianMixture(
+        torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double(), torch.tensor([[1.0, 0.05], [0.05, 1.0]]).double().sqrt()
+    )
+    axis = torch.linspace(-0.5, 1.5, 5, dtype=torch.float64)
+    found = len(find_modes(crossing, torch.cartesian_prod(axis, axis)))
+    counted, expected = torch.tensor([*counts, found]), torch.tensor([1, 1, 2, 2, 3])
+    return Measurement(  # equality of counts as two inequalities, so that "at most" can be tried by the same relation
+        lhs=torch.cat([counted, expected]),
+        rhs=torch.cat([expected, counted]),
+        falsehood_lhs=found,
+        falsehood_rhs=crossing.num_components,
+        relation="<=",
+        tolerance=1e-10,
+    )
+
+
+@claim(
+    "index/limits",
+    statement=r"Encode $x$ by $\mathcal N(x, h^2I)$: as $h\to0$, $I\to H(m/N)$; as $h\to\infty$, $I\to0$; between them "
+    r"$q_\mathrm{agg}$ is a kernel density estimate of the data with bandwidth $h$.",
+    conditions="Finitely many data, with multiplicities m.",
+    falsehood=r"As $h\to0$, $I\to\log N$, duplicates or not.",
+    kind="MC",
+    source="this book; kernel density estimation: Parzen (1962)",
+    section="mixture/index",
+)
+def limits(generator: torch.Generator) -> Measurement:
+    """Sample I at both ends; in the middle compare with scikit-learn's kernel density (to its rounding)."""
+    data = _data_with_duplicates(generator)
+    small, large = (
+        mutual_information(DiagGaussianMixture(data, torch.full_like(data, h)), 20_000, generator=generator)
+        for h in (1e-3, 1e3)
+    )
+    _, counts = data.unique(return_counts=True)
+    share = counts.double() / len(data)
+    entropy = float(torch.special.entr(share).sum())
+    points = GRID[::100, None]
+    kernel_density = KernelDensity(bandwidth=0.5, rtol=1e-12).fit(data.numpy()).score_samples(points.numpy())
+    log_prob = DiagGaussianMixture(data, torch.full_like(data, 0.5)).log_prob(points)
+    off = float((log_prob - torch.from_numpy(kernel_density)).abs().max())
+    return Measurement(
+        lhs=torch.tensor([small.value, large.value, off], dtype=torch.float64),
+        rhs=torch.tensor([entropy, 0.0, 0.0], dtype=torch.float64),
+        falsehood_lhs=small.value,
+        falsehood_rhs=math.log(len(data)),
+        stderr=torch.tensor([small.stderr, large.stderr, 1e-10], dtype=torch.float64),
+        falsehood_stderr=small.stderr,
+    )

@@ -1,0 +1,260 @@
+"""The registry of claims, and the one place in which a verdict is computed.
+
+A check measures; it never judges. It returns a `Measurement`: the two sides of the claim, the two sides of its
+tempting falsehood, one relation that both must satisfy, and one allowance (a tolerance or a standard error) for
+both. `Evidence` then computes whether the claim holds and whether the falsehood is rejected by a wide margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vaebook._checks import check_int
+from vaebook.tables import table
+
+STANDARD_ERRORS = 4.0
+"""A Monte Carlo claim holds within this many standard errors."""
+MARGIN_MONTE_CARLO = 6.0
+"""A falsehood must be at least this many standard errors away,"""
+MARGIN_TOLERANCE = 1e3
+"""or at least this many tolerances."""
+
+Kind = Literal["exact", "quadrature", "MC", "bound", "empirical"]
+Number = float | Tensor
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a check returns: numbers only, in the unit of the claim.
+
+    Args:
+        lhs, rhs: the two sides of the claim, numbers or tensors of one shape.
+        falsehood_lhs, falsehood_rhs: the same for the falsehood; the left side is the claim's unless given.
+        relation: how the sides must stand to each other: "==", "<=" or ">=".
+        tolerance: largest residual that is rounding or quadrature error; or
+        stderr: standard error of lhs - rhs, a number or one per entry;
+        falsehood_stderr: that of the falsehood's difference, where it is another.
+    """
+
+    lhs: Number
+    rhs: Number
+    falsehood_rhs: Number
+    falsehood_lhs: Number | None = None
+    relation: Literal["==", "<=", ">="] = "=="
+    tolerance: float | None = None
+    stderr: Number | None = None
+    falsehood_stderr: Number | None = None
+
+    def __post_init__(self) -> None:
+        if (self.tolerance is None) == (self.stderr is None):
+            raise ValueError("tolerance: expected either a tolerance or a stderr, got both or neither")
+        if self.relation not in ("==", "<=", ">="):
+            raise ValueError(f"relation: expected '==', '<=' or '>=', got {self.relation!r}")
+        units = self.tolerance if self.stderr is None else self.stderr
+        for unit in (units, self.falsehood_stderr):
+            if unit is not None and not bool((_tensor(unit) > 0).all()):
+                raise ValueError(f"tolerance or stderr: expected positive values, got {unit}")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One numbered statement of the book."""
+
+    id: str
+    statement: str
+    conditions: str
+    falsehood: str
+    kind: Kind
+    source: str
+    section: str
+    check: Callable[[torch.Generator], Measurement] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A measurement of a claim, and the verdicts that follow from it and from nothing else."""
+
+    claim: Claim
+    seed: int
+    measurement: Measurement
+
+    @property
+    def residual(self) -> float:
+        """How far the claim is from its relation, in tolerances or standard errors: the worst entry counts."""
+        m = self.measurement
+        return _off(m.lhs, m.rhs, m.relation, m.tolerance if m.stderr is None else m.stderr).max().item()
+
+    @property
+    def margin(self) -> float:
+        """How far the falsehood is from the same relation, in the same unit: every entry must be far off."""
+        m = self.measurement
+        lhs = m.lhs if m.falsehood_lhs is None else m.falsehood_lhs
+        unit = m.tolerance if m.stderr is None else m.stderr
+        return (
+            _off(lhs, m.falsehood_rhs, m.relation, unit if m.falsehood_stderr is None else m.falsehood_stderr)
+            .min()
+            .item()
+        )
+
+    @property
+    def allowed(self) -> float:
+        """Largest residual with which a claim holds."""
+        return 1.0 if self.measurement.stderr is None else STANDARD_ERRORS
+
+    @property
+    def required(self) -> float:
+        """Smallest margin with which a falsehood is rejected."""
+        return MARGIN_TOLERANCE if self.measurement.stderr is None else MARGIN_MONTE_CARLO
+
+    @property
+    def holds(self) -> bool:
+        """Whether the claim was accepted."""
+        return self.residual <= self.allowed  # False for nan
+
+    @property
+    def falsehood_rejected(self) -> bool:
+        """Whether the falsehood was rejected, by the required margin."""
+        return self.margin >= self.required
+
+    def _repr_markdown_(self) -> str:
+        return f"**Check of `{self.claim.id}`** ({self.claim.kind})\n\n" + self._table()._repr_markdown_()
+
+    def __repr__(self) -> str:
+        """Show the two comparisons side by side."""
+        return f"{self.claim.id} ({self.claim.kind})\n{self._table()}"
+
+    def _table(self) -> object:
+        m, unit = self.measurement, "tolerances" if self.measurement.stderr is None else "standard errors"
+        lhs = m.lhs if m.falsehood_lhs is None else m.falsehood_lhs
+        shown = [_pick(m.lhs, m.rhs, m.relation, torch.argmax), _pick(lhs, m.falsehood_rhs, m.relation, torch.argmin)]
+        accepted = "holds" if self.holds else "FAILS"
+        rejected = "rejected" if self.falsehood_rejected else "NOT REJECTED"
+        return table(
+            {
+                "": ["claim", "tempting falsehood"],
+                "left side": [a for a, _ in shown],
+                "must be": [{"==": "=", "<=": "≤", ">=": "≥"}[m.relation]] * 2,
+                "right side": [b for _, b in shown],
+                f"off by, in {unit}": [f"{self.residual:.1f}", _coarse(self.margin)],
+                "limit": [f"≤ {self.allowed:g}", f"≥ {self.required:g}"],
+                "verdict": [accepted, rejected],
+            }
+        )
+
+
+_REGISTRY: dict[str, Claim] = {}
+
+
+def claim(
+    id: str, *, statement: str, conditions: str, falsehood: str, kind: Kind, source: str, section: str
+) -> Callable[[Callable[[torch.Generator], Measurement]], Callable[[torch.Generator], Measurement]]:
+    """Register a check under a claim's id.
+
+    Args:
+        id: prefix/name, unique, lower case.
+        statement: the claim, in Markdown.
+        conditions: all that it needs.
+        falsehood: the wrong version that the check must reject.
+        kind: "exact", "quadrature", "MC", "bound" or "empirical".
+        source: who proved it first, or where it is derived.
+        section: the chapter that proves it, such as "mixture/index".
+
+    Returns:
+        A decorator that registers a function (generator → Measurement) and returns it unchanged.
+
+    Raises:
+        ValueError: the id is already registered, or a text is empty.
+
+    Example:
+        >>> from vaebook.claims import ledger
+        >>> "index/joint" in {entry.id for entry in ledger()}
+        True
+
+    Source: none; the method of this book.
+    """
+    texts = dict(statement=statement, conditions=conditions, falsehood=falsehood, source=source, section=section)
+    for name, text in texts.items():
+        if not text.strip():
+            raise ValueError(f"{name}: expected a text for claim {id!r}, got an empty one")
+    if id in _REGISTRY:
+        raise ValueError(f"id: expected a new id, got {id!r}, which is already registered")
+
+    def register(check: Callable[[torch.Generator], Measurement]) -> Callable[[torch.Generator], Measurement]:
+        _REGISTRY[id] = Claim(id, statement, conditions, falsehood, kind, source, section, check)
+        return check
+
+    return register
+
+
+def verify(id: str, *, seed: int = 0) -> Evidence:
+    """Run the check of one claim.
+
+    Args:
+        id: the claim, such as "index/joint"; `ledger` lists all.
+        seed: seed of the generator that the check draws from, a non-negative int.
+
+    Returns:
+        The evidence; in a notebook it shows as a table.
+
+    Raises:
+        ValueError: there is no claim of that id, or the seed is negative.
+        TypeError: the seed is not an int.
+
+    Example:
+        >>> evidence = verify("index/joint")
+        >>> evidence.holds, evidence.falsehood_rejected
+        (True, True)
+
+    Source: none; the method of this book.
+    """
+    if id not in _REGISTRY:
+        raise ValueError(f"id: expected one of {sorted(_REGISTRY)}, got {id!r}")
+    check_int("seed", seed, minimum=0)
+    return Evidence(_REGISTRY[id], seed, _REGISTRY[id].check(torch.Generator().manual_seed(seed)))
+
+
+def ledger() -> list[Claim]:
+    """List all claims, in the order of registration.
+
+    Returns:
+        The claims, with ``id``, ``statement``, ``conditions``, ``falsehood``, ``kind``, ``source``, ``section``.
+
+    Example:
+        >>> ledger()[0].id
+        'index/joint'
+
+    Source: none; the method of this book.
+    """
+    return list(_REGISTRY.values())
+
+
+def _tensor(value: Number) -> Tensor:
+    return torch.as_tensor(value).detach().double()
+
+
+def _violations(lhs: Number, rhs: Number, relation: str) -> Tensor:
+    difference = _tensor(lhs) - _tensor(rhs)
+    if relation == "==":
+        return difference.abs()
+    return difference.clamp(min=0) if relation == "<=" else (-difference).clamp(min=0)
+
+
+def _off(lhs: Number, rhs: Number, relation: str, unit: Number) -> Tensor:
+    return _violations(lhs, rhs, relation) / _tensor(unit)
+
+
+def _pick(lhs: Number, rhs: Number, relation: str, which: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    """Pick the entry to show: the one nearest to changing the verdict."""
+    lhs, rhs = torch.broadcast_tensors(_tensor(lhs), _tensor(rhs))
+    entry = int(which(_violations(lhs, rhs, relation)))
+    return lhs.flatten()[entry].item(), rhs.flatten()[entry].item()
+
+
+def _coarse(value: float) -> str:
+    """Show a margin with the precision that it deserves: powers of ten when it is huge."""
+    return f"{value:.1f}" if value < 1e4 else f"{value:.0e}".replace("e+0", "e").replace("e+", "e")

@@ -1,0 +1,77 @@
+"""The modes of a mixture: not the same thing as its components, and not the same number."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vaebook._checks import check_int, check_number, check_tensor
+from vaebook.mixture import DiagGaussianMixture
+
+
+def find_modes(
+    q: DiagGaussianMixture,
+    starts: Tensor | None = None,
+    *,
+    max_steps: int = 10_000,
+    tolerance: float = 1e-10,
+    separation: float = 1e-4,
+) -> Tensor:
+    r"""Climb from every start to a local maximum of the density, and list the distinct ones.
+
+    $z \leftarrow \frac{\sum_n r_n(z)\,\mu_n/\sigma_n^2}{\sum_n r_n(z)/\sigma_n^2}$, coordinate by coordinate
+
+    Every step raises the density. Points at which it stops without being a maximum are dropped: the curvature
+    of log q must be negative in all directions.
+
+    Args:
+        q: the mixture.
+        starts: where to start, (S, D); None means the N means. In one dimension all modes of a mixture with a
+            common variance are reached from its means; in general more starts find more modes.
+        max_steps: steps to take at most.
+        tolerance: a point has stopped when it moves by less than this, in units of the smallest scale.
+        separation: modes nearer than this, in units of the smallest scale, are one.
+
+    Returns:
+        The modes, (K, D), float64, in the order of first discovery.
+
+    Raises:
+        TypeError: q is not a DiagGaussianMixture.
+        ValueError: starts has another shape, or a number is not positive.
+        RuntimeError: some start has not stopped after max_steps; two modes are about to merge there.
+
+    Example:
+        >>> import torch
+        >>> q = DiagGaussianMixture(torch.tensor([[-1.5], [1.5]]), torch.ones(2, 1))
+        >>> find_modes(q)
+        tensor([[-1.4632],
+                [ 1.4632]], dtype=torch.float64)
+
+    Source: Carreira-Perpiñán, Mode-finding for mixtures of Gaussian distributions (2000), section 3.
+    """
+    if not isinstance(q, DiagGaussianMixture):
+        raise TypeError(f"q: expected a DiagGaussianMixture, got {type(q).__name__}")
+    check_int("max_steps", max_steps, minimum=1)
+    check_number("tolerance", tolerance, above=0)
+    check_number("separation", separation, above=0)
+    z = q.loc.double() if starts is None else check_tensor("starts", starts, ("S", q.loc.shape[1])).double()
+    unit = q.scale.min().double()
+    precision = q.scale.double().square().reciprocal()
+    numerators = torch.cat([q.loc.double() * precision, precision], -1)
+    for _ in range(max_steps):
+        pull, stiffness = q.posterior_mean(z, numerators).chunk(2, -1)
+        z, previous = pull / stiffness, z
+        if bool(((z - previous).abs().amax(-1) < tolerance * unit).all()):
+            return _distinct_maxima(q, z, separation * unit)
+    raise RuntimeError(
+        f"max_steps: expected every start to stop, got movement after {max_steps} steps; raise max_steps"
+    )
+
+
+def _distinct_maxima(q: DiagGaussianMixture, z: Tensor, distance: Tensor) -> Tensor:
+    kept: list[Tensor] = []
+    for point in z:
+        if not any((point - other).norm() < distance for other in kept):
+            kept.append(point)
+    curvatures = torch.stack([torch.autograd.functional.hessian(q.log_prob, point) for point in kept])
+    return torch.stack(kept)[torch.linalg.eigvalsh(curvatures).amax(-1) < 0]

@@ -1,0 +1,219 @@
+"""The pictures of the book: arrays in, Axes out, one style.
+
+Colours are those of Okabe and Ito, which people with colour-blindness tell apart; lines also differ in dash. Figures
+have an opaque white ground, so that they read the same in a light and in a dark page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from cycler import cycler
+from matplotlib.axes import Axes
+from matplotlib.collections import EllipseCollection
+from torch import Tensor
+
+from vaebook._checks import check_int, check_number, check_tensor
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#7F7F7F", "#000000", "#B8A800")
+"""Okabe and Ito's colours, with their yellow darkened for white ground and two more for ten classes."""
+DASHES = ((0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
+
+
+def use_style() -> None:
+    """Set matplotlib's defaults to the book's style; chapters call it once, nothing does at import.
+
+    Example:
+        >>> use_style()
+        >>> plt.rcParams["figure.facecolor"]
+        'white'
+    """
+    plt.rcParams.update(
+        {
+            "figure.dpi": 150,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.prop_cycle": cycler(color=COLORS[:5]) + cycler(linestyle=DASHES),
+            "axes.titlesize": 9.5,
+            "legend.frameon": False,
+            "lines.linewidth": 1.6,
+        }
+    )
+
+
+def ellipses(
+    axes: Axes, loc: Tensor, scale: Tensor, *, labels: Tensor | None = None, num_std: float = 1.0, alpha: float = 0.35
+) -> Axes:
+    """Draw one ellipse per component: its points at ``num_std`` standard deviations from the mean.
+
+    Args:
+        axes: where to draw.
+        loc: means, (N, 2).
+        scale: standard deviations, (N, 2).
+        labels: class of each component, (N), integers below 10, for its colour; None draws all in one.
+        num_std: half-axes in standard deviations.
+        alpha: opacity.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError, ValueError: arguments of the wrong kind or shape.
+
+    Example:
+        >>> figure, axes = plt.subplots()
+        >>> axes = ellipses(axes, torch.zeros(3, 2), torch.ones(3, 2))
+    """
+    check_tensor("loc", loc, ("N", 2))
+    check_tensor("scale", scale, tuple(loc.shape))
+    width, height = 2 * check_number("num_std", num_std, above=0) * _array(scale).T
+    colors = [COLORS[0]] * len(loc) if labels is None else [COLORS[int(k)] for k in labels]
+    drawn = EllipseCollection(
+        width, height, np.zeros(len(loc)), units="xy", offsets=_array(loc), offset_transform=axes.transData
+    )
+    drawn.set(facecolor=colors, edgecolor=colors, alpha=alpha, linewidth=0.4)
+    axes.add_collection(drawn)
+    axes.set_aspect("equal")
+    axes.autoscale_view()
+    return axes
+
+
+def density(
+    axes: Axes, log_prob: Callable[[Tensor], Tensor], *, limit: float = 4.0, num_points: int = 161, filled: bool = True
+) -> Axes:
+    """Draw a density in the plane, as shades or as contour lines.
+
+    Args:
+        axes: where to draw.
+        log_prob: log-density of points (S, 2), such as `DiagGaussianMixture.log_prob`.
+        limit: the picture covers [-limit, limit]².
+        num_points: points a side.
+        filled: shades if True; else five lines, at equal steps from 0.1 to 0.9 of the highest value.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError, ValueError: arguments of the wrong kind or out of range.
+
+    Example:
+        >>> figure, axes = plt.subplots()
+        >>> axes = density(axes, lambda z: -z.square().sum(-1), num_points=21)
+    """
+    check_number("limit", limit, above=0)
+    check_int("num_points", num_points, minimum=2)
+    side = torch.linspace(-limit, limit, num_points, dtype=torch.float64)
+    values = _array(log_prob(torch.cartesian_prod(side, side)).exp()).reshape(num_points, num_points).T
+    side = _array(side)
+    if filled:
+        axes.imshow(
+            values, origin="lower", extent=(-limit, limit, -limit, limit), cmap="Blues", interpolation="bilinear"
+        )
+    else:
+        axes.contour(side, side, values / values.max(), levels=np.linspace(0.1, 0.9, 5), colors="black", linewidths=0.7)
+    axes.set_aspect("equal")
+    return axes
+
+
+def prior_rings(axes: Axes, *, num_rings: int = 3) -> Axes:
+    """Draw the contours of N(0, I) in the plane at 1, 2, … standard deviations.
+
+    Args:
+        axes: where to draw.
+        num_rings: how many.
+
+    Returns:
+        The axes.
+
+    Raises:
+        TypeError, ValueError: num_rings is not a positive int.
+
+    Example:
+        >>> figure, axes = plt.subplots()
+        >>> len(prior_rings(axes).patches)
+        3
+    """
+    for radius in range(1, check_int("num_rings", num_rings, minimum=1) + 1):
+        axes.add_patch(plt.Circle((0, 0), radius, fill=False, color="black", linewidth=1.0, linestyle=DASHES[1]))
+    axes.set_aspect("equal")
+    axes.autoscale_view()
+    return axes
+
+
+def image_strip(
+    images: Tensor, *, shape: tuple[int, int] = (8, 8), captions: Sequence[str] | None = None, num_columns: int = 10
+) -> np.ndarray:
+    """Show images side by side, in rows of ``num_columns``, each with its caption.
+
+    Args:
+        images: (K, P), from 0 (white) to 1 (black).
+        shape: height and width in pixels, with P their product.
+        captions: one for each image.
+        num_columns: images in a row.
+
+    Returns:
+        The Axes, (rows, columns).
+
+    Raises:
+        TypeError, ValueError: arguments of the wrong kind or shape.
+
+    Example:
+        >>> image_strip(torch.zeros(3, 64), captions=["a", "b", "c"]).shape
+        (1, 3)
+    """
+    check_tensor("images", images, ("K", shape[0] * shape[1]))
+    if captions is not None and len(captions) != len(images):
+        raise ValueError(f"captions: expected {len(images)} of them, got {len(captions)}")
+    columns = min(check_int("num_columns", num_columns, minimum=1), len(images))
+    rows = -(-len(images) // columns)
+    size = (0.78 * columns, (0.78 if captions is None else 1.0) * rows)
+    _, grid = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for k, axes in enumerate(grid.flat):
+        axes.set_axis_off()
+        if k < len(images):
+            axes.imshow(_array(images[k]).reshape(shape), cmap="gray_r", vmin=0, vmax=1)
+            axes.set_title(captions[k] if captions is not None else "", fontsize=7.5, pad=2)
+    return grid
+
+
+def curves(axes: Axes, x: Tensor, lines: Mapping[str, Tensor], *, xlabel: str = "", ylabel: str = "") -> Axes:
+    """Draw named curves over one abscissa, told apart by colour and by dash.
+
+    Args:
+        axes: where to draw.
+        x: abscissa, (S).
+        lines: name → ordinates, (S).
+        xlabel: label of the abscissa, with its unit.
+        ylabel: label of the ordinate, with its unit.
+
+    Returns:
+        The axes, with a legend if there are two curves or more.
+
+    Raises:
+        TypeError, ValueError: arguments of the wrong kind or shape.
+
+    Example:
+        >>> figure, axes = plt.subplots()
+        >>> len(curves(axes, torch.arange(3.0), {"a": torch.zeros(3), "b": torch.ones(3)}).lines)
+        2
+    """
+    check_tensor("x", x, ("S",))
+    for k, (name, y) in enumerate(lines.items()):
+        check_tensor(f"lines[{name!r}]", y, (len(x),), finite=False)
+        style = {"color": COLORS[k % len(COLORS)], "linestyle": DASHES[k % len(DASHES)]}
+        axes.plot(_array(x), _array(y), label=name, **style)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    if len(lines) > 1:
+        axes.legend()
+    return axes
+
+
+def _array(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().numpy()

@@ -1,0 +1,297 @@
+r"""Probabilistic PCA: the VAE whose encoder, decoder and likelihood are all closed form.
+
+    p(z) = N(z | 0, I),    p(x|z) = N(x | W z + m, s² I)    so that    p(x) = N(x | m, W Wᵀ + s² I).
+
+With orthogonal columns in W (WᵀW = diag lambda) the exact posterior is diagonal, as the encoder of a VAE is.
+Split x - m into y_j = w_jᵀ(x-m) / |w_j|, its coordinates in the column space of W, and the rest, which no z explains.
+Whatever diagonal Gaussian mixture takes the prior's place, the density of x is then a diagonal Gaussian mixture
+of y times a fixed Gaussian of the rest. That makes pPCA the oracle for everything else in this package.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, Normal
+
+from vaebook._checks import check_int, check_number, check_same_device, check_tensor
+from vaebook.mixture import DiagGaussianMixture
+
+
+class PPCA:
+    r"""Probabilistic PCA with known parameters; `PPCA.fit` finds them from data.
+
+    $p(x) = \int \mathcal N(x \mid Wz + m, \sigma^2 I)\,\mathcal N(z \mid 0, I)\,dz
+    = \mathcal N(x \mid m, WW^\top + \sigma^2 I)$
+
+    Everything is computed and returned in float64.
+
+    Args:
+        mean: m, (P).
+        weight: W, (P, D) with D <= P and orthogonal columns.
+        noise_variance: sigma² > 0, in squared units of x.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: shapes or devices disagree, noise_variance is not positive, or the columns of weight are
+            not orthogonal.
+
+    Example:
+        >>> import torch
+        >>> model = PPCA(torch.zeros(2), torch.tensor([[2.0], [0.0]]), noise_variance=1.0)
+        >>> model.log_prob(torch.zeros(1, 2))  # N(0, diag(5, 1))
+        tensor([-2.6426], dtype=torch.float64)
+
+    Source: Tipping & Bishop, Probabilistic principal component analysis, JRSS B 61 (1999), section 3; Bishop,
+    Pattern Recognition and Machine Learning (2006), section 12.2.
+    """
+
+    def __init__(self, mean: Tensor, weight: Tensor, noise_variance: float) -> None:
+        check_tensor("mean", mean, ("P",))
+        check_tensor("weight", weight, (mean.shape[0], "D"))
+        check_same_device(mean=mean, weight=weight)
+        self.mean, self.weight = mean.detach().double(), weight.detach().double()
+        self.noise_variance = check_number("noise_variance", noise_variance, above=0)
+        self._strength = self.weight.square().sum(0)  # lambda_j, (D)
+        length = self._strength.sqrt()
+        # A column of zeros is a latent that nothing sees: it gets the direction 0, and all formulas hold.
+        self._directions = self.weight / torch.where(length > 0, length, 1.0)
+        _check_orthogonal(self._directions)
+
+    def __repr__(self) -> str:
+        """Show the sizes."""
+        data_dim, latent_dim = self.weight.shape
+        return f"PPCA(data_dim={data_dim}, latent_dim={latent_dim}, noise_variance={self.noise_variance:.4g})"
+
+    @classmethod
+    def fit(cls, x: Tensor, latent_dim: int) -> Self:
+        r"""Fit by maximum likelihood, in closed form.
+
+        $\sigma^2 = \frac1{P-D}\sum_{j>D}\ell_j, \quad W = U_D(L_D - \sigma^2 I)^{1/2}$
+
+        from the descending eigenvalues l_j and the eigenvectors U of the data's covariance (with 1/N). The free
+        rotation is I, which makes posteriors diagonal; the largest entry of a column is positive, which fixes signs.
+
+        Args:
+            x: data, (N, P).
+            latent_dim: D, between 1 and P - 1 and below the rank of the data.
+
+        Returns:
+            The fitted model.
+
+        Raises:
+            TypeError: x is not a floating-point tensor, or latent_dim is not an int.
+            ValueError: x has another shape or is not finite, or latent_dim leaves no noise variance.
+
+        Example:
+            >>> import torch
+            >>> x = torch.tensor([[3.0, 1.0], [3.0, -1.0], [-3.0, 1.0], [-3.0, -1.0]])
+            >>> model = PPCA.fit(x, latent_dim=1)
+            >>> round(model.weight.square().sum().item(), 9), round(model.noise_variance, 9)
+            (8.0, 1.0)
+
+        Source: Tipping & Bishop (1999), section 3.2; Bishop (2006), equations 12.45 and 12.46, with R = I.
+        """
+        check_tensor("x", x, ("N", "P"))
+        check_int("latent_dim", latent_dim, minimum=1)
+        mean = x.double().mean(0)
+        centred = x.double() - mean
+        eigenvalues, vectors = torch.linalg.eigh(centred.mT @ centred / x.shape[0])
+        eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
+        noise_variance = _noise_variance(eigenvalues, latent_dim)
+        vectors = vectors[:, :latent_dim]
+        largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
+        scale = (eigenvalues[:latent_dim] - noise_variance).clamp_min(0).sqrt()
+        return cls(mean, vectors * largest.sign() * scale, noise_variance)
+
+    @property
+    def prior(self) -> DiagGaussianMixture:
+        """N(0, I), (D): with `encoder` and `decoder` it makes this model a VAE for `vaebook.bounds`."""
+        loc = self._strength[None]
+        return DiagGaussianMixture(torch.zeros_like(loc), torch.ones_like(loc))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        r"""Log-likelihood in nats.
+
+        $\log p(x) = \sum_j\log\mathcal N(y_j \mid 0, \lambda_j+\sigma^2) + \log p(\text{rest})$
+
+        Args:
+            x: points, (*s, P).
+
+        Returns:
+            log p(x), (*s), float64.
+
+        Raises:
+            TypeError: x is not a floating-point tensor.
+            ValueError: its last dimension is not P, it is on another device, or it is not finite.
+
+        Example:
+            >>> import torch
+            >>> model = PPCA(torch.zeros(2), torch.tensor([[2.0], [0.0]]), noise_variance=1.0)
+            >>> model.log_prob(torch.tensor([0.0, 1.0]))
+            tensor(-3.1426, dtype=torch.float64)
+
+        Source: Bishop (2006), equation 12.35, in the eigenbasis of the covariance.
+        """
+        y, log_rest = self._split(x)
+        return log_rest + Normal(0.0, (self._strength + self.noise_variance).sqrt()).log_prob(y).sum(-1)
+
+    def posterior(self, x: Tensor) -> Independent:
+        r"""Exact posterior p(z|x): the best encoder there is, and it is diagonal.
+
+        $p(z\mid x) = \prod_j\mathcal N(z_j \mid (W^\top(x-m))_j/(\lambda_j+\sigma^2),\ \sigma^2/(\lambda_j+\sigma^2))$
+
+        Args:
+            x: points, (*s, P).
+
+        Returns:
+            Independent Normal of batch shape (*s) and event shape (D), float64.
+
+        Raises:
+            TypeError, ValueError: as `log_prob`.
+
+        Example:
+            >>> import torch
+            >>> model = PPCA(torch.zeros(2), torch.tensor([[2.0], [0.0]]), noise_variance=1.0)
+            >>> model.posterior(torch.tensor([[5.0, 1.0]])).mean
+            tensor([[2.]], dtype=torch.float64)
+
+        Source: Bishop (2006), equation 12.42, with WᵀW diagonal.
+        """
+        total = self._strength + self.noise_variance
+        loc = self._centred(x) @ self.weight / total
+        return Independent(Normal(loc, (self.noise_variance / total).sqrt().expand_as(loc)), 1)
+
+    def likelihood(self, z: Tensor) -> Independent:
+        r"""Decode latent points into the distribution of x.
+
+        $p(x\mid z) = \mathcal N(x \mid Wz + m, \sigma^2 I)$
+
+        Args:
+            z: latent points, (*s, D).
+
+        Returns:
+            Independent Normal of batch shape (*s) and event shape (P), float64.
+
+        Raises:
+            TypeError: z is not a floating-point tensor.
+            ValueError: its last dimension is not D, it is on another device, or it is not finite.
+
+        Example:
+            >>> import torch
+            >>> model = PPCA(torch.zeros(2), torch.tensor([[2.0], [0.0]]), noise_variance=1.0)
+            >>> model.likelihood(torch.ones(1, 1)).mean
+            tensor([[2., 0.]], dtype=torch.float64)
+
+        Source: Bishop (2006), equation 12.32.
+        """
+        check_tensor("z", z, ("...", self.weight.shape[1]))
+        check_same_device(z=z, weight=self.weight)
+        return Independent(Normal(z.double() @ self.weight.mT + self.mean, math.sqrt(self.noise_variance)), 1)
+
+    encoder, decoder = posterior, likelihood
+
+    def aggregated_posterior(self, x: Tensor) -> DiagGaussianMixture:
+        r"""Average the exact posteriors of some data.
+
+        $q_{agg}(z) = \frac1N\sum_n p(z\mid x_n)$
+
+        Args:
+            x: data, (N, P).
+
+        Returns:
+            The mixture of N components in D dimensions, float64.
+
+        Raises:
+            TypeError, ValueError: as `log_prob`.
+
+        Example:
+            >>> import torch
+            >>> model = PPCA(torch.zeros(2), torch.tensor([[2.0], [0.0]]), noise_variance=1.0)
+            >>> model.aggregated_posterior(torch.eye(2))
+            DiagGaussianMixture(num_components=2, dim=1)
+
+        Source: Hoffman & Johnson, ELBO surgery (2016); Makhzani et al. (2016).
+        """
+        check_tensor("x", x, ("N", len(self.mean)))
+        codes = self.posterior(x).base_dist
+        return DiagGaussianMixture(codes.loc, codes.scale.contiguous())
+
+    def log_prob_under(self, q_z: DiagGaussianMixture, x: Tensor, *, leave_out_index: Tensor | None = None) -> Tensor:
+        r"""Log-likelihood with a diagonal Gaussian mixture in the place of the prior.
+
+        $\log\sum_n w_n\mathcal N(y \mid \Lambda^{1/2}\mu_n, \Lambda\Sigma_n + \sigma^2 I) + \log p(\text{rest})$
+
+        With q_z = `aggregated_posterior(x)` this is p_agg, the density of decoded codes: N components, closed form.
+
+        Args:
+            q_z: the mixture over z, in D dimensions.
+            x: points, (*s, P).
+            leave_out_index: for each point a component of q_z to leave out (the rest renormalised), (*s), long.
+
+        Returns:
+            The log-density, (*s), float64.
+
+        Raises:
+            TypeError: q_z is not a DiagGaussianMixture, or another argument is of the wrong kind.
+            ValueError: shapes or devices disagree, x is not finite, or an index is out of range.
+
+        Example:
+            >>> import torch
+            >>> model = PPCA(torch.zeros(2), torch.tensor([[2.0], [0.0]]), noise_variance=1.0)
+            >>> prior = DiagGaussianMixture(torch.zeros(1, 1), torch.ones(1, 1))
+            >>> model.log_prob_under(prior, torch.zeros(1, 2))
+            tensor([-2.6426], dtype=torch.float64)
+
+        Source: this book, chapter continuous/generative.
+        """
+        if not isinstance(q_z, DiagGaussianMixture):
+            raise TypeError(f"q_z: expected a DiagGaussianMixture, got {type(q_z).__name__}")
+        if q_z.loc.shape[1] != self.weight.shape[1]:
+            raise ValueError(f"q_z: expected a mixture in {self.weight.shape[1]} dimensions, got {q_z!r}")
+        check_same_device(q_z=q_z.loc, weight=self.weight)
+        y, log_rest = self._split(x)
+        loc = q_z.loc.double() * self._strength.sqrt()
+        scale = (q_z.scale.double().square() * self._strength + self.noise_variance).sqrt()
+        decoded = DiagGaussianMixture(loc, scale, q_z.log_weight.double())
+        if leave_out_index is None:
+            return log_rest + decoded.log_prob(y)
+        return log_rest + decoded.log_prob_leave_one_out(y, leave_out_index)
+
+    def _centred(self, x: Tensor) -> Tensor:
+        check_tensor("x", x, ("...", len(self.mean)))
+        check_same_device(x=x, mean=self.mean)
+        return x.double() - self.mean
+
+    def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates of x in the column space of W, (*s, D), and the log-density of the rest, (*s)."""
+        centred = self._centred(x)
+        y = centred @ self._directions
+        rest = (centred - y @ self._directions.mT).square().sum(-1)
+        free = len(self.mean) - self.weight.shape[1]
+        return y, -0.5 * (free * math.log(2 * math.pi * self.noise_variance) + rest / self.noise_variance)
+
+
+def _check_orthogonal(directions: Tensor) -> None:
+    gram = directions.mT @ directions
+    worst = float((gram - torch.diag(gram.diag())).abs().max())
+    if worst > 1e-9:
+        raise ValueError(
+            f"weight: expected orthogonal columns, got two with cosine {worst:.3g}; with u, s, _ = "
+            "torch.linalg.svd(weight, full_matrices=False), the weight u * s gives the same p(x)"
+        )
+
+
+def _noise_variance(eigenvalues: Tensor, latent_dim: int) -> float:
+    """Mean of the discarded eigenvalues (descending), or an error that says which latent_dim would do."""
+    rounding = len(eigenvalues) * torch.finfo(torch.float64).eps * float(eigenvalues[0])
+    rank = int((eigenvalues > rounding).sum())
+    if latent_dim >= rank:
+        raise ValueError(
+            f"latent_dim: expected at most {max(rank - 1, 0)} (the data have rank {rank}), got {latent_dim}, "
+            "which leaves no noise variance"
+        )
+    return float(eigenvalues[latent_dim:].mean())

@@ -1,0 +1,99 @@
+"""Numbers rounded once, in one way: four significant digits wherever the book prints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+DIGITS = 4
+"""Significant digits that the book prints; the checks on stored outputs use the same rounding."""
+
+
+def number(value: object) -> str:
+    """Format one value: floats to four significant digits, everything else as it is.
+
+    Args:
+        value: a float, an int, a tensor with one element, a string, …
+
+    Returns:
+        The text. Very large and very small floats come as powers of ten.
+
+    Raises:
+        ValueError: a tensor with more than one element.
+
+    Example:
+        >>> number(3.14159265), number(1234567.0), number(2e-10), number(1797), number("digits")
+        ('3.142', '1.235e6', '2.000e-10', '1797', 'digits')
+
+    Source: none; a convention of this book.
+    """
+    if isinstance(value, torch.Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"value: expected one element, got shape {tuple(value.shape)}")
+        value = value.item()
+    if not isinstance(value, float):
+        return str(value)
+    if value != value or abs(value) == float("inf"):
+        return str(value)
+    if value == 0:
+        return "0"
+    text = f"{value:.{DIGITS - 1}e}"
+    mantissa, exponent = text.split("e")
+    power = int(exponent)
+    if -4 < power < 5:
+        return f"{float(text):.{max(0, DIGITS - 1 - power)}f}"
+    return f"{mantissa}e{power}"
+
+
+class Table(NamedTuple):
+    """A table that notebooks show as Markdown and terminals as text; made by `table`."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def _repr_markdown_(self) -> str:
+        lines = [self.header, ("---",) + ("--:",) * (len(self.header) - 1), *self.rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    def __str__(self) -> str:
+        """Align the columns with spaces."""
+        widths = [max(len(line[i]) for line in (self.header, *self.rows)) for i in range(len(self.header))]
+        lines = []
+        for line in (self.header, *self.rows):
+            cells = [line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def table(columns: Mapping[str, Sequence[object]]) -> Table:
+    """Make a table from named columns.
+
+    Args:
+        columns: header → entries; every column has the same length.
+
+    Returns:
+        The table, every number through `number`.
+
+    Raises:
+        TypeError: columns is not a mapping.
+        ValueError: no columns, or columns of different lengths.
+
+    Example:
+        >>> print(table({"D": [2, 8], "log-likelihood": [-0.361234, 13.8312]}))
+        D  log-likelihood
+        2         -0.3612
+        8           13.83
+
+    Source: none; a convention of this book.
+    """
+    if not isinstance(columns, Mapping):
+        raise TypeError(f"columns: expected a mapping of names to sequences, got {type(columns).__name__}")
+    lengths = {name: len(entries) for name, entries in columns.items()}
+    if not lengths or len(set(lengths.values())) > 1:
+        raise ValueError(f"columns: expected at least one, all of one length, got lengths {lengths}")
+    rows = zip(*columns.values(), strict=True)
+    return Table(tuple(columns), tuple(tuple(number(entry) for entry in row) for row in rows))
