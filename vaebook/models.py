@@ -370,12 +370,12 @@ def _check_scale(scale: object, min_scale: object) -> tuple[float | str, float]:
 
 
 def _check_input(name: str, value: Tensor, dim: int, weight: Tensor) -> Tensor:
-    check_tensor(name, value, ("...", dim))
+    check_tensor(name, value, ("...", dim), finite=False)
     if value.dtype != weight.dtype:
         raise TypeError(f"{name}: expected the dtype of the weights, {weight.dtype}, got {value.dtype}")
     if value.device != weight.device:
         raise ValueError(f"{name}: expected the device of the weights, {weight.device}, got {value.device}")
-    return value
+    return check_all(name, value, torch.isfinite(value), "finite values")
 
 
 def _check_method(name: str, value: Latent, method: str) -> Latent:

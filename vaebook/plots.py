@@ -14,13 +14,14 @@ import torch
 from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.collections import EllipseCollection
+from matplotlib.colors import to_rgba_array
 from torch import Tensor
 
 from vaebook._checks import check_int, check_number, check_tensor
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#7F7F7F", "#000000", "#B8A800")
 """Okabe and Ito's colours, with their yellow darkened for white ground and two more for ten classes."""
-DASHES = ((0, ()), (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
+DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
 
 def use_style() -> None:
@@ -49,7 +50,7 @@ def use_style() -> None:
 
 
 def ellipses(
-    axes: Axes, loc: Tensor, scale: Tensor, *, labels: Tensor | None = None, num_std: float = 1.0, alpha: float = 0.35
+    axes: Axes, loc: Tensor, scale: Tensor, *, labels: Tensor | None = None, num_std: float = 1.0, alpha: float = 0.1
 ) -> Axes:
     """Draw one ellipse per component: its points at ``num_std`` standard deviations from the mean.
 
@@ -59,7 +60,7 @@ def ellipses(
         scale: standard deviations, (N, 2).
         labels: class of each component, (N), integers below 10, for its colour; None draws all in one.
         num_std: half-axes in standard deviations.
-        alpha: opacity.
+        alpha: opacity of the insides; the outlines have four times as much.
 
     Returns:
         The axes.
@@ -78,7 +79,7 @@ def ellipses(
     drawn = EllipseCollection(
         width, height, np.zeros(len(loc)), units="xy", offsets=_array(loc), offset_transform=axes.transData
     )
-    drawn.set(facecolor=colors, edgecolor=colors, alpha=alpha, linewidth=0.4)
+    drawn.set(facecolor=to_rgba_array(colors, alpha), edgecolor=to_rgba_array(colors, min(1, 4 * alpha)), linewidth=0.5)
     axes.add_collection(drawn)
     axes.set_aspect("equal")
     axes.autoscale_view()

@@ -31,7 +31,8 @@ REBUILDABLE: dict[str, type[nn.Module]] = {
     cls.__name__: cls for cls in (GaussianEncoder, BernoulliDecoder, GaussianDecoder, StandardNormal)
 }
 """Classes that `load` may call. Each keeps every argument of its constructor as an attribute of that name."""
-FORMAT = "vaebook-1"
+FORMAT = 1
+"""Version of what is in the header; `load` refuses others."""
 _PARTS = ("encoder", "decoder", "prior")
 _KEPT = "the model has its best weights so far"
 
@@ -161,13 +162,15 @@ def save(path: str | os.PathLike[str], vae: VAE, config: dict[str, Any] | None =
         raise TypeError(f"config: expected a dict or None, got {type(config).__name__}")
     if not target.parent.is_dir():
         raise ValueError(f"path: expected a file in a folder that exists, got {path}")
+    content = {"format": FORMAT, "model": _describe(vae), "config": config or {}}
     try:
-        text = json.dumps({"model": _describe(vae), "config": config or {}}, allow_nan=False)
+        content = json.loads(json.dumps(content, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise type(error)(f"config: expected values that JSON can hold, got an error: {error}") from None
     # clone: safetensors refuses tensors that share memory.
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in vae.state_dict().items()}
-    header = {"format": FORMAT, "json": text, "sha256": _digest(text, tensors)}
+    # One entry: safetensors writes several in random order, and the same model should give the same file.
+    header = {"vaebook": json.dumps(content | {"sha256": _digest(content, tensors)})}
     _write_atomically(target, safetensors.torch.save(tensors, header))
 
 
@@ -356,7 +359,7 @@ def _describe(vae: VAE) -> dict[str, Any]:
         names = [name for name in inspect.signature(cls).parameters if name != "generator"] if known else []
         arguments = {name: getattr(module, name) for name in names}
         model[part] = {"class": cls.__name__, "arguments": arguments if known else None}
-    return json.loads(json.dumps(model))
+    return json.loads(json.dumps(model))  # tuples become lists, as they will in the file
 
 
 def _call(part: dict[str, Any]) -> str:
@@ -400,21 +403,29 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise FileNotFoundError(f"path: expected {expected}, got {source}, which is no file")
     try:
         with safetensors.safe_open(source, framework="pt") as file:
-            header = file.metadata() or {}
+            content = _parse((file.metadata() or {}).get("vaebook", ""))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{source}: expected {expected}, got a truncated or foreign one ({error})") from None
-    if header.get("format") != FORMAT:
-        raise ValueError(f"{source}: expected {expected}, got the format {header.get('format')}")
-    digest = _digest(header.get("json", ""), tensors)
-    if digest != header.get("sha256"):
-        raise ValueError(f"{source}: corrupted, expected content with SHA-256 {header.get('sha256')}, got {digest}")
-    return json.loads(header["json"]), tensors
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{source}: expected {expected} in format {FORMAT}, got {content.get('format')}")
+    digest, stored = _digest({k: v for k, v in content.items() if k != "sha256"}, tensors), content.get("sha256")
+    if digest != stored:
+        raise ValueError(f"{source}: corrupted, expected content with SHA-256 {stored}, got {digest}")
+    return content, tensors
 
 
-def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _digest(content: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     """SHA-256 of the description and of every tensor's name, kind and bytes (safetensors itself has no checksum)."""
-    sha = hashlib.sha256(text.encode())
+    sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in sorted(tensors):
         sha.update(f"\n{name} {_kind(tensors[name])}\n".encode())
         sha.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())

@@ -140,18 +140,17 @@ def _encode_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def duplicates(generator: torch.Generator) -> Measurement:
     """Integrate I for shrinking scales: below H always, within 1e-9 of it in the end, merged or not."""
     data = _data_with_duplicates(generator)
-    entropy, information, merging = math.nan, [], []
+    entropy, information, unmerged = math.nan, [], []
     for h in (1.0, 0.3, 0.1, 0.02):
         q_agg = DiagGaussianMixture(data, torch.full_like(data, h))
         merged, _ = merge_duplicates(q_agg)
         entropy = -float(merged.log_weight.exp() @ merged.log_weight)
         information.append(mutual_information_quadrature(merged))
-        # Merged or not, it is one density: the two informations are equal.
-        merging.append(abs(mutual_information_quadrature(q_agg) - information[-1]))
+        unmerged.append(mutual_information_quadrature(q_agg))  # one density, hence the same information
     log_n = math.log(len(data))
     return Measurement(
-        lhs=torch.tensor([*information, entropy, entropy - 1e-9, max(merging)], dtype=torch.float64),
-        rhs=torch.tensor([entropy] * 4 + [log_n, information[-1], 0.0], dtype=torch.float64),
+        lhs=torch.tensor([*information, entropy, entropy - 1e-9, *information, *unmerged], dtype=torch.float64),
+        rhs=torch.tensor([*[entropy] * 4, log_n, information[-1], *unmerged, *information], dtype=torch.float64),
         falsehood_lhs=log_n,
         falsehood_rhs=information[-1],
         relation="<=",

@@ -234,7 +234,7 @@ def ledger() -> list[Claim]:
 
 
 def _tensor(value: Number) -> Tensor:
-    return torch.as_tensor(value).detach().double()
+    return torch.as_tensor(value, dtype=torch.float64).detach()
 
 
 def _violations(lhs: Number, rhs: Number, relation: str) -> Tensor:

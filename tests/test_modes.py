@@ -1,0 +1,70 @@
+"""Modes: against closed forms, and against a search on a grid that shares no code with the climb."""
+
+import numpy as np
+import pytest
+import scipy.optimize
+import scipy.signal
+import torch
+
+from vaebook import DiagGaussianMixture
+from vaebook.modes import find_modes
+
+
+def pair(distance, scale=1.0, dim=1):
+    loc = torch.zeros(2, dim).double()
+    loc[0, 0], loc[1, 0] = -distance / 2, distance / 2
+    return DiagGaussianMixture(loc, torch.full((2, dim), scale).double())
+
+
+@pytest.mark.parametrize("dim", [1, 4])
+@pytest.mark.parametrize(("ratio", "expected"), [(0.0, 1), (1.0, 1), (1.97, 1), (2.03, 2), (6.0, 2)])
+def test_threshold_at_two_standard_deviations(ratio, expected, dim):
+    assert len(find_modes(pair(0.3 * ratio, 0.3, dim))) == expected
+
+
+def test_position_solves_the_fixed_point_equation():
+    root = scipy.optimize.brentq(lambda t: t - np.tanh(2.25 * t), 0.1, 1)
+    np.testing.assert_allclose(sorted(find_modes(pair(3.0))[:, 0].tolist()), [-1.5 * root, 1.5 * root], rtol=1e-9)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_modes_in_one_dimension_with_a_common_scale(seed):
+    g = torch.Generator().manual_seed(seed)
+    q = DiagGaussianMixture(3 * torch.randn(12, 1, generator=g).double(), torch.full((12, 1), 0.4).double())
+    line = np.linspace(-12, 12, 48_001)
+    peaks, _ = scipy.signal.find_peaks(q.log_prob(torch.from_numpy(line)[:, None]).numpy())
+    np.testing.assert_allclose(sorted(find_modes(q)[:, 0].tolist()), line[peaks], atol=6e-4)
+
+
+def test_more_modes_than_components_need_more_starts():
+    loc, variance = torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double(), torch.tensor([[1.0, 0.05], [0.05, 1.0]]).double()
+    crossing = DiagGaussianMixture(loc, variance.sqrt())
+    axis = torch.linspace(-0.5, 1.5, 5).double()
+    modes = find_modes(crossing, torch.cartesian_prod(axis, axis))
+    assert len(modes) == 3
+    assert crossing.log_prob_and_score(modes)[1].abs().max() < 1e-6
+
+
+def test_a_saddle_is_not_a_mode():
+    modes = find_modes(pair(4.0, dim=2), torch.tensor([[0.0, 0.3]]).double())  # the climb ends at the origin
+    assert len(modes) == 0
+
+
+def test_too_few_steps_is_an_error():
+    with pytest.raises(RuntimeError, match=r"max_steps: .* after 2 steps; raise max_steps"):
+        find_modes(pair(2.2), max_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"q": torch.zeros(2)}, TypeError, "q: expected a DiagGaussianMixture, got Tensor"),
+        ({"starts": torch.zeros(3, 2)}, ValueError, r"starts: expected shape \(S, 1\), got \(3, 2\)"),
+        ({"max_steps": 0}, ValueError, "max_steps: expected an int at least 1"),
+        ({"tolerance": 0.0}, ValueError, "tolerance: expected a number > 0"),
+        ({"separation": -1.0}, ValueError, "separation: expected a number > 0"),
+    ],
+)
+def test_bad_input(arguments, error, message):
+    with pytest.raises(error, match=message):
+        find_modes(**{"q": pair(1.0), **arguments})

@@ -1,0 +1,89 @@
+"""Pictures: that what is drawn is what was given, and that bad input is refused."""
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import torch
+
+from vaebook import plots
+
+
+@pytest.fixture
+def axes():
+    _, axes = plt.subplots()
+    yield axes
+    plt.close("all")
+
+
+def test_ellipses_have_the_components_sizes_places_and_colours(axes):
+    loc, scale = torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([[0.5, 1.0], [2.0, 0.1]])
+    drawn = plots.ellipses(axes, loc, scale, labels=torch.tensor([0, 1]), num_std=2.0, alpha=0.1).collections[0]
+    np.testing.assert_allclose(drawn.get_offsets(), loc)
+    np.testing.assert_allclose(drawn.get_widths(), 4 * scale[:, 0])  # full widths of two standard deviations
+    np.testing.assert_allclose(drawn.get_heights(), 4 * scale[:, 1])
+    want = matplotlib.colors.to_rgba_array(list(plots.COLORS[:2]), 0.1)
+    np.testing.assert_allclose(drawn.get_facecolor(), want)
+
+
+def test_density_is_not_transposed(axes):
+    point = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    image = plots.density(axes, lambda z: -(z - point).square().sum(-1), limit=4, num_points=9).images[0]
+    row, column = np.unravel_index(np.argmax(image.get_array()), (9, 9))
+    assert (column - 4, row - 4) == (2, -1)  # origin is the lower left corner
+
+
+def test_contour_lines_of_a_density(axes):
+    plots.density(axes, lambda z: -z.square().sum(-1), limit=2, num_points=41, filled=False)
+    assert len(axes.collections) == 1 and not axes.images
+
+
+def test_prior_rings_have_the_radii_of_standard_deviations(axes):
+    assert [p.radius for p in plots.prior_rings(axes, num_rings=2).patches] == [1, 2]
+
+
+def test_image_strip_fills_rows_and_hides_the_rest():
+    grid = plots.image_strip(torch.rand(5, 6), shape=(2, 3), captions=list("abcde"), num_columns=3)
+    assert grid.shape == (2, 3) and [len(a.images) for a in grid.flat] == [1, 1, 1, 1, 1, 0]
+    assert grid[1, 1].get_title() == "e" and grid[0, 0].images[0].get_array().shape == (2, 3)
+    plt.close("all")
+
+
+def test_curves_differ_in_colour_and_dash(axes):
+    plots.curves(axes, torch.arange(3.0), {"a": torch.zeros(3), "b": torch.ones(3)}, xlabel="x", ylabel="nats")
+    first, second = axes.lines
+    assert first.get_color() != second.get_color() and first.get_linestyle() != second.get_linestyle()
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"] and axes.get_ylabel() == "nats"
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda a: plots.ellipses(a, torch.zeros(2, 3), torch.ones(2, 3)), ValueError, r"loc: expected shape \(N, 2\)"),
+        (
+            lambda a: plots.ellipses(a, torch.zeros(2, 2), torch.ones(1, 2)),
+            ValueError,
+            r"scale: expected shape \(2, 2\)",
+        ),
+        (lambda a: plots.ellipses(a, torch.zeros(1, 2), torch.ones(1, 2), num_std=0), ValueError, "num_std: expected"),
+        (lambda a: plots.density(a, lambda z: z, limit=-1.0), ValueError, "limit: expected a number > 0"),
+        (lambda a: plots.density(a, lambda z: z, num_points=1), ValueError, "num_points: expected an int at least 2"),
+        (lambda a: plots.prior_rings(a, num_rings=0), ValueError, "num_rings: expected an int at least 1"),
+        (lambda a: plots.image_strip(torch.zeros(2, 63)), ValueError, r"images: expected shape \(K, 64\)"),
+        (
+            lambda a: plots.image_strip(torch.zeros(2, 64), captions=["a"]),
+            ValueError,
+            "captions: expected 2 of them, got 1",
+        ),
+        (
+            lambda a: plots.curves(a, torch.zeros(3), {"a": torch.zeros(2)}),
+            ValueError,
+            r"lines\['a'\]: expected shape \(3,\)",
+        ),
+    ],
+)
+def test_bad_input(axes, call, error, message):
+    with pytest.raises(error, match=message):
+        call(axes)

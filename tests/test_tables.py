@@ -1,0 +1,56 @@
+"""Rounding, and the two forms of a table."""
+
+import math
+
+import pytest
+import torch
+
+from vaebook.tables import number, table
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0"),
+        (-0.36449, "-0.3645"),
+        (99999.0, "1.000e5"),
+        (9999.6, "10000"),
+        (0.00099996, "0.001000"),
+        (1.0, "1.000"),
+        (123.449, "123.4"),
+        (1e-4, "1.000e-4"),
+        (math.inf, "inf"),
+        (math.nan, "nan"),
+        (60_000, "60000"),
+        (True, "True"),
+        ("pPCA", "pPCA"),
+        (torch.tensor(2.5), "2.500"),
+        (torch.tensor([7]), "7"),
+    ],
+)
+def test_four_significant_digits(value, text):
+    assert number(value) == text
+
+
+def test_table_as_markdown_and_as_text():
+    made = table({"model": ["VAE", "pPCA"], "nats": [1.23456, 12.3456]})
+    assert made._repr_markdown_() == "| model | nats |\n| --- | --: |\n| VAE | 1.235 |\n| pPCA | 12.35 |"
+    assert str(made) == repr(made) == "model   nats\nVAE    1.235\npPCA   12.35"
+
+
+@pytest.mark.parametrize(
+    ("columns", "error", "message"),
+    [
+        ([1, 2], TypeError, "columns: expected a mapping"),
+        ({}, ValueError, "columns: expected at least one"),
+        ({"a": [1], "b": [1, 2]}, ValueError, r"columns: .* got lengths \{'a': 1, 'b': 2\}"),
+    ],
+)
+def test_bad_tables(columns, error, message):
+    with pytest.raises(error, match=message):
+        table(columns)
+
+
+def test_a_number_is_one_number():
+    with pytest.raises(ValueError, match=r"value: expected one element, got shape \(2,\)"):
+        number(torch.zeros(2))

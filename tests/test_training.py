@@ -1,0 +1,605 @@
+"""Fitting, saving and loading: reproducibility, what is kept when things go wrong, and bad input."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import os
+import stat
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+from torch.distributions import Independent, Normal
+
+from vaebook import bounds, data, training
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
+from vaebook.ppca import PPCA
+from vaebook.priors import StandardNormal
+from vaebook.training import fit, load, read_config, save
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def small_vae(seed=0, hidden=(5,), decoder=BernoulliDecoder, **kwargs):
+    g = generator(seed)
+    return VAE(
+        GaussianEncoder(6, 2, hidden, generator=g), decoder(2, 6, hidden, generator=g, **kwargs), StandardNormal(2)
+    )
+
+
+def two_images(n=40):
+    """Two kinds of image, so that one bit of code is worth up to 6 log 2 - log 2 nats a datum."""
+    return torch.tensor([[1.0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 1, 1]]).repeat(n // 2, 1)
+
+
+def state(vae):
+    return {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+
+
+def same(a, b):
+    """Bit for bit, kind included."""
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def quick(vae, x=None, **kwargs):
+    settings = {"num_epochs": 3, "batch_size": 16, "generator": generator(), "progress": False} | kwargs
+    return fit(vae, two_images() if x is None else x, **settings)
+
+
+# Training
+
+
+def test_training_improves_the_elbo_and_stays_below_the_best_possible_value():
+    x, vae = two_images(), small_vae(hidden=(20,))
+    before = float(bounds.elbo(vae, x, num_samples=200, generator=generator()).mean().detach())
+    history = quick(vae, num_epochs=300, learning_rate=1e-2)
+    after = float(bounds.elbo(vae, x, num_samples=200, generator=generator()).mean().detach())
+    best = -math.log(2)  # no density gives two images more than 1/2 each
+    assert before < -4 and best - 0.6 < after < best
+    assert history.train_loss[0] > 4 and -best < sum(history.train_loss[-50:]) / 50 < -best + 0.6
+    assert history.best_epoch == len(history.train_loss) == 300 and history.validation_loss == []
+    assert all(type(loss) is float for loss in history.train_loss)
+
+
+def test_training_finds_the_closed_form_of_probabilistic_pca():
+    """A linear VAE with one noise scale is probabilistic PCA, whose best likelihood is known."""
+    x = (
+        torch.randn(300, 2, generator=generator()) @ torch.tensor([[2.0, 0, 1, 0, 1, 0], [0, 1.0, 0, 1, 0, 0]])
+    ).double()
+    x += 0.3 * torch.randn(300, 6, generator=generator(1), dtype=torch.float64)
+    best = float(PPCA.fit(x, 2).log_prob(x).mean())
+    vae = small_vae(hidden=(), decoder=GaussianDecoder).double()
+    fit(vae, x, num_epochs=150, batch_size=300, learning_rate=0.03, generator=generator(), progress=False)
+    reached = float(bounds.elbo(vae, x, num_samples=100, generator=generator()).mean().detach())
+    assert best - 0.15 < reached < best
+
+
+def test_loss_is_minus_the_mean_elbo():
+    """With all data in one batch and before the first step, by replaying the generator."""
+    x, losses = two_images(), []
+    for beta in (0.0, 1.0, 4.0):
+        replay = generator()
+        order = torch.randperm(len(x), generator=replay)
+        expected = -bounds.elbo(small_vae(), x[order], beta=beta, generator=replay).detach().mean()
+        losses.append(quick(small_vae(), x, beta=beta, batch_size=40, num_epochs=1).train_loss[0])
+        assert losses[-1] == float(expected)
+    assert losses[0] + 0.05 < losses[1] < losses[2] - 0.05
+
+
+def test_every_datum_is_used_once_an_epoch(monkeypatch):
+    x = torch.arange(23.0)[:, None].expand(23, 6) / 23
+    seen = []
+    monkeypatch.setattr(bounds, "elbo", lambda vae, b, **_: seen.append(b[:, 0]) or vae(b).mean.sum(-1))
+    quick(small_vae(), x, batch_size=5, num_epochs=2)
+    assert [len(b) for b in seen] == [5, 5, 5, 5, 3] * 2
+    epochs = torch.cat(seen[:5]), torch.cat(seen[5:])
+    assert all(torch.equal(epoch.sort().values, x[:, 0]) for epoch in epochs)
+    assert not torch.equal(*epochs)
+
+
+def test_epoch_loss_weighs_data_not_batches(monkeypatch):
+    """The last batch is smaller: a mean of batch means would be another number."""
+    x = torch.arange(10.0)[:, None].expand(10, 6) / 10
+    monkeypatch.setattr(bounds, "elbo", lambda vae, b, **_: -b[:, 0] + 0 * vae(b).mean.sum(-1))
+    history = quick(small_vae(), x, validation=x, batch_size=8)
+    assert history.train_loss == pytest.approx([0.45] * 3, rel=1e-6)
+    assert history.validation_loss == pytest.approx([0.45] * 3, rel=1e-6)
+
+
+@pytest.mark.parametrize("binarize", [False, True])
+def test_training_is_reproducible_to_the_last_bit_and_leaves_the_global_state(binarize):
+    before = torch.get_rng_state(), torch.get_default_dtype()
+    x = data.digits().train[:100]
+    runs = []
+    for seed in (0, 0, 1):
+        vae = VAE(GaussianEncoder(64, 2), BernoulliDecoder(2, 64), StandardNormal(2))
+        history = quick(vae, x, generator=generator(seed), validation=x[:20], binarize=binarize)
+        runs.append((state(vae), history))
+    assert same(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
+    assert not same(runs[0][0], runs[2][0])
+    assert torch.equal(before[0], torch.get_rng_state()) and before[1] == torch.get_default_dtype()
+
+
+def test_without_a_generator_torch_s_global_one_is_used():
+    results = []
+    with torch.random.fork_rng():
+        for seed in (0, 0, 1):
+            torch.manual_seed(seed)
+            vae = small_vae()
+            quick(vae, generator=None)
+            results.append(state(vae))
+    assert same(results[0], results[1]) and not same(results[0], results[2])
+
+
+def test_validation_does_not_change_the_course_of_training():
+    with_it, without = (quick(small_vae(), validation=v) for v in (two_images(10), None))
+    assert with_it.train_loss == without.train_loss
+
+
+def test_binarize_draws_anew_in_training_and_once_in_validation(monkeypatch):
+    grey, seen = torch.full((8, 6), 0.5), []
+    elbo = bounds.elbo
+    monkeypatch.setattr(bounds, "elbo", lambda vae, b, **kw: seen.append(b) or elbo(vae, b, **kw))
+    quick(small_vae(), grey, validation=grey, batch_size=8, num_epochs=2, binarize=True)
+    assert all(set(b.unique().tolist()) == {0.0, 1.0} for b in seen)
+    train, validation = seen[::2], seen[1::2]
+    assert not torch.equal(train[0].sort(0).values, train[1].sort(0).values)
+    assert torch.equal(*validation)
+
+
+def test_the_best_epoch_by_validation_is_restored():
+    """Train on one kind of image, validate on the other: the first epoch is the best."""
+    x, vae = two_images(), small_vae()
+    history = quick(vae, x[::2], validation=x[1::2], num_epochs=20, learning_rate=0.05)
+    assert len(history.train_loss) == len(history.validation_loss) == 20
+    best = min(history.validation_loss)
+    assert history.best_epoch == history.validation_loss.index(best) + 1 < 20
+    shorter = small_vae()
+    quick(shorter, x[::2], validation=x[1::2], num_epochs=history.best_epoch, learning_rate=0.05)
+    assert same(state(vae), state(shorter))
+
+
+@pytest.mark.parametrize("patience", [1, 3])
+def test_patience_counts_epochs_without_a_better_loss(monkeypatch, patience):
+    losses = [5.0, 4.0, 4.5, 4.0, 4.2, 3.0, 2.0]
+    feed = iter(losses)
+    monkeypatch.setattr(training, "_evaluate", lambda *_: next(feed))
+    history = quick(small_vae(), validation=two_images(), num_epochs=7, patience=patience)
+    assert history.best_epoch == 2 and history.validation_loss == losses[: 2 + patience]
+
+
+def test_frozen_parameters_stay():
+    vae = small_vae()
+    vae.decoder.requires_grad_(False)
+    before = state(vae)
+    quick(vae)
+    after = state(vae)
+    assert all(torch.equal(before[k], after[k]) == k.startswith("decoder") for k in before)
+
+
+def test_training_mode_is_restored_and_used(monkeypatch):
+    modes, elbo = [], bounds.elbo
+    monkeypatch.setattr(bounds, "elbo", lambda vae, b, **kw: modes.append(vae.training) or elbo(vae, b, **kw))
+    for was in (True, False):
+        vae = small_vae().train(was)
+        quick(vae, validation=two_images(), batch_size=40, num_epochs=2)
+        assert vae.training is was
+    assert modes == [True, False] * 4
+
+
+def test_bar_goes_to_stderr_and_only_on_request(capsys):
+    quick(small_vae())
+    assert capsys.readouterr() == ("", "")
+    quick(small_vae(), progress=True)
+    out, err = capsys.readouterr()
+    assert out == "" and "fit: 100%" in err and "loss=" in err
+
+
+def test_all_dtypes_and_priors_train():
+    q_agg = DiagGaussianMixture(torch.zeros(3, 2), torch.ones(3, 2))
+    quick(VAE(GaussianEncoder(6, 2), BernoulliDecoder(2, 6), q_agg))
+    quick(small_vae().double(), two_images().double())
+    for scale in ("shared", "free", 0.5):
+        quick(small_vae(decoder=GaussianDecoder, scale=scale))
+
+
+# When training goes wrong
+
+
+class Explodes(nn.Module):
+    """A decoder that answers nan from a given call on."""
+
+    def __init__(self, at):
+        super().__init__()
+        self.inner, self.calls, self.at = BernoulliDecoder(2, 6, (5,), generator=generator()), itertools.count(1), at
+
+    def forward(self, z):
+        p = self.inner(z)
+        return p if next(self.calls) < self.at else Independent(Normal(p.mean * torch.nan, 1.0, validate_args=False), 1)
+
+
+def explosive(at):
+    return VAE(GaussianEncoder(6, 2, (5,), generator=generator()), Explodes(at), StandardNormal(2))
+
+
+def test_loss_that_is_not_finite_names_the_batch_and_keeps_the_last_good_epoch():
+    vae, good = explosive(at=9), explosive(at=999)  # three batches an epoch: epoch 3, batch 3
+    message = (
+        r"^fit: stopped in epoch 3, batch 3: loss: expected a finite value, got nan; the model has its best weights"
+    )
+    with pytest.raises(ValueError, match=message):
+        quick(vae, num_epochs=9)
+    quick(good, num_epochs=2)
+    assert same(state(vae), state(good))
+
+
+def test_loss_that_is_not_finite_at_once_keeps_the_initial_weights():
+    vae = explosive(at=1)
+    before = state(vae)
+    with pytest.raises(ValueError, match="in epoch 1, batch 1"):
+        quick(vae)
+    assert same(state(vae), before)
+
+
+def test_loss_that_is_not_finite_in_validation_is_named():
+    with pytest.raises(ValueError, match=r"^fit: stopped in epoch 1, validation: loss"):
+        quick(explosive(at=4), validation=two_images())
+
+
+@pytest.mark.parametrize("batch_size", [16, 40])
+def test_divergence_leaves_finite_weights(batch_size):
+    """At an absurd learning rate; whether weights, codes or loss are the first to overflow."""
+    for rate in (1e4, 1e20, 1e38):
+        vae = small_vae(decoder=GaussianDecoder, scale="free")
+        before = state(vae)
+        with pytest.raises(ValueError, match=r"^fit: stopped (in|after) epoch \d+") as error:
+            quick(vae, num_epochs=50, batch_size=batch_size, learning_rate=rate)
+        assert "\n" not in str(error.value)
+        assert all(tensor.isfinite().all() for tensor in state(vae).values())
+        assert before.keys() == state(vae).keys()
+
+
+def test_weights_spoiled_by_the_last_batch_are_not_kept(monkeypatch):
+    vae, elbo = small_vae(), bounds.elbo
+
+    def infinite_gradient(vae, b, **kw):
+        return elbo(vae, b, **kw) + (vae.encoder.loc.bias - vae.encoder.loc.bias.detach()).sum().abs().sqrt()
+
+    before = state(vae)
+    monkeypatch.setattr(bounds, "elbo", infinite_gradient)
+    with pytest.raises(
+        ValueError, match=r"^fit: stopped after epoch 1: encoder\..*: expected finite values; the model has"
+    ):
+        quick(vae, batch_size=40)
+    assert same(state(vae), before)
+
+
+def test_interrupt_keeps_the_last_complete_epoch(monkeypatch):
+    vae, good, calls, elbo = small_vae(), small_vae(), itertools.count(1), bounds.elbo
+
+    def interrupted(*args, **kwargs):
+        if next(calls) == 8:
+            raise KeyboardInterrupt
+        return elbo(*args, **kwargs)
+
+    quick(good, num_epochs=2)
+    monkeypatch.setattr(bounds, "elbo", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quick(vae, num_epochs=5)
+    assert same(state(vae), state(good))
+
+
+BAD_FIT = [
+    ({"vae": nn.Linear(6, 6)}, TypeError, "vae: expected a vaebook.models.VAE, got Linear"),
+    ({"x": [[0.0] * 6]}, TypeError, "x: expected a torch.Tensor, got list"),
+    (
+        {"x": torch.zeros(5, 6, dtype=torch.uint8)},
+        TypeError,
+        "x: expected a floating-point tensor, got dtype torch.uint8",
+    ),
+    (
+        {"x": torch.zeros(5, 6).double()},
+        TypeError,
+        "x: expected the dtype of the weights, torch.float32, got torch.float64",
+    ),
+    ({"x": torch.zeros(6)}, ValueError, "x: expected shape (N, 6), got (6,)"),
+    ({"x": torch.zeros(5, 7)}, ValueError, "x: expected shape (N, 6), got (5, 7)"),
+    ({"x": torch.zeros(0, 6)}, ValueError, "x: expected at least one element, got shape (0, 6)"),
+    ({"x": torch.full((5, 6), torch.nan)}, ValueError, "x: expected finite values, got nan at index (0, 0)"),
+    (
+        {"x": torch.full((5, 6), 2.0), "binarize": True},
+        ValueError,
+        "x: expected values in [0, 1], got 2 at index (0, 0)",
+    ),
+    (
+        {"x": torch.full((5, 6), 2.0)},
+        ValueError,
+        "fit: stopped in epoch 1, batch 1: x: expected values in [0, 1], got 2",
+    ),
+    ({"validation": torch.zeros(5, 7)}, ValueError, "validation: expected shape (M, 6), got (5, 7)"),
+    ({"validation": torch.zeros(0, 6)}, ValueError, "validation: expected at least one element"),
+    ({"validation": torch.full((5, 6), torch.inf)}, ValueError, "validation: expected finite values, got inf"),
+    ({"validation": torch.full((5, 6), -1.0), "binarize": True}, ValueError, "validation: expected values in [0, 1]"),
+    ({"num_epochs": 0}, ValueError, "num_epochs: expected an int at least 1, got 0"),
+    ({"num_epochs": 1.5}, TypeError, "num_epochs: expected an int, got float"),
+    ({"batch_size": 0}, ValueError, "batch_size: expected an int at least 1, got 0"),
+    ({"batch_size": None}, TypeError, "batch_size: expected an int, got NoneType"),
+    ({"learning_rate": 0.0}, ValueError, "learning_rate: expected a number > 0, got 0.0"),
+    ({"learning_rate": float("inf")}, ValueError, "learning_rate: expected a finite number, got inf"),
+    ({"beta": -1}, ValueError, "beta: expected a number >= 0, got -1"),
+    ({"beta": "1"}, TypeError, "beta: expected a number, got str"),
+    ({"generator": 0}, TypeError, "generator: expected a torch.Generator or None, got int"),
+    ({"patience": 0, "validation": two_images()}, ValueError, "patience: expected an int at least 1, got 0"),
+    ({"patience": 2}, ValueError, "patience: expected None without validation data, got 2"),
+    ({"progress": "no"}, TypeError, "progress: expected a bool, got str"),
+    ({"binarize": 1}, TypeError, "binarize: expected a bool, got int"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), BAD_FIT)
+def test_fit_rejects_and_leaves_the_model(arguments, error, message):
+    arguments = {"vae": small_vae()} | arguments
+    before = state(arguments["vae"])
+    with pytest.raises(error) as caught:
+        quick(**arguments)
+    assert str(caught.value).startswith(message)
+    assert same(before, state(arguments["vae"]))
+
+
+def test_fit_rejects_a_model_without_anything_to_train():
+    with pytest.raises(ValueError, match=r"^vae: expected parameters that require gradients, got none"):
+        quick(small_vae().requires_grad_(False))
+
+
+# Saving and loading
+
+
+VAES = {
+    "bernoulli": lambda: small_vae(3),
+    "linear": lambda: small_vae(3, hidden=()),
+    "shared": lambda: small_vae(3, decoder=GaussianDecoder, min_scale=0.125),
+    "free": lambda: small_vae(3, decoder=GaussianDecoder, scale="free", hidden=(7, 4)),
+    "fixed": lambda: small_vae(3, decoder=GaussianDecoder, scale=0.1),
+    "float64": lambda: small_vae(3).double(),
+    "bfloat16": lambda: small_vae(3, decoder=GaussianDecoder).bfloat16(),
+}
+
+
+@pytest.mark.parametrize("build", VAES.values(), ids=VAES)
+def test_save_then_load_is_the_same_model_to_the_last_bit(build, tmp_path):
+    vae, path, rng = build(), tmp_path / "vae.safetensors", torch.get_rng_state()
+    save(path, vae)
+    again = load(str(path))
+    assert same(state(vae), state(again))
+    into = build()
+    with torch.no_grad():
+        for parameter in into.parameters():
+            parameter.zero_()
+    assert load(path, into) is into and same(state(vae), state(into))
+    assert torch.equal(rng, torch.get_rng_state())
+    x, z = two_images(4).to(vae.encoder.loc.weight.dtype), torch.ones(4, 2, dtype=vae.encoder.loc.weight.dtype)
+    assert torch.equal(vae.decoder(z).log_prob(x), again.decoder(z).log_prob(x))
+    assert torch.equal(vae.sample(3, generator=generator()), again.sample(3, generator=generator()))
+    assert [p.name for p in tmp_path.iterdir()] == ["vae.safetensors"]
+
+
+def test_a_loaded_model_can_be_trained_on(tmp_path):
+    a = small_vae()
+    save(tmp_path / "a", a)
+    b = load(tmp_path / "a")
+    assert quick(a) == quick(b) and same(state(a), state(b))
+
+
+def test_config_is_kept_and_the_file_is_plain_safetensors(tmp_path):
+    path = tmp_path / "a"
+    save(path, small_vae(), {"seed": 3, "note": "héllo", "rates": [0.1, None]})
+    assert read_config(path) == {"seed": 3, "note": "héllo", "rates": [0.1, None]}
+    save(path, small_vae())
+    assert read_config(path) == {}
+    assert same(safetensors.torch.load_file(path), state(small_vae()))
+    with safetensors.safe_open(path, "pt") as file:
+        model = json.loads(file.metadata()["vaebook"])["model"]
+    assert model["encoder"] == {
+        "class": "GaussianEncoder",
+        "arguments": {"data_dim": 6, "latent_dim": 2, "hidden": [5]},
+    }
+    assert model["prior"] == {"class": "StandardNormal", "arguments": {"latent_dim": 2}}
+
+
+def test_every_rebuildable_class_keeps_its_arguments_and_takes_them_back():
+    for part in (GaussianEncoder(6, 2), BernoulliDecoder(2, 6), GaussianDecoder(2, 6, scale=0.5), StandardNormal(2)):
+        assert training.REBUILDABLE[type(part).__name__] is type(part)
+    assert len(training.REBUILDABLE) == 4
+
+
+def test_saving_is_deterministic_and_respects_the_umask(tmp_path):
+    save(tmp_path / "a", small_vae())
+    save(tmp_path / "b", small_vae())
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    (tmp_path / "plain").write_bytes(b"")
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+@pytest.mark.parametrize("where", ["serialise", "write", "replace"])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_interrupted_save_leaves_the_old_file_and_nothing_else(monkeypatch, tmp_path, where, error):
+    path, new = tmp_path / "vae.safetensors", tmp_path / "new.safetensors"
+    save(path, small_vae(0))
+    before = path.read_bytes()
+
+    def fail(*_, **__):
+        raise error
+
+    owner, name = {"serialise": (safetensors.torch, "save"), "write": (os, "fsync"), "replace": (os, "replace")}[where]
+    monkeypatch.setattr(owner, name, fail)
+    for target in (path, new):
+        with pytest.raises(type(error)):
+            save(target, small_vae(1))
+    monkeypatch.undo()
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["vae.safetensors"]
+    assert same(state(load(path)), state(small_vae(0)))
+
+
+def test_no_flipped_byte_goes_unnoticed(tmp_path):
+    """safetensors has no checksum of its own; ours must notice a change of any byte."""
+    path = tmp_path / "vae"
+    save(path, VAE(GaussianEncoder(2, 1, ()), BernoulliDecoder(1, 2, ()), StandardNormal(1)))
+    content = path.read_bytes()
+    for i in range(len(content)):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :])
+        with pytest.raises(ValueError, match=r"^/"):
+            load(path)
+            pytest.fail(f"byte {i} of {len(content)}")
+
+
+def test_truncated_or_foreign_files_are_one_clear_error(tmp_path):
+    path = tmp_path / "vae"
+    save(path, small_vae())
+    content = path.read_bytes()
+    vae = small_vae(5)
+    for bad in (*(content[:n] for n in range(0, len(content), 97)), content + b"x", b"{}", b"\x80\x04pickle"):
+        path.write_bytes(bad)
+        for read in (load, read_config, lambda p: load(p, vae)):
+            with pytest.raises(ValueError, match="expected a complete safetensors file written by vaebook") as error:
+                read(path)
+            assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    safetensors.torch.save_file({"w": torch.zeros(3)}, path)
+    with pytest.raises(ValueError, match=r"written by vaebook.training.save in format 1, got None"):
+        load(path)
+    assert same(state(vae), state(small_vae(5)))
+
+
+def test_swapped_weights_are_noticed(tmp_path):
+    """Tensors of the right names and shapes under another model's description."""
+    path = tmp_path / "vae"
+    save(path, small_vae(0))
+    with safetensors.safe_open(path, "pt") as file:
+        header = file.metadata()
+    safetensors.torch.save_file(state(small_vae(1)), path, header)
+    with pytest.raises(ValueError, match=r"corrupted, expected content with SHA-256 \w{64}, got \w{64}$"):
+        load(path)
+
+
+OTHERS = {
+    "hidden": (
+        lambda: small_vae(hidden=(6,)),
+        "encoder: expected GaussianEncoder(data_dim=6, latent_dim=2, hidden=[6]), "
+        "got GaussianEncoder(data_dim=6, latent_dim=2, hidden=[5])",
+    ),
+    "decoder": (lambda: small_vae(decoder=GaussianDecoder), "decoder: expected GaussianDecoder("),
+    "prior": (
+        lambda: VAE(
+            GaussianEncoder(6, 2, (5,)),
+            BernoulliDecoder(2, 6, (5,)),
+            DiagGaussianMixture(torch.zeros(1, 2), torch.ones(1, 2)),
+        ),
+        "prior: expected DiagGaussianMixture(…), got StandardNormal(latent_dim=2)",
+    ),
+    "dtype": (lambda: small_vae().double(), "decoder.body.0.bias: expected float64 (5,), got float32 (5,)"),
+}
+
+
+@pytest.mark.parametrize(("build", "message"), OTHERS.values(), ids=OTHERS)
+def test_another_architecture_is_named_and_left_alone(build, message, tmp_path):
+    save(tmp_path / "vae", small_vae())
+    other = build()
+    before = state(other)
+    with pytest.raises(ValueError) as error:
+        load(tmp_path / "vae", other)
+    assert str(error.value).startswith(f"{tmp_path / 'vae'}: {message}")
+    assert same(state(other), before)
+
+
+class OwnEncoder(nn.Module):
+    def __init__(self, width=6):
+        super().__init__()
+        self.loc = nn.Linear(width, 2)
+        if width > 6:
+            self.extra = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return Independent(Normal(self.loc(x[:, : self.loc.in_features]), torch.ones(2)), 1)
+
+
+def own(width=6):
+    return VAE(OwnEncoder(width), BernoulliDecoder(2, 6), StandardNormal(2))
+
+
+def test_parts_of_one_s_own_are_saved_but_not_rebuilt(tmp_path):
+    path, vae = tmp_path / "vae", own()
+    save(path, vae)
+    assert same(state(load(path, own())), state(vae))
+    with pytest.raises(ValueError, match=r"encoder: expected one of .*, got OwnEncoder\(…\); build the model yourself"):
+        load(path)
+    for other, message in (
+        (own(5), r"encoder.loc.weight: expected float32 \(2, 5\), got float32 \(2, 6\)$"),
+        (own(7), "encoder.extra.bias: expected float32 .*, got none$"),
+    ):
+        before = state(other)
+        with pytest.raises(ValueError, match=message):
+            load(path, other)
+        assert same(state(other), before)
+
+
+def test_a_class_of_the_same_name_is_not_taken_for_ours(tmp_path):
+    impostor = type("StandardNormal", (StandardNormal,), {})
+    save(tmp_path / "vae", VAE(GaussianEncoder(6, 2), BernoulliDecoder(2, 6), impostor(2)))
+    with pytest.raises(ValueError, match=r"prior: expected one of .*, got StandardNormal\(…\)"):
+        load(tmp_path / "vae")
+
+
+def test_tied_and_strided_tensors_are_saved(tmp_path):
+    vae = small_vae()
+    vae.encoder.log_scale.weight = vae.encoder.loc.weight
+    vae.decoder.logits.weight = nn.Parameter(torch.randn(5, 6, generator=generator()).T)
+    save(tmp_path / "vae", vae)
+    assert same(state(load(tmp_path / "vae")), state(vae))
+
+
+def test_a_description_that_cannot_be_built_is_an_error(tmp_path, monkeypatch):
+    """As from a later version of the package, whose classes take other arguments."""
+    path = tmp_path / "vae"
+    describe = training._describe
+
+    def newer(vae):
+        model = describe(vae)
+        model["encoder"]["arguments"]["dropout"] = 0.1
+        return model
+
+    monkeypatch.setattr(training, "_describe", newer)
+    save(path, small_vae())
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=rf"^{path}: expected a model that this version can build, got: .*dropout"):
+        load(path)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"x"])
+def test_path_must_be_a_path(path):
+    for call in (lambda: save(path, small_vae()), lambda: load(path), lambda: read_config(path)):
+        with pytest.raises(TypeError, match=r"^path: expected a path, got"):
+            call()
+
+
+def test_bad_arguments_of_save_and_load(tmp_path):
+    path = tmp_path / "vae"
+    with pytest.raises(ValueError, match=r"^path: expected a file in a folder that exists, got .*nowhere"):
+        save(tmp_path / "nowhere" / "vae", small_vae())
+    for vae in (None, nn.Linear(2, 2), small_vae().state_dict()):
+        with pytest.raises(TypeError, match=r"^vae: expected a vaebook.models.VAE, got"):
+            save(path, vae)
+    for config, error in (([1], TypeError), ({"a": object()}, TypeError), ({"a": float("nan")}, ValueError)):
+        with pytest.raises(error, match=r"^config: expected"):
+            save(path, small_vae(), config)
+    assert not list(tmp_path.iterdir())
+    for missing in (path, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"^path: expected a complete safetensors file"):
+            load(missing)
+    save(path, small_vae())
+    with pytest.raises(TypeError, match=r"^vae: expected a vaebook.models.VAE, got Linear"):
+        load(path, nn.Linear(2, 2))
