@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
+import shutil
 import struct
 import threading
 
@@ -186,6 +187,16 @@ def test_bad_file_in_the_system_folder_is_left_alone(miniature, monkeypatch):
     with pytest.raises(ValueError, match=rf"^{bad}: expected .*, got 23,536 bytes with SHA-256 \w{{64}}$"):
         data.fashion_mnist()
     assert bad.is_file()
+
+
+def test_cache_comes_before_the_system_folder(miniature, monkeypatch, tmp_path):
+    shutil.copytree(miniature, cache_of(miniature))
+    monkeypatch.setattr(data, "FASHION_SYSTEM_FOLDER", miniature)
+    spoil_pixel(miniature / "train-images-idx3-ubyte.gz")
+    assert len(data.fashion_mnist().train) == 20
+    (cache_of(miniature) / "t10k-images-idx3-ubyte.gz").unlink()  # incomplete: the system's turn
+    with pytest.raises(ValueError, match="source/train-images"):
+        data.fashion_mnist()
 
 
 def test_given_folder_is_the_only_source(miniature, monkeypatch, tmp_path):

@@ -16,7 +16,6 @@ import zlib
 from pathlib import Path
 from typing import NamedTuple
 
-import pooch
 import torch
 from torch import Tensor
 
@@ -181,6 +180,8 @@ def _given(folder: str | os.PathLike[str]) -> list[bytes]:
 
 
 def _found_or_downloaded() -> list[bytes]:
+    import pooch  # here, because in a notebook the import alone warns about missing progress widgets
+
     cache = Path(pooch.os_cache("vaebook")) / "fashion-mnist"
     for place in (cache, FASHION_SYSTEM_FOLDER):
         if all(_path_in(place, file) for file in FASHION_FILES):
@@ -233,6 +234,8 @@ def _read_verified(path: Path, file: _File, source: str) -> bytes:
 
 def _download(file: _File, cache: Path) -> None:
     """Fetch one file into the cache, where it appears under its name only after it was verified."""
+    import pooch
+
     failures: list[OSError | ValueError] = []
     for base in FASHION_BASES:
         try:
