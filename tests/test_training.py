@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.distributions import Independent, Normal
 
-from vaebook import bounds, data, training
+from vaebook import _checkpoint, bounds, data, training
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.ppca import PPCA
@@ -414,8 +414,8 @@ def test_config_is_kept_and_the_file_is_plain_safetensors(tmp_path):
 
 def test_every_rebuildable_class_keeps_its_arguments_and_takes_them_back():
     for part in (GaussianEncoder(6, 2), BernoulliDecoder(2, 6), GaussianDecoder(2, 6, scale=0.5), StandardNormal(2)):
-        assert training.REBUILDABLE[type(part).__name__] is type(part)
-    assert len(training.REBUILDABLE) == 4
+        assert _checkpoint.REBUILDABLE[type(part).__name__] is type(part)
+    assert len(_checkpoint.REBUILDABLE) == 4
 
 
 def test_saving_is_deterministic_and_respects_the_umask(tmp_path):
@@ -565,14 +565,14 @@ def test_tied_and_strided_tensors_are_saved(tmp_path):
 def test_a_description_that_cannot_be_built_is_an_error(tmp_path, monkeypatch):
     """As from a later version of the package, whose classes take other arguments."""
     path = tmp_path / "vae"
-    describe = training._describe
+    describe = _checkpoint._describe
 
     def newer(vae):
         model = describe(vae)
         model["encoder"]["arguments"]["dropout"] = 0.1
         return model
 
-    monkeypatch.setattr(training, "_describe", newer)
+    monkeypatch.setattr(_checkpoint, "_describe", newer)
     save(path, small_vae())
     monkeypatch.undo()
     with pytest.raises(ValueError, match=rf"^{path}: expected a model that this version can build, got: .*dropout"):

@@ -3,12 +3,13 @@
 The modules, from the bottom up; each imports only from those above it in this list:
 
 ====================================  ==============================================================
-``kernels`` ``data`` ``plots``        the sum over components, the data sets, the pictures
 ``tables``                            numbers rounded once, in one way
-``mixture``                           `DiagGaussianMixture`: the object that the book is about
+``kernels`` ``data`` ``plots``        the sum over components, the data sets, the pictures
+``mixture`` ``estimators``            `DiagGaussianMixture`: the object that the book is about; standard errors
 ``models`` ``priors`` ``ppca``        VAEs, priors, and the case in which everything is closed form
+``modes``                             the modes of a mixture, which are not its components
 ``bounds`` ``aggregate``              ELBO, IWAE, quadrature; the aggregated posterior of an encoder
-``training``                          fitting, saving and loading
+``training`` ``surgery``              fitting, saving and loading; what the KL term consists of
 ``claims``                            every statement of the book as a check that runs and can fail
 ====================================  ==============================================================
 """
