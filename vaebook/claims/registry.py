@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vaebook._checks import check_int
-from vaebook.tables import table
+from vaebook.tables import Table, number, table
 
 STANDARD_ERRORS = 4.0
 """A Monte Carlo claim holds within this many standard errors."""
@@ -122,27 +122,33 @@ class Evidence:
         return self.margin >= self.required
 
     def _repr_markdown_(self) -> str:
-        return f"**Check of `{self.claim.id}`** ({self.claim.kind})\n\n" + self._table()._repr_markdown_()
+        title = f"**Check of `{self.claim.id}`** ({self.claim.kind}; off by in {self._unit})"
+        return f"{title}\n\n{self._table()._repr_markdown_()}"
 
     def __repr__(self) -> str:
         """Show the two comparisons side by side."""
-        return f"{self.claim.id} ({self.claim.kind})\n{self._table()}"
+        return f"{self.claim.id} ({self.claim.kind}; off by in {self._unit})\n{self._table()}"
 
-    def _table(self) -> object:
-        m, unit = self.measurement, "tolerances" if self.measurement.stderr is None else "standard errors"
+    @property
+    def _unit(self) -> str:
+        m = self.measurement
+        return "standard errors" if m.stderr is not None else f"tolerances of {m.tolerance:.0e}".replace("e-0", "e-")
+
+    def _table(self) -> Table:
+        m = self.measurement
         lhs = m.lhs if m.falsehood_lhs is None else m.falsehood_lhs
         shown = [_pick(m.lhs, m.rhs, m.relation, torch.argmax), _pick(lhs, m.falsehood_rhs, m.relation, torch.argmin)]
-        accepted = "holds" if self.holds else "FAILS"
-        rejected = "rejected" if self.falsehood_rejected else "NOT REJECTED"
+        sign = {"==": "=", "<=": "≤", ">=": "≥"}[m.relation]
         return table(
             {
-                "": ["claim", "tempting falsehood"],
-                "left side": [a for a, _ in shown],
-                "must be": [{"==": "=", "<=": "≤", ">=": "≥"}[m.relation]] * 2,
-                "right side": [b for _, b in shown],
-                f"off by, in {unit}": [f"{self.residual:.1f}", _coarse(self.margin)],
+                "": ["claim", "falsehood"],
+                "must hold": [f"{number(left)} {sign} {number(right)}" for left, right in shown],
+                "off by": [f"{self.residual:.1f}", _coarse(self.margin)],
                 "limit": [f"≤ {self.allowed:g}", f"≥ {self.required:g}"],
-                "verdict": [accepted, rejected],
+                "verdict": [
+                    "holds" if self.holds else "FAILS",
+                    "rejected" if self.falsehood_rejected else "NOT REJECTED",
+                ],
             }
         )
 
