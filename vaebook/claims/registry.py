@@ -137,7 +137,13 @@ class Evidence:
     def _table(self) -> Table:
         m = self.measurement
         lhs = m.lhs if m.falsehood_lhs is None else m.falsehood_lhs
-        shown = [_pick(m.lhs, m.rhs, m.relation, torch.argmax), _pick(lhs, m.falsehood_rhs, m.relation, torch.argmin)]
+        unit = m.tolerance if m.stderr is None else m.stderr
+        falsehood_unit = unit if m.falsehood_stderr is None else m.falsehood_stderr
+        off = _off(m.lhs, m.rhs, m.relation, unit)
+        best = int(_off(lhs, m.falsehood_rhs, m.relation, falsehood_unit).argmin())
+        # Shown is the entry nearest to changing the verdict; of a claim that is at ease everywhere, the first.
+        worst = int(torch.where(off < 0.05, 0.0, off).argmax())
+        shown = [_entry(m.lhs, m.rhs, worst), _entry(lhs, m.falsehood_rhs, best)]
         sign = {"==": "=", "<=": "≤", ">=": "≥"}[m.relation]
         return table(
             {
@@ -254,11 +260,9 @@ def _off(lhs: Number, rhs: Number, relation: str, unit: Number) -> Tensor:
     return _violations(lhs, rhs, relation) / _tensor(unit)
 
 
-def _pick(lhs: Number, rhs: Number, relation: str, which: Callable[[Tensor], Tensor]) -> tuple[float, float]:
-    """Pick the entry to show: the one nearest to changing the verdict."""
+def _entry(lhs: Number, rhs: Number, index: int) -> tuple[float, float]:
     lhs, rhs = torch.broadcast_tensors(_tensor(lhs), _tensor(rhs))
-    entry = int(which(_violations(lhs, rhs, relation)))
-    return lhs.flatten()[entry].item(), rhs.flatten()[entry].item()
+    return lhs.flatten()[index].item(), rhs.flatten()[index].item()
 
 
 def _coarse(value: float) -> str:
