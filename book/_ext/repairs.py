@@ -1,0 +1,91 @@
+"""Repairs to the site that Jupyter Book 1.x and its extensions build; each says what it mends."""
+
+from __future__ import annotations
+
+import re
+import struct
+from html import escape
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+PNG_RATIO = 96 / 150  # CSS pixels per image pixel: figures have 150 dots per inch, a browser's inch has 96 pixels
+MENDED = [  # in the HTML of every page: what is wrong, what should stand there
+    # A notebook link should download; a browser would show JSON.
+    (re.compile(r'(<a href="[^"]*_sources/[^"]*\.ipynb")(?: target="_blank")?'), r"\1 download"),
+    # The empty corner of a table is no header.
+    (re.compile(r'<th class="head([^"]*)"><p></p></th>'), r'<td class="head\1"></td>'),
+    # docutils gives references a role that ARIA has withdrawn, inside a list that wants items.
+    (re.compile(r'(<div class="citation" id="[^"]*") role="doc-biblioentry"'), r'\1 role="listitem"'),
+]
+REDIRECT = """<!DOCTYPE html>
+<html lang="{language}">
+  <head>
+    <meta charset="utf-8">
+    <title>{title}</title>
+    <meta http-equiv="refresh" content="0; url={url}">
+    <link rel="canonical" href="{url}">
+  </head>
+  <body><main><h1>{title}</h1><p><a href="{url}">Read the book</a></p></main></body>
+</html>
+"""
+
+
+def drop_thebe(app: Sphinx) -> None:
+    """sphinx-thebe is not used here, would load from a CDN, and adds its script twice: an error on every page."""
+    for listeners in app.events.listeners.values():
+        listeners[:] = [entry for entry in listeners if not entry.handler.__module__.startswith("sphinx_thebe")]
+
+
+def follow_names(app: Sphinx, config: Config) -> None:
+    """Set from the names in _config.yml what would repeat them; the theme links only to known hosts."""
+    config.ogp_site_url = config.html_baseurl
+    options = config.html_theme_options
+    if "github.com/" not in options.get("repository_url", ""):
+        for name in ("launch_buttons", "repository_url", "repository_branch"):
+            options.pop(name, None)
+
+
+def share_html_visitors(app: Sphinx) -> None:
+    """sphinx-exercise registers its nodes for singlehtml too, which hides sphinx-proof's html visitors there."""
+    handlers = app.registry.translation_handlers
+    handlers["singlehtml"] = handlers.get("html", {}) | handlers.get("singlehtml", {})
+
+
+def size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Show a notebook's figures at their physical size; without a width the text around them jumps as they load."""
+    for image in doctree.findall(nodes.image):
+        path = Path(app.srcdir, image["uri"])
+        path = path if path.exists() else Path(image["uri"])
+        if "width" in image or path.suffix != ".png" or "jupyter_execute" not in path.parts:
+            continue
+        width = struct.unpack(">I", path.read_bytes()[16:20])[0]
+        image["width"] = f"{round(width * PNG_RATIO)}px"
+
+
+def finish_pages(app: Sphinx, exception: Exception | None) -> None:
+    """Mend the HTML, and give the redirect at the root, which Jupyter Book leaves bare, a title and a language."""
+    if exception or app.builder.name != "html":
+        return
+    for page in Path(app.outdir).rglob("*.html"):
+        text = mended = page.read_text(encoding="utf-8")
+        for wrong, right in MENDED:
+            mended = wrong.sub(right, mended)
+        if mended != text:
+            page.write_text(mended, encoding="utf-8")
+    root = f"{app.config.root_doc}.html"
+    if root != "index.html":
+        page = REDIRECT.format(language=app.config.language, title=escape(app.config.html_title), url=root)
+        Path(app.outdir, "index.html").write_text(page, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Connect the repairs; those at builder-inited run after every extension has connected its own."""
+    app.connect("config-inited", follow_names)
+    app.connect("builder-inited", drop_thebe, priority=1)
+    app.connect("builder-inited", share_html_visitors)
+    app.connect("doctree-resolved", size_figures)
+    app.connect("build-finished", finish_pages)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

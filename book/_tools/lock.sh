@@ -1,0 +1,13 @@
+#!/bin/sh
+# Compiles requirements.txt from pyproject.toml, in an environment of its own. Needs the network.
+set -eu
+cd "$(dirname "$0")/../.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+.venv/bin/python -m venv "$work/venv"
+"$work/venv/bin/python" -m pip install --quiet pip-tools
+"$work/venv/bin/pip-compile" --quiet --upgrade --all-extras --strip-extras --allow-unsafe --no-header \
+    --no-emit-index-url --no-emit-find-links --output-file "$work/requirements.txt" pyproject.toml
+# A build such as 2.13.0+cpu is on no public index; its plain version is.
+sed 's/^\(torch==[0-9.]*\)+.*/\1/' "$work/requirements.txt" >requirements.txt
+echo "requirements.txt is new; run make test before you commit it." >&2

@@ -1,0 +1,56 @@
+#!/bin/sh
+# Makes .venv from the lock, once: the stamp in it holds a checksum of what it was made from.
+# PYTHON names the interpreter to use, TORCH_INDEX the package index that torch is taken from.
+set -eu
+cd "$(dirname "$0")/../.."
+stamp=.venv/.made-from
+wanted=$(cat requirements.txt pyproject.toml | cksum)
+if [ -x .venv/bin/python ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] &&
+    [ -f book/_static/mathjax/tex-chtml.js ]; then
+    exit 0
+fi
+
+say() { printf '%s\n' "$*" >&2; }
+
+# Prints the first interpreter that is new enough and can make environments.
+find_python() {
+    problem="No Python found. Install Python 3.11 or newer with its venv module (Debian, Ubuntu: apt install python3-venv)."
+    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
+        found=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
+        if ! "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+            problem="Python $found ($candidate) is too old. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3."
+        elif ! "$candidate" -c 'import ensurepip, venv' 2>/dev/null; then
+            problem="Python $found ($candidate) has no venv module. Install it (Debian, Ubuntu: apt install python3-venv or python$found-venv)."
+        else
+            echo "$candidate"
+            return 0
+        fi
+    done
+    say "$problem"
+    return 1
+}
+
+if [ ! -x .venv/bin/python ] || [ ! -f .venv/bin/pip ]; then
+    python=$(find_python)
+    # A half-made environment is worse than none: later runs would trust it.
+    trap 'status=$?; [ $status -eq 0 ] || { rm -rf .venv; say "Set-up failed; .venv was removed. Run the command again to retry."; }' EXIT
+    trap 'exit 130' INT TERM HUP
+    say "Setting up .venv with $python: once, a few minutes and a few gigabytes."
+    rm -rf .venv
+    "$python" -m venv .venv
+else
+    say "Bringing .venv up to date with requirements.txt and pyproject.toml."
+fi
+rm -f "$stamp"
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+pip() { .venv/bin/python -m pip --quiet "$@"; }
+
+# torch first and at its exact version: without one, the other requirements could bring a different build.
+torch=$(grep -E '^torch==' requirements.txt)
+say "  $torch"
+pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch"
+say "  the other packages of requirements.txt"
+pip install -r requirements.txt
+pip install --no-deps --no-build-isolation --editable .
+.venv/bin/python book/_tools/copy_mathjax.py
+echo "$wanted" >"$stamp"

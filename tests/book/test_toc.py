@@ -1,0 +1,44 @@
+"""The table of contents and the folder say the same."""
+
+import yaml
+from fingerprint import ROOT, chapters
+
+BOOK = ROOT / "book"
+
+
+def files(entry):
+    """All pages of a table of contents, depth first."""
+    if isinstance(entry, list):
+        return [page for item in entry for page in files(item)]
+    here = [entry[key] for key in ("root", "file") if key in entry]
+    return here + [page for key in ("parts", "chapters", "sections") for page in files(entry.get(key, []))]
+
+
+PAGES = files(yaml.safe_load((ROOT / "_toc.yml").read_text()))
+CHAPTERS = {md.with_suffix(".ipynb").relative_to(ROOT).as_posix() for md in chapters()}
+
+
+def test_every_page_exists_and_stands_once():
+    assert len(PAGES) == len(set(PAGES))
+    paths = [ROOT / (page if page.endswith(".ipynb") else f"{page}.md") for page in PAGES]
+    assert [str(path) for path in paths if not path.exists()] == []
+
+
+def test_chapters_are_listed_as_notebooks_and_prose_is_not():
+    assert {page for page in PAGES if page.endswith(".ipynb")} == CHAPTERS
+
+
+def test_every_page_in_the_folder_is_listed():
+    pages = (md for md in BOOK.rglob("*.md") if md.parent.name[0] not in "._")
+    written = {md.relative_to(ROOT).with_suffix("").as_posix() for md in pages}
+    listed = {page.removesuffix(".ipynb") for page in PAGES}
+    assert written - listed == set()
+
+
+def test_every_notebook_belongs_to_a_chapter():
+    notebooks = {path.relative_to(ROOT).as_posix() for path in BOOK.rglob("*.ipynb") if "checkpoint" not in str(path)}
+    assert notebooks == CHAPTERS
+
+
+def test_page_names_have_no_underscore():
+    assert [page for page in PAGES if "_" in page] == []

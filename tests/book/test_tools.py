@@ -1,0 +1,228 @@
+"""The tools that store outputs: when a chapter is stale, when it may be run, and what a failure leaves behind."""
+
+import shutil
+import subprocess
+import sys
+
+import execute
+import nbformat
+import pytest
+from fingerprint import ROOT, fingerprint, is_chapter, read_ipynb, read_md, results_read, source_hash, why_stale
+
+CHAPTER = """\
+---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+# A title
+
+```{code-cell} ipython3
+print(6 * 7)
+```
+"""
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A tree with one chapter that has just been stored, its outputs written by hand."""
+    for folder in ("book", "book/results", "vaebook"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "vaebook" / "mixture.py").write_text("x = 1\n")
+    (tmp_path / "requirements.txt").write_text("torch==2.13.0\n")
+    (tmp_path / "book" / "toy.md").write_text(CHAPTER)
+    store(tmp_path)
+    return tmp_path
+
+
+def store(root):
+    md = root / "book" / "toy.md"
+    notebook = read_md(md)
+    for count, cell in enumerate(execute._code(notebook), start=1):
+        cell.execution_count = count
+        cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="42\n")]
+    execute.finish(notebook, {"fingerprint": fingerprint(notebook, root), "source": source_hash(notebook)})
+    nbformat.write(notebook, md.with_suffix(".ipynb"))
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_fresh(root):
+    assert why_stale(root / "book" / "toy.md", root) is None
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "reason"),
+    [
+        ("book/toy.md", "6 * 7", "6 * 8", "its code"),
+        ("book/toy.md", "A title", "Another title", "its text"),
+        ("vaebook/mixture.py", "x = 1", "x = 2", "the package"),
+        ("requirements.txt", "2.13.0", "2.13.1", "the lock"),
+        ("book/toy.ipynb", "A title", "Another title", "its text"),
+    ],
+)
+def test_stale(root, file, old, new, reason):
+    edit(root / file, old, new)
+    assert reason in why_stale(root / "book" / "toy.md", root)
+
+
+def test_stale_when_never_executed(root):
+    (root / "book" / "toy.ipynb").unlink()
+    assert why_stale(root / "book" / "toy.md", root) == "never executed"
+
+
+@pytest.mark.parametrize("call", ['load_results("ppca")', "load_results('ppca.json')", 'open("../results/ppca.json")'])
+def test_stale_when_a_results_file_that_it_reads_changes(root, call):
+    md = root / "book" / "toy.md"
+    edit(md, "print(6 * 7)", call)
+    assert results_read(read_md(md)) == ["ppca.json"]
+    store(root)
+    assert why_stale(md, root) is None
+    (root / "book" / "results" / "ppca.json").write_text("{}")
+    assert "results file" in why_stale(md, root)
+
+
+def test_prose_is_no_chapter(tmp_path):
+    (tmp_path / "prose.md").write_text("# Title\n\nkernelspec: none\n\n---\n")
+    assert not is_chapter(tmp_path / "prose.md")
+
+
+def test_ipynb_only_edit_is_not_overwritten(root, monkeypatch):
+    monkeypatch.setattr(execute, "ROOT", root)
+    md, ipynb = root / "book" / "toy.md", root / "book" / "toy.ipynb"
+    execute.settle_differences(md, ipynb, None)
+    edit(md, "A title", "New in md")
+    execute.settle_differences(md, ipynb, None)  # the usual case: only the .md was edited
+    md.write_text(CHAPTER)
+    edit(ipynb, "A title", "New in ipynb")
+    with pytest.raises(execute.ChapterError, match=r"the \.ipynb was edited.*KEEP=md"):
+        execute.settle_differences(md, ipynb, None)
+    edit(md, "A title", "New in md")
+    with pytest.raises(execute.ChapterError, match="both files were edited"):
+        execute.settle_differences(md, ipynb, None)
+    execute.settle_differences(md, ipynb, "ipynb")
+    assert "New in ipynb" in md.read_text()
+
+
+@pytest.fixture
+def chapter(tmp_path, monkeypatch):
+    """A chapter outside the tree that `execute.update` may run."""
+    monkeypatch.setattr(execute, "ROOT", tmp_path)
+    (tmp_path / "book").mkdir()
+    md = tmp_path / "book" / "toy.md"
+    md.write_text(CHAPTER)
+    return md
+
+
+def test_a_second_run_is_byte_identical_and_new_text_needs_no_run(chapter, monkeypatch):
+    assert execute.update(chapter) == "executed"
+    first = chapter.with_suffix(".ipynb").read_bytes()
+    assert execute.update(chapter) == "fresh"
+    assert execute.update(chapter, force=True) == "executed"
+    assert chapter.with_suffix(".ipynb").read_bytes() == first
+    monkeypatch.setattr(execute, "run", lambda *_: pytest.fail("ran for a change of text"))
+    edit(chapter, "A title", "Another title")
+    assert execute.update(chapter) == "text only"
+    assert read_ipynb(chapter.with_suffix(".ipynb")).cells[1].outputs[0].text == "42\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("raise ValueError('spoilt')", "code cell 1 of 1 raised an error(.|\n)*spoilt"),
+        ("import warnings; warnings.warn('careful')", "code cell 1 wrote to stderr(.|\n)*careful"),
+    ],
+)
+def test_a_failing_run_leaves_the_notebook_as_it_was(chapter, code, words):
+    ipynb = chapter.with_suffix(".ipynb")
+    edit(chapter, "print(6 * 7)", code)
+    nbformat.write(execute.read_md(chapter), ipynb)
+    before = ipynb.read_bytes()
+    with pytest.raises(execute.ChapterError, match=words):
+        execute.update(chapter, force=True)
+    assert ipynb.read_bytes() == before
+    assert sorted(path.name for path in chapter.parent.iterdir()) == ["toy.ipynb", "toy.md"]
+
+
+FAKE_PYTHON = """\
+#!/bin/sh
+case "$*" in
+*print*) echo {version} ;;
+*"sys.exit(sys.version_info"*) exit {old} ;;
+*ensurepip*) exit {bare} ;;
+"-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && touch .venv/bin/pip ;;
+*pip*) echo "$*" >>pip.log; exit {pip} ;;
+*copy_mathjax*) mkdir -p book/_static/mathjax && touch book/_static/mathjax/tex-chtml.js ;;
+esac
+"""
+
+
+@pytest.fixture
+def set_up(tmp_path):
+    """A function that runs set-up in an empty tree with a Python that only pretends."""
+    (tmp_path / "book" / "_tools").mkdir(parents=True)
+    shutil.copy(ROOT / "book" / "_tools" / "setup.sh", tmp_path / "book" / "_tools")
+    (tmp_path / "requirements.txt").write_text("torch==2.13.0\n    # via vaebook\n")
+    (tmp_path / "pyproject.toml").write_text("")
+    python = tmp_path / "fake-python"
+
+    def run(*, version="3.11", old=0, bare=0, pip=0, **variables):
+        python.write_text(FAKE_PYTHON.format(version=version, old=old, bare=bare, pip=pip))
+        python.chmod(0o755)
+        variables = {"PATH": "/usr/bin:/bin", "PYTHON": str(python)} | variables
+        command = ["sh", "book/_tools/setup.sh"]
+        return subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=False)
+
+    run.root = tmp_path
+    return run
+
+
+@pytest.mark.parametrize(
+    ("pretence", "words"),
+    [
+        ({"PYTHON": "/no/such/python"}, "No Python found. Install Python 3.11 or newer"),
+        ({"version": "3.9", "old": 1}, "is too old. Install Python 3.11 or newer"),
+        ({"bare": 1}, "has no venv module. Install it (Debian, Ubuntu: apt install python3-venv or python3.11-venv)."),
+    ],
+)
+def test_what_is_missing_is_said_in_one_sentence(set_up, pretence, words):
+    done = set_up(**pretence)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (set_up.root / ".venv").exists()
+
+
+def test_a_failed_set_up_leaves_no_environment(set_up):
+    done = set_up(pip=1)
+    assert done.returncode == 1
+    assert ".venv was removed" in done.stderr
+    assert not (set_up.root / ".venv").exists()
+
+
+def test_set_up_happens_once_and_again_when_the_lock_changes(set_up):
+    assert set_up(TORCH_INDEX="https://index.example.org").returncode == 0
+    calls = (set_up.root / "pip.log").read_text().splitlines()
+    assert "--index-url https://index.example.org torch==2.13.0" in calls[0]
+    assert [call.split()[-1] for call in calls] == ["torch==2.13.0", "requirements.txt", "."]
+    assert set_up().stderr == ""
+    edit(set_up.root / "requirements.txt", "2.13.0", "2.13.1")
+    assert "up to date" in set_up().stderr
+    assert (set_up.root / "pip.log").read_text().count("torch==2.13.1") == 1
+
+
+def test_build_names_what_is_missing():
+    command = [sys.executable, str(ROOT / "book" / "_tools" / "execute.py"), "--chapter", "no/such"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "no chapter 'no/such'; there are: " in done.stderr
