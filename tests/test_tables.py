@@ -54,3 +54,7 @@ def test_bad_tables(columns, error, message):
 def test_a_number_is_one_number():
     with pytest.raises(ValueError, match=r"value: expected one element, got shape \(2,\)"):
         number(torch.zeros(2))
+
+
+def test_a_bar_in_a_cell_does_not_end_it():
+    assert table({"": ["KL(q || p)"], "nats": [1.0]})._repr_markdown_().splitlines()[-1] == r"| KL(q \|\| p) | 1.000 |"

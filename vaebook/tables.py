@@ -55,7 +55,8 @@ class Table(NamedTuple):
 
     def _repr_markdown_(self) -> str:
         lines = [self.header, ("---",) + ("--:",) * (len(self.header) - 1), *self.rows]
-        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+        return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
 
     def __str__(self) -> str:
         """Align the columns with spaces."""

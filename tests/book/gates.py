@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fingerprint import inputs, read_ipynb, read_md
 
-MAX_LINES, MAX_CELL_LINES = 120, 18
+MAX_LINES, MAX_CELL_LINES, MAX_WIDTH = 120, 18, 90
 MAX_DIGITS = 6
 DISPLAYS = {"plt.show()": "image/png", "verify(": "text/markdown", "table(": "text/markdown"}
 FLOAT = re.compile(r"(?<![\w.])(\d+\.\d+|\d+(?=[eE][-+]?\d))(?:[eE][-+]?\d+)?")
@@ -59,7 +59,7 @@ def stored_outputs(ipynb: Path) -> list[str]:
 
 
 def code_size(sources: list[str]) -> list[str]:
-    """Chapters are thin: few lines, no classes, no functions of more than one statement."""
+    """Chapters are thin: few lines, short ones, no classes, no functions of more than one statement."""
     problems, total = [], 0
     for number, source in enumerate(sources, start=1):
         lines = [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
@@ -68,6 +68,8 @@ def code_size(sources: list[str]) -> list[str]:
             problems.append(f"code cell {number} is empty")
         if len(lines) > MAX_CELL_LINES:
             problems.append(f"code cell {number} has {len(lines)} lines of code, more than {MAX_CELL_LINES}")
+        if max(map(len, source.splitlines()), default=0) > MAX_WIDTH:
+            problems.append(f"code cell {number} has a line of more than {MAX_WIDTH} characters: readers must scroll")
         for node in ast.walk(ast.parse(source)):
             if isinstance(node, ast.ClassDef):
                 problems.append(f"code cell {number} defines the class {node.name}")

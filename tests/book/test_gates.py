@@ -109,6 +109,7 @@ def test_code_size():
     assert gates.code_size(["x = 1\n" * 18] * 7) == ["126 lines of code, more than 120"]
     assert gates.code_size(["class A:\n    pass"]) == ["code cell 1 defines the class A"]
     assert gates.code_size(["def f():\n    x = 1\n    return x"]) == ["code cell 1 defines the function f"]
+    assert "more than 90 characters" in gates.code_size([f"x = {'1' * 90}"])[0]
     assert gates.code_size(["# only a comment"]) == ["code cell 1 is empty"]
 
 

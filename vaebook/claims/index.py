@@ -191,7 +191,7 @@ def effective_components(generator: torch.Generator) -> Measurement:
     conditions="One common isotropic covariance s²I, weights 1/2 each, any dimension.",
     falsehood="A Gaussian mixture has at most as many modes as components.",
     kind="exact",
-    source="Behboodian (1970) for the condition in one dimension; the three-mode mixture after Carreira-Perpiñán & Williams (2003)",
+    source="Behboodian (1970) for the condition in 1-D; three modes after Carreira-Perpiñán & Williams (2003)",
     section="mixture/index",
 )
 def modes(generator: torch.Generator) -> Measurement:
