@@ -6,8 +6,8 @@ The modules, from the bottom up; each imports only from those above it in this l
 ``tables``                            numbers rounded once, in one way
 ``kernels`` ``data`` ``plots``        the sum over components, the data sets, the pictures
 ``mixture`` ``estimators``            `DiagGaussianMixture`: the object that the book is about; standard errors
-``models`` ``priors`` ``ppca``        VAEs, priors, and the case in which everything is closed form
-``modes``                             the modes of a mixture, which are not its components
+``models`` ``priors``                 VAEs and what they take for p(z)
+``ppca`` ``modes``                    the VAE in closed form; the modes of a mixture, which are not its components
 ``bounds`` ``aggregate``              ELBO, IWAE, quadrature; the aggregated posterior of an encoder
 ``training`` ``surgery``              fitting, saving and loading; what the KL term consists of
 ``claims``                            every statement of the book as a check that runs and can fail

@@ -17,6 +17,8 @@ MENDED = [  # in the HTML of every page: what is wrong, what should stand there
     (re.compile(r'(<a href="[^"]*_sources/[^"]*\.ipynb")(?: target="_blank")?'), r"\1 download"),
     # The empty corner of a table is no header.
     (re.compile(r'<th class="head([^"]*)"><p></p></th>'), r'<td class="head\1"></td>'),
+    # sphinx-exercise links the space before the number too.
+    (re.compile(r"Solution to(<a [^>]*>) "), r"Solution to \1"),
     # docutils gives references a role that ARIA has withdrawn, inside a list that wants items.
     (re.compile(r'(<div class="citation" id="[^"]*") role="doc-biblioentry"'), r'\1 role="listitem"'),
 ]

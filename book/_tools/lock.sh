@@ -8,6 +8,8 @@ trap 'rm -rf "$work"' EXIT
 "$work/venv/bin/python" -m pip install --quiet pip-tools
 "$work/venv/bin/pip-compile" --quiet --upgrade --all-extras --strip-extras --allow-unsafe --no-header \
     --no-emit-index-url --no-emit-find-links --output-file "$work/requirements.txt" pyproject.toml
-# A build such as 2.13.0+cpu is on no public index; its plain version is.
-sed 's/^\(torch==[0-9.]*\)+.*/\1/' "$work/requirements.txt" >requirements.txt
+# A build such as 2.13.0+cpu is on no public index; its plain version is. What torch needs for CUDA comes with the
+# builds that use it, and must not be forced on those that do not.
+awk '/^[^ #]/ { keep = !/^(nvidia-|cuda-|triton)/ } keep' "$work/requirements.txt" |
+    sed 's/^\(torch==[0-9.]*\)+.*/\1/' >requirements.txt
 echo "requirements.txt is new; run make test before you commit it." >&2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 from build import build
 from fingerprint import ROOT
@@ -12,14 +13,27 @@ from fingerprint import ROOT
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 
 
+def find_browser() -> str | None:
+    """Path of the first browser that is installed."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+def printable(html: Path) -> Path:
+    """Write the single page where its links, which start at the root of the site, find what they name."""
+    root = "book/intro.html"
+    page = html / "print.html"
+    page.write_text((html / root).read_text(encoding="utf-8").replace(f'href="{root}#', 'href="#'), encoding="utf-8")
+    return page
+
+
 def main() -> int:
     """Build the page and print it."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    browser = find_browser()
     if browser is None:
         sys.exit("make pdf needs Chromium or Chrome, and found neither (Debian, Ubuntu: apt install chromium).")
     if build(ROOT, builder="singlehtml"):
         sys.exit("The build failed: see the warnings above.")
-    page, target = ROOT / "_build" / "singlehtml" / "book" / "intro.html", ROOT / "_build" / "book.pdf"
+    page, target = printable(ROOT / "_build" / "singlehtml"), ROOT / "_build" / "book.pdf"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer", "--virtual-time-budget=20000"]
     target.unlink(missing_ok=True)
     command = [browser, *flags, f"--print-to-pdf={target}", page.as_uri()]

@@ -4,7 +4,7 @@
 set -eu
 cd "$(dirname "$0")/../.."
 stamp=.venv/.made-from
-wanted=$(cat requirements.txt pyproject.toml | cksum)
+wanted="$(cat requirements.txt pyproject.toml | cksum) in $PWD" # an environment does not survive a move
 if [ -x .venv/bin/python ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] &&
     [ -f book/_static/mathjax/tex-chtml.js ]; then
     exit 0
@@ -15,7 +15,12 @@ say() { printf '%s\n' "$*" >&2; }
 # Prints the first interpreter that is new enough and can make environments.
 find_python() {
     problem="No Python found. Install Python 3.11 or newer with its venv module (Debian, Ubuntu: apt install python3-venv)."
-    for candidate in ${PYTHON:-python3 python3.14 python3.13 python3.12 python3.11 python}; do
+    if [ -n "${PYTHON:-}" ]; then
+        set -- "$PYTHON"
+    else
+        set -- python3 python3.14 python3.13 python3.12 python3.11 python
+    fi
+    for candidate in "$@"; do
         found=$("$candidate" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
         if ! "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
             problem="Python $found ($candidate) is too old. Install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3."
@@ -30,7 +35,9 @@ find_python() {
     return 1
 }
 
-if [ ! -x .venv/bin/python ] || [ ! -f .venv/bin/pip ]; then
+moved=
+[ ! -f "$stamp" ] || grep -q " in $PWD\$" "$stamp" || moved=yes
+if [ ! -x .venv/bin/python ] || [ ! -f .venv/bin/pip ] || [ -n "$moved" ]; then
     python=$(find_python)
     # A half-made environment is worse than none: later runs would trust it.
     trap 'status=$?; [ $status -eq 0 ] || { rm -rf .venv; say "Set-up failed; .venv was removed. Run the command again to retry."; }' EXIT
@@ -39,6 +46,7 @@ if [ ! -x .venv/bin/python ] || [ ! -f .venv/bin/pip ]; then
     rm -rf .venv
     "$python" -m venv .venv
 else
+    [ -z "${PYTHON:-}" ] || say "PYTHON is not used: .venv has its interpreter already (make clean removes it)."
     say "Bringing .venv up to date with requirements.txt and pyproject.toml."
 fi
 rm -f "$stamp"

@@ -20,6 +20,10 @@ def test_line_is_an_exact_public_version(line):
     assert re.fullmatch(r"[A-Za-z0-9._-]+==[0-9][0-9A-Za-z.]*", line)  # no local builds, files, paths, options
 
 
+def test_nothing_for_cuda_is_forced_on_those_who_have_none():
+    assert [name for name in LOCKED if name.startswith(("nvidia-", "cuda-", "triton"))] == []
+
+
 @pytest.mark.parametrize("requirement", [Requirement(line) for line in WANTED], ids=str)
 def test_every_dependency_is_locked_in_its_range(requirement):
     assert requirement.specifier.contains(LOCKED[canonicalize_name(requirement.name)])

@@ -1,5 +1,7 @@
 """The table of contents and the folder say the same."""
 
+import re
+
 import yaml
 from fingerprint import ROOT, chapters
 
@@ -42,3 +44,10 @@ def test_every_notebook_belongs_to_a_chapter():
 
 def test_page_names_have_no_underscore():
     assert [page for page in PAGES if "_" in page] == []
+
+
+def test_every_entry_of_the_bibliography_is_cited():
+    entries = set(re.findall(r"^@\w+\{([\w-]+),", (BOOK / "references.bib").read_text(), re.MULTILINE))
+    text = "".join(md.read_text(encoding="utf-8") for md in BOOK.rglob("*.md"))
+    cited = {key.strip() for keys in re.findall(r"\{cite:?[a-z]*\}`([^`]+)`", text) for key in keys.split(",")}
+    assert cited == entries

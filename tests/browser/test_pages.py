@@ -1,15 +1,14 @@
 """Every page in a browser, with the network closed: formulas, console, accessibility, width of a phone."""
 
-import shutil
-
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from build import build
 from fingerprint import ROOT
+from pdf import find_browser, printable
 from playwright.sync_api import sync_playwright
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="neither Chromium nor Chrome is installed")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FROM_THE_THEME = {"label-content-name-mismatch", "region"}
@@ -117,3 +116,19 @@ def test_notebooks_download(visit):
     link = page.locator('a[href$=".ipynb"]').first
     assert link.get_attribute("download") is not None
     assert link.get_attribute("href").endswith(f"{chapters[0].split('/')[-1]}.ipynb")
+
+
+@pytest.mark.slow
+def test_the_page_that_is_printed_is_whole(browser, tmp_path):
+    assert build(tmp_path, builder="singlehtml") == 0
+    page, failed = browser.new_page(), []
+    page.on("requestfailed", lambda request: failed.append(request.url))
+    page.goto(printable(tmp_path / "_build" / "singlehtml").as_uri(), wait_until="load")
+    page.emulate_media(media="print")
+    page.wait_for_function(READY)
+    assert failed == []
+    formulas = page.evaluate(FORMULAS)
+    assert formulas["broken"] == []
+    assert formulas["rendered"] == formulas["written"] > 100
+    assert page.evaluate("() => Array.from(document.images).filter(i => !i.naturalWidth).map(i => i.src)") == []
+    assert page.evaluate("() => document.querySelectorAll('.toggle-hidden, details:not([open])').length") == 0

@@ -195,18 +195,20 @@ def effective_components(generator: torch.Generator) -> Measurement:
     section="mixture/index",
 )
 def modes(generator: torch.Generator) -> Measurement:
-    """Count modes just below and above the threshold, and those of two crossing ellipses."""
+    """Count modes just below and above the threshold, from the means and from random starts, and of two ellipses."""
     counts, s = [], 0.7
-    for ratio in (1.5, 1.98, 2.02, 3.0):
+    for ratio in (1.5, 1.95, 2.05, 3.0):
         direction = torch.randn(3, generator=generator, dtype=torch.float64)
         half = 0.5 * ratio * s * direction / direction.norm()
-        counts.append(len(find_modes(DiagGaussianMixture(torch.stack([-half, half]), torch.full((2, 3), s).double()))))
-    crossing = DiagGaussianMixture(
-        torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double(), torch.tensor([[1.0, 0.05], [0.05, 1.0]]).double().sqrt()
-    )
+        pair = DiagGaussianMixture(torch.stack([-half, half]), torch.full((2, 3), s).double())
+        anywhere = 2 * torch.randn(6, 3, generator=generator, dtype=torch.float64)
+        counts.append(len(find_modes(pair, torch.cat([pair.loc, anywhere]), tolerance=1e-6, separation=0.1)))
+    means, variances = torch.tensor([[[0, 0], [1, 1]], [[1, 0.05], [0.05, 1]]], dtype=torch.float64)
+    crossing = DiagGaussianMixture(means, variances.sqrt())
     axis = torch.linspace(-0.5, 1.5, 5, dtype=torch.float64)
     found = len(find_modes(crossing, torch.cartesian_prod(axis, axis)))
-    counted, expected = torch.tensor([*counts, found]), torch.tensor([1, 1, 2, 2, 3])
+    slope = crossing.log_prob_and_score(torch.tensor([20 / 21, 1 / 21], dtype=torch.float64))[1].abs().sum()
+    counted, expected = torch.tensor([*counts, found, slope]), torch.tensor([1, 1, 2, 2, 3, 0])
     return Measurement(  # equality of counts as two inequalities, so that "at most" can be tried by the same relation
         lhs=torch.cat([counted, expected]),
         rhs=torch.cat([expected, counted]),
