@@ -126,7 +126,7 @@ def test_the_page_that_is_printed_is_whole(browser, tmp_path):
     page.goto(printable(tmp_path / "_build" / "singlehtml").as_uri(), wait_until="load")
     page.emulate_media(media="print")
     page.wait_for_function(READY)
-    assert failed == []
+    assert [url for url in failed if not url.endswith("/searchindex.js")] == []  # paper has no search
     formulas = page.evaluate(FORMULAS)
     assert formulas["broken"] == []
     assert formulas["rendered"] == formulas["written"] > 100
