@@ -433,3 +433,15 @@ def test_bad_vae(bound, error, match, vae, x):
 def test_bad_input(error, match, call):
     with pytest.raises(error, match=match):
         call()
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_data_of_another_width_are_not_repeated_over_the_pixels(width):
+    model = PPCA(torch.zeros(2), torch.tensor([[2.0], [0.0]]), 1.0)
+    x = torch.ones(5, width, dtype=torch.float64)
+    for call in (
+        lambda: prior_sample_log_prob(model.decoder, model.prior, x, 4),
+        lambda: quadrature_log_prob(model.decoder, model.prior, x),
+    ):
+        with pytest.raises(ValueError, match=rf"x: expected shape \(B, 2\), got \(5, {width}\)"):
+            call()

@@ -11,7 +11,7 @@ import vaebook
 
 PACKAGE = Path(vaebook.__file__).parent
 LAYERS = [
-    {"_checks", "tables"},  # below everything, and of no use by themselves
+    {"_checks", "tables", "attention"},  # below everything
     {"kernels", "data", "plots"},
     {"mixture", "estimators"},
     {"models", "priors", "ppca", "modes"},

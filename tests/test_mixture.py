@@ -261,3 +261,29 @@ def test_it_is_a_torch_distribution():
     assert repr(q) == "DiagGaussianMixture(num_components=5, dim=3)"
     with pytest.raises(NotImplementedError):
         q.rsample()
+
+
+def test_draws_of_nothing_and_malformed_shapes():
+    q = DiagGaussianMixture(torch.zeros(3, 2), torch.ones(3, 2).double())
+    assert q.sample((0,)).shape == (0, 2)
+    assert q.sample((2, 0)).shape == (2, 0, 2)
+    assert q.sample((4,)).dtype == torch.float32  # loc's, though scale has another
+    with pytest.raises(ValueError, match="sample_shape: expected no negative sizes"):
+        q.sample((-1,))
+    for bad in (5, (2.5,), (True,), None):
+        with pytest.raises(TypeError, match="sample_shape: expected a tuple of ints"):
+            q.sample(bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_in_half_precision_are_taken_back(dtype):
+    q = DiagGaussianMixture(torch.zeros(3, 2, dtype=dtype), torch.ones(3, 2, dtype=dtype))
+    assert DiagGaussianMixture(q.loc, q.scale, q.log_weight).log_prob(torch.zeros(2)).isfinite()
+
+
+def test_leave_one_out_is_differentiable_beside_weights_of_zero():
+    log_weight = torch.tensor([0.5, 0.5, 0.0]).double().log().requires_grad_()
+    q = DiagGaussianMixture(torch.zeros(3, 1).double(), torch.ones(3, 1).double(), log_weight)
+    value = q.log_prob_leave_one_out(torch.zeros(1, 1).double(), torch.tensor([0]))
+    (gradient,) = torch.autograd.grad(value.sum(), log_weight)
+    assert gradient.isfinite().all()

@@ -238,7 +238,7 @@ def elsewhere():
         (ValueError, "weight: expected finite", lambda: PPCA(ZERO, WEIGHT * math.inf, 1.0)),
         (ValueError, "noise_variance: expected a number > 0", lambda: PPCA(ZERO, WEIGHT, 0.0)),
         (TypeError, "noise_variance: expected a number, got Tensor", lambda: PPCA(ZERO, WEIGHT, torch.ones(2))),
-        (ValueError, "weight: expected orthogonal", lambda: PPCA(ZERO, torch.ones(2, 3), 1.0)),
+        (ValueError, "weight: expected at most 2 columns, got 3", lambda: PPCA(ZERO, torch.ones(2, 3), 1.0)),
         (ValueError, r"x: expected shape \(N, P\), got \(4,\)", lambda: PPCA.fit(torch.ones(4), 1)),
         (TypeError, "x: expected a floating-point", lambda: PPCA.fit(torch.ones(4, 2, dtype=torch.long), 1)),
         (ValueError, "x: expected finite", lambda: PPCA.fit(torch.full((4, 2), math.nan), 1)),

@@ -61,12 +61,28 @@ def test_bad_input(function):
     with pytest.raises(TypeError, match="q_agg: expected a DiagGaussianMixture, got Tensor"):
         function(torch.zeros(3))
     good = DiagGaussianMixture(torch.zeros(1, 1), torch.ones(1, 1))
-    with pytest.raises((TypeError, ValueError), match=r"num_\w+: expected an int"):
-        function(good, **{("num_samples" if function is mutual_information else "num_nodes"): 1})
-    with pytest.raises(TypeError, match=r"num_\w+: expected an int, got float"):
-        function(good, **{("num_samples" if function is mutual_information else "num_nodes"): 1e4})
+    with pytest.raises((TypeError, ValueError), match=r"\w+: expected an int"):
+        function(good, **{("num_samples" if function is mutual_information else "max_nodes"): 1})
+    with pytest.raises(TypeError, match=r"\w+: expected an int, got float"):
+        function(good, **{("num_samples" if function is mutual_information else "max_nodes"): 1e4})
 
 
 def test_quadrature_needs_one_dimension():
     with pytest.raises(ValueError, match="q_agg: expected dimension 1, got 2; use mutual_information"):
         mutual_information_quadrature(DiagGaussianMixture(torch.zeros(1, 2), torch.ones(1, 2)))
+
+
+def test_quadrature_refines_until_narrow_components_are_seen():
+    q = DiagGaussianMixture(torch.tensor([[0.0], [0.3]]).double(), torch.tensor([[1.0], [math.exp(-6)]]).double())
+    fine = mutual_information_quadrature(q, tolerance=1e-12)
+    assert mutual_information_quadrature(q) == pytest.approx(fine, abs=1e-9)
+    assert mutual_information(q, 200_000, generator=seeded()).value == pytest.approx(fine, abs=5e-3)
+    with pytest.raises(RuntimeError, match="max_nodes: expected enough for tolerance"):
+        mutual_information_quadrature(q, max_nodes=3_000)
+
+
+def test_draws_are_not_rounded_to_half_precision():
+    loc, scale = torch.full((2, 1), 8.0), torch.tensor([[0.01], [0.04]])
+    exact = mutual_information_quadrature(DiagGaussianMixture(loc.bfloat16(), scale.bfloat16()))
+    found = mutual_information(DiagGaussianMixture(loc.bfloat16(), scale.bfloat16()), 100_000, generator=seeded())
+    assert abs(found.value - exact) < 5 * found.stderr

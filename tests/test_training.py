@@ -603,3 +603,11 @@ def test_bad_arguments_of_save_and_load(tmp_path):
     save(path, small_vae())
     with pytest.raises(TypeError, match=r"^vae: expected a vaebook.models.VAE, got Linear"):
         load(path, nn.Linear(2, 2))
+
+
+def test_each_part_returns_to_its_own_mode_and_the_graph_of_x_is_left_alone():
+    x = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)).round()
+    vae = VAE(GaussianEncoder(6, 1, (8,)), BernoulliDecoder(1, 6, (8,)), StandardNormal(1))
+    vae.encoder.eval()
+    fit(vae, x * torch.ones(6, requires_grad=True), num_epochs=2, batch_size=7, progress=False)
+    assert not vae.encoder.training and vae.decoder.training

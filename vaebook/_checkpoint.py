@@ -65,7 +65,7 @@ def save(path: str | os.PathLike[str], vae: VAE, config: dict[str, Any] | None =
     content = {"format": FORMAT, "model": _describe(vae), "config": config or {}}
     try:
         content = json.loads(json.dumps(content, allow_nan=False))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise type(error)(f"config: expected values that JSON can hold, got an error: {error}") from None
     # clone: safetensors refuses tensors that share memory.
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in vae.state_dict().items()}
@@ -205,6 +205,8 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"{source}: expected {expected}, got a truncated or foreign one ({error})") from None
     if content.get("format") != FORMAT:
         raise ValueError(f"{source}: expected {expected} in format {FORMAT}, got {content.get('format')}")
+    if not {"model", "config"} <= content.keys():
+        raise ValueError(f"{source}: expected {expected}, got one that lacks a model or a config")
     digest, stored = _digest({k: v for k, v in content.items() if k != "sha256"}, tensors), content.get("sha256")
     if digest != stored:
         raise ValueError(f"{source}: corrupted, expected content with SHA-256 {stored}, got {digest}")
@@ -214,7 +216,7 @@ def _read(source: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _parse(text: str) -> dict[str, Any]:
     try:
         content = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -101,6 +101,15 @@ def check_number(
     return number
 
 
+def check_shape(name: str, value: object) -> torch.Size:
+    """Check for a tuple of sizes, none negative."""
+    if not isinstance(value, tuple) or any(isinstance(size, bool) or not isinstance(size, int) for size in value):
+        raise TypeError(f"{name}: expected a tuple of ints, got {value!r}")
+    if any(size < 0 for size in value):
+        raise ValueError(f"{name}: expected no negative sizes, got {tuple(value)}")
+    return torch.Size(value)
+
+
 def check_generator(generator: object) -> torch.Generator | None:
     """Check that ``generator`` is a torch.Generator or None."""
     if generator is not None and not isinstance(generator, torch.Generator):

@@ -98,7 +98,7 @@ def merge_duplicates(q_agg: DiagGaussianMixture) -> tuple[DiagGaussianMixture, T
     position = torch.arange(len(rows), device=rows.device)
     first = torch.full_like(counts, len(rows)).scatter_reduce(0, group, position, "amin")
     order = first.argsort()  # torch.unique sorts by value; we keep the order of first appearance
-    log_weight = _log_sum_by_group(q_agg.log_weight.detach().double(), group, len(counts))
+    log_weight = _log_sum_by_group(q_agg.double().log_weight.detach(), group, len(counts))
     keep = first[order]
     return DiagGaussianMixture(q_agg.loc[keep], q_agg.scale[keep], log_weight[order]), counts[order]
 

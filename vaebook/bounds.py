@@ -235,7 +235,11 @@ def _kl(q: Independent, prior: StandardNormal) -> Tensor:
 
 
 def _log_likelihood(decoder: Decoder, z: Tensor, x: Tensor) -> Tensor:
-    value = decoder(z).log_prob(x)
+    decoded = decoder(z)
+    event_shape = tuple(getattr(decoded, "event_shape", ()))
+    if event_shape and event_shape != tuple(x.shape[1:]):  # else x would be repeated over the pixels, unnoticed
+        raise ValueError(f"x: expected shape (B, {', '.join(map(str, event_shape))}), got {tuple(x.shape)}")
+    value = decoded.log_prob(x)
     expected = (len(z), len(x))
     if value.shape != expected:
         raise ValueError(

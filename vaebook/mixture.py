@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from vaebook import kernels
-from vaebook._checks import check_generator, check_positive, check_same_device, check_tensor
+from vaebook._checks import check_generator, check_positive, check_same_device, check_shape, check_tensor
+from vaebook.attention import cluster
 
 NORMALISATION = 1e-5
 """How far from 0 the log-sum of the log-weights may be."""
@@ -74,8 +75,9 @@ class DiagGaussianMixture(Distribution):
             check_tensor("loc", loc, ("N", "D"))
             check_positive("scale", scale)
             if log_weight is not None:
-                _check_log_weight(weight64)
+                _check_log_weight(log_weight)
         self.loc, self.scale = loc, scale
+        self._order: tuple[Tensor, int] | None = None
         self._log_weight = weight64 - weight64.logsumexp(0)
         super().__init__(torch.Size(), loc.shape[1:], validate_args=False)
 
@@ -92,6 +94,10 @@ class DiagGaussianMixture(Distribution):
     def log_weight(self) -> Tensor:
         """Normalised log-weights, (N)."""
         return self._log_weight.to(self.loc.dtype)
+
+    def double(self) -> DiagGaussianMixture:
+        """Return the same mixture in float64, its weights as exact as they are held (`log_weight` is rounded)."""
+        return DiagGaussianMixture(self.loc.double(), self.scale.double(), self._log_weight, validate_args=False)
 
     @property
     def mean(self) -> Tensor:
@@ -130,7 +136,8 @@ class DiagGaussianMixture(Distribution):
             torch.Size([4])
         """
         rows = self._rows(z)
-        return kernels.logsumexp_terms(rows, self._components).reshape(z.shape[:-1]).to(z.dtype)
+        components = self._components_for(len(rows))
+        return kernels.logsumexp_terms(rows, components).reshape(z.shape[:-1]).to(z.dtype)
 
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
         r"""Log-density and its gradient in z, in one pass.
@@ -152,7 +159,8 @@ class DiagGaussianMixture(Distribution):
             >>> q.log_prob_and_score(torch.ones(2))[1]
             tensor([-1., -1.])
         """
-        log_prob, score = kernels.logsumexp_and_score(self._rows(z), self._components)
+        rows = self._rows(z)
+        log_prob, score = kernels.logsumexp_and_score(rows, self._components_for(len(rows)))
         return log_prob.reshape(z.shape[:-1]).to(z.dtype), score.reshape(z.shape).to(z.dtype)
 
     def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
@@ -271,7 +279,7 @@ class DiagGaussianMixture(Distribution):
         check_tensor("z", z, ("S", self.loc.shape[1]), finite=False, empty=True)
         check_tensor("values", values, (self.num_components, "P"))
         check_same_device(values=values, loc=self.loc)
-        return kernels.average_terms(self._rows(z), self._components, values.double()).to(z.dtype)
+        return kernels.average_terms(self._rows(z), self._components, values).to(z.dtype)
 
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw samples.
@@ -284,7 +292,8 @@ class DiagGaussianMixture(Distribution):
             z, (*s, D), in loc's dtype.
 
         Raises:
-            TypeError: generator is not a torch.Generator.
+            TypeError: generator is not a torch.Generator, or sample_shape not a tuple of ints.
+            ValueError: sample_shape has a negative entry.
 
         Example:
             >>> import torch
@@ -317,12 +326,14 @@ class DiagGaussianMixture(Distribution):
             True
         """
         check_generator(generator)
-        shape = torch.Size(sample_shape)
+        shape = check_shape("sample_shape", sample_shape)
         with torch.no_grad():
-            index = torch.multinomial(self._weight, shape.numel(), replacement=True, generator=generator)
-            loc, scale = self.loc[index], self.scale[index]
+            # multinomial refuses to draw nothing
+            index = torch.multinomial(self._weight, max(1, shape.numel()), replacement=True, generator=generator)
+            index = index[: shape.numel()]
+            loc, scale = self.loc[index], self.scale[index].to(self.loc.dtype)
             noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
-            return (loc + scale * noise).reshape(*shape, -1), index.reshape(shape)
+            return (loc + scale * noise).reshape(*shape, loc.shape[1]), index.reshape(shape)
 
     @property
     def _weight(self) -> Tensor:
@@ -332,6 +343,16 @@ class DiagGaussianMixture(Distribution):
     def _components(self) -> kernels.Components:
         return kernels.prepare(self.loc.double(), self.scale.double(), self._log_weight)
 
+    def _components_for(self, num_points: int) -> kernels.Components:
+        """Prepare the components for the log-density at so many points: by clusters if that may pay."""
+        loc, scale = self.loc.double(), self.scale.double()
+        tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (loc, scale, self._log_weight))
+        if tracked or self.num_components * num_points < kernels.MANY or loc.device.type != "cpu":
+            return self._components
+        if self._order is None:  # any order gives the same density, so this one may be kept
+            self._order = cluster(loc.detach())
+        return kernels.prepare(loc, scale, self._log_weight, order=self._order)
+
     def _rows(self, z: Tensor) -> Tensor:
         check_tensor("z", z, ("...", self.loc.shape[1]), finite=self._checks_values, empty=True)
         check_same_device(z=z, loc=self.loc)
@@ -339,20 +360,23 @@ class DiagGaussianMixture(Distribution):
 
 
 def _check_log_weight(log_weight: Tensor) -> None:
-    total = float(log_weight.detach().logsumexp(0))
-    if not abs(total) <= NORMALISATION:  # also catches nan
+    total = float(log_weight.detach().double().logsumexp(0))
+    allowed = max(NORMALISATION, 8 * torch.finfo(log_weight.dtype).eps)  # weights in half precision are rough
+    if not abs(total) <= allowed:  # also catches nan
         raise ValueError(
-            f"log_weight: expected natural logarithms that log-sum to 0 within {NORMALISATION:g}, got {total:.6g}; "
+            f"log_weight: expected natural logarithms that log-sum to 0 within {allowed:g}, got {total:.6g}; "
             "torch.log_softmax(log_weight, 0) normalises them"
         )
 
 
 def _log_sum_of_others(log_weight: Tensor) -> Tensor:
     """For each n the log of the sum of all other weights, without the cancellation of log(1 - w_n)."""
-    edge = log_weight.new_full((1,), -torch.inf)
+    nothing = -1e300  # instead of -inf, at which the derivatives of both functions are nan
+    edge, log_weight = log_weight.new_full((1,), nothing), log_weight.clamp(min=nothing)
     before = torch.cat([edge, log_weight.logcumsumexp(0)[:-1]])
     after = torch.cat([log_weight.flip(0).logcumsumexp(0).flip(0)[1:], edge])
-    return torch.logaddexp(before, after)
+    others = torch.logaddexp(before, after)
+    return others.masked_fill(others < nothing / 2, -torch.inf)
 
 
 def _describe(value: object) -> str:

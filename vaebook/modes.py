@@ -55,6 +55,9 @@ def find_modes(
     check_number("tolerance", tolerance, above=0)
     check_number("separation", separation, above=0)
     z = q.loc.double() if starts is None else check_tensor("starts", starts, ("S", q.loc.shape[1])).double()
+    # About the origin, where rounding is smallest: far from it the last digits would never come to rest.
+    origin = q.loc.double().mean(0)
+    z, q = z - origin, DiagGaussianMixture(q.loc.double() - origin, q.scale.double(), q.double().log_weight)
     unit = q.scale.min().double()
     precision = q.scale.double().square().reciprocal()
     numerators = torch.cat([q.loc.double() * precision, precision], -1)
@@ -62,7 +65,7 @@ def find_modes(
         pull, stiffness = q.posterior_mean(z, numerators).chunk(2, -1)
         z, previous = pull / stiffness, z
         if bool(((z - previous).abs().amax(-1) < tolerance * unit).all()):
-            return _distinct_maxima(q, z, separation * unit)
+            return _distinct_maxima(q, z, separation * unit) + origin
     raise RuntimeError(
         f"max_steps: expected every start to stop, got movement after {max_steps} steps; raise max_steps"
     )

@@ -17,7 +17,7 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.colors import to_rgba_array
 from torch import Tensor
 
-from vaebook._checks import check_int, check_number, check_tensor
+from vaebook._checks import check_int, check_number, check_positive, check_tensor
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#7F7F7F", "#000000", "#B8A800")
 """Okabe and Ito's colours, with their yellow darkened for white ground and two more for ten classes."""
@@ -73,7 +73,9 @@ def ellipses(
         >>> axes = ellipses(axes, torch.zeros(3, 2), torch.ones(3, 2))
     """
     check_tensor("loc", loc, ("N", 2))
-    check_tensor("scale", scale, tuple(loc.shape))
+    check_positive("scale", check_tensor("scale", scale, tuple(loc.shape)))
+    if labels is not None and (len(labels) != len(loc) or not all(0 <= int(k) < len(COLORS) for k in labels)):
+        raise ValueError(f"labels: expected {len(loc)} integers from 0 to {len(COLORS) - 1}, got {labels}")
     width, height = 2 * check_number("num_std", num_std, above=0) * _array(scale).T
     colors = [COLORS[0]] * len(loc) if labels is None else [COLORS[int(k)] for k in labels]
     drawn = EllipseCollection(

@@ -52,6 +52,8 @@ class PPCA:
     def __init__(self, mean: Tensor, weight: Tensor, noise_variance: float) -> None:
         check_tensor("mean", mean, ("P",))
         check_tensor("weight", weight, (mean.shape[0], "D"))
+        if weight.shape[1] > weight.shape[0]:
+            raise ValueError(f"weight: expected at most {weight.shape[0]} columns, got {weight.shape[1]}")
         check_same_device(mean=mean, weight=weight)
         self.mean, self.weight = mean.detach().double(), weight.detach().double()
         self.noise_variance = check_number("noise_variance", noise_variance, above=0)
@@ -256,7 +258,7 @@ class PPCA:
         y, log_rest = self._split(x)
         loc = q_z.loc.double() * self._strength.sqrt()
         scale = (q_z.scale.double().square() * self._strength + self.noise_variance).sqrt()
-        decoded = DiagGaussianMixture(loc, scale, q_z.log_weight.double())
+        decoded = DiagGaussianMixture(loc, scale, q_z.double().log_weight)
         if leave_out_index is None:
             return log_rest + decoded.log_prob(y)
         return log_rest + decoded.log_prob_leave_one_out(y, leave_out_index)

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from vaebook._checks import check_generator, check_int, check_same_device, check_tensor
+from vaebook._checks import check_generator, check_int, check_same_device, check_shape, check_tensor
 
 
 class StandardNormal(nn.Module):
@@ -90,7 +90,5 @@ class StandardNormal(nn.Module):
             torch.Size([5, 3])
         """
         check_generator(generator)
-        if not isinstance(sample_shape, tuple):
-            raise TypeError(f"sample_shape: expected a tuple of ints, got {type(sample_shape).__name__}")
-        shape = (*sample_shape, self.latent_dim)
+        shape = (*check_shape("sample_shape", sample_shape), self.latent_dim)
         return torch.randn(shape, generator=generator, device=self._anchor.device, dtype=self._anchor.dtype)

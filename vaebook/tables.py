@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -33,8 +34,9 @@ def number(value: object) -> str:
         if value.numel() != 1:
             raise ValueError(f"value: expected one element, got shape {tuple(value.shape)}")
         value = value.item()
-    if not isinstance(value, float):
+    if not isinstance(value, Real) or isinstance(value, Integral):
         return str(value)
+    value = float(value)
     if value != value or abs(value) == float("inf"):
         return str(value)
     if value == 0:

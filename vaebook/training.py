@@ -96,7 +96,8 @@ def fit(
         validation = data.binarize(validation, _fixed_generator(x))
     optimizer = torch.optim.Adam(_trainable(vae), lr=learning_rate, fused=True)
     history = History([], [], 0)
-    best, was_training = _snapshot(vae), vae.training
+    x, validation = x.detach(), None if validation is None else validation.detach()
+    best, was_training = _snapshot(vae), {module: module.training for module in vae.modules()}
     bar = tqdm(range(1, num_epochs + 1), desc="fit", unit="epoch", disable=not progress)
     try:
         for epoch in bar:
@@ -114,7 +115,8 @@ def fit(
     finally:
         bar.close()
         vae.load_state_dict(best)
-        vae.train(was_training)
+        for module, flag in was_training.items():
+            module.training = flag
     return history
 
 

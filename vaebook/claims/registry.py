@@ -7,9 +7,10 @@ both. `Evidence` then computes whether the claim holds and whether the falsehood
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -57,8 +58,13 @@ class Measurement:
             raise ValueError(f"relation: expected '==', '<=' or '>=', got {self.relation!r}")
         units = self.tolerance if self.stderr is None else self.stderr
         for unit in (units, self.falsehood_stderr):
-            if unit is not None and not bool((_tensor(unit) > 0).all()):
-                raise ValueError(f"tolerance or stderr: expected positive values, got {unit}")
+            if unit is not None and not bool(((_tensor(unit) > 0) & _tensor(unit).isfinite()).all()):
+                raise ValueError(f"tolerance or stderr: expected positive, finite values, got {unit}")
+        falsehood_lhs = self.lhs if self.falsehood_lhs is None else self.falsehood_lhs
+        for name, lhs, rhs in (("rhs", self.lhs, self.rhs), ("falsehood_rhs", falsehood_lhs, self.falsehood_rhs)):
+            left, right = _tensor(lhs).shape, _tensor(rhs).shape
+            if 0 in (left.numel(), right.numel()) or (left != right and 1 not in (left.numel(), right.numel())):
+                raise ValueError(f"{name}: expected one number or shape {tuple(left)}, got {tuple(right)}")
 
 
 @dataclass(frozen=True)
@@ -180,7 +186,7 @@ def claim(
         A decorator that registers a function (generator → Measurement) and returns it unchanged.
 
     Raises:
-        ValueError: the id is already registered, or a text is empty.
+        ValueError: the id is malformed or already registered, the kind is none of these, or a text is empty.
 
     Example:
         >>> from vaebook.claims import ledger
@@ -190,6 +196,10 @@ def claim(
     Source: none; the method of this book.
     """
     texts = dict(statement=statement, conditions=conditions, falsehood=falsehood, source=source, section=section)
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind: expected one of {get_args(Kind)} for claim {id!r}, got {kind!r}")
+    if not re.fullmatch(r"[a-z]+/[a-z0-9-]+", id):
+        raise ValueError(f"id: expected prefix/name in lower case, got {id!r}")
     for name, text in texts.items():
         if not text.strip():
             raise ValueError(f"{name}: expected a text for claim {id!r}, got an empty one")
