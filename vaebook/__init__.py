@@ -3,7 +3,7 @@
 The modules, from the bottom up; each imports only from those above it in this list:
 
 ====================================  ==============================================================
-``tables``                            numbers rounded once, in one way
+``tables`` ``attention``              numbers rounded once, in one way; log-sum-exp of scores, in constant memory
 ``kernels`` ``data`` ``plots``        the sum over components, the data sets, the pictures
 ``mixture`` ``estimators``            `DiagGaussianMixture`: the object that the book is about; standard errors
 ``models`` ``priors``                 VAEs and what they take for p(z)

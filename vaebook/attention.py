@@ -29,6 +29,8 @@ BAND = 4096
 """Queries of which `attend_clusters` holds the maxima at once, 4 bytes a query and cluster."""
 NEGLIGIBLE = 1e-10
 """What all clusters that are left out may add to the log-sum-exp, in nats."""
+OVERFLOW = 0.65
+"""The maximum is raised when the sum of a block about it exceeds this power of the largest number, 1e200 in float64."""
 UNDERFLOW = -700.0
 """Smallest exponent: below it exp is slow, and what it would add is less than 1e-303 of the sum."""
 
@@ -78,27 +80,57 @@ def attend(queries: Tensor, keys: Tensor, *, values: Tensor | None = None, exclu
         >>> attend(torch.tensor([[0.0]]), torch.tensor([[1.0], [2.0]]))  # log 2
         tensor([[0.6931]])
     """
-    num_queries, width = len(queries), 1 if values is None else 1 + values.shape[1]
-    results = queries.new_empty(num_queries, width)
-    buffer = queries.new_empty(min(ROWS, num_queries) * min(COLUMNS, len(keys)))
-    for start in range(0, num_queries, ROWS):
-        rows = queries[start : start + ROWS]
-        top = rows.new_full((len(rows), 1), torch.finfo(rows.dtype).min)
-        sums = rows.new_zeros(len(rows), width)
+    width = 1 if values is None else 1 + values.shape[1]
+    results = queries.new_empty(len(queries), width)
+    buffer = queries.new_empty(min(ROWS, len(queries)) * min(COLUMNS, len(keys)))
+    for start in range(0, len(queries), BAND):
+        band = queries[start : start + BAND]
+        # A last column carries minus the maximum so far, and ones on the side of the keys: the product subtracts it.
+        rows = torch.cat([band, band.new_zeros(len(band), 1)], 1)
+        top, sums = rows.new_full((len(rows), 1), torch.finfo(rows.dtype).min), rows.new_zeros(len(rows), width)
         for first in range(0, len(keys), COLUMNS):
             part = keys[first : first + COLUMNS]
-            scores = torch.mm(rows, part.mT, out=buffer[: len(rows) * len(part)].view(len(rows), len(part)))
-            if exclude is not None:
-                _drop(scores, exclude[start : start + ROWS] - first)
-            risen = torch.maximum(top, scores.amax(1, keepdim=True))
-            sums *= (top - risen).exp_()
-            terms = _exp(scores.sub_(risen))
-            sums[:, :1] += terms.sum(1, keepdim=True)
-            if values is not None:
-                sums[:, 1:] += terms @ values[first : first + COLUMNS].to(terms)
-            top = risen
-        results[start : start + ROWS] = _finish(sums, top)
+            part = torch.cat([part, part.new_ones(len(part), 1)], 1)
+            some = None if values is None else values[first : first + COLUMNS].to(rows.dtype)
+            out = None if exclude is None else exclude[start : start + BAND] - first
+            for here in torch.arange(len(rows)).split(ROWS):
+                k = slice(int(here[0]), int(here[-1]) + 1)
+                _fold(rows[k], part, some, None if out is None else out[k], top[k], sums[k], buffer, new=first == 0)
+        results[start : start + BAND] = _finish(sums, top)
     return results
+
+
+def _fold(
+    rows: Tensor,
+    keys: Tensor,
+    values: Tensor | None,
+    exclude: Tensor | None,
+    top: Tensor,
+    sums: Tensor,
+    buffer: Tensor,
+    *,
+    new: bool,
+) -> None:
+    """Add a block of scores to the running sums about the running maximum; raise that where they would overflow."""
+    block = buffer[: len(rows) * len(keys)].view(len(rows), len(keys))
+
+    def scores() -> Tensor:
+        torch.mm(rows, keys.mT, out=block)
+        if exclude is not None:
+            _drop(block, exclude)
+        return block
+
+    total = None if new else _exp(scores()).sum(1, keepdim=True)
+    if total is None or not bool((total < torch.finfo(total.dtype).max ** OVERFLOW).all()):
+        rows[:, -1] = 0
+        risen = torch.maximum(top, scores().amax(1, keepdim=True))
+        sums *= (top - risen).exp_()
+        top.copy_(risen)
+        rows[:, -1:] = -risen
+        total = _exp(block.sub_(risen)).sum(1, keepdim=True)
+    sums[:, :1] += total
+    if values is not None:
+        sums[:, 1:] += block @ values
 
 
 class Exact(NamedTuple):
@@ -142,13 +174,10 @@ def attend_clusters(
     if exact is None:
         exact = Exact(lambda index, k: queries[index].double() @ keys[k * size : (k + 1) * size].double().mT)
     results = queries.new_empty(len(queries), 1 + width, dtype=torch.float64)
-    reach = math.log(len(keys)) - math.log(NEGLIGIBLE)
     for start in range(0, len(queries), BAND):
-        maxima = _cluster_maxima(queries[start : start + BAND], keys, clusters)
-        top = maxima.amax(1, keepdim=True)
-        needed = (maxima >= top - (reach + 2 * error[start : start + BAND, None]).to(maxima.dtype)).mT.contiguous()
-        top, sums = top.double(), results.new_zeros(len(maxima), 1 + width)
-        for k, who in enumerate(needed):
+        top, needed = _needed(queries[start : start + BAND], keys, clusters, error[start : start + BAND])
+        top, sums = top.double(), results.new_zeros(len(top), 1 + width)
+        for k, who in enumerate(needed.mT.contiguous()):
             index = who.nonzero()[:, 0]
             if len(index):
                 terms = _exp(exact.scores(start + index, k).sub_(top[index]))
@@ -157,6 +186,18 @@ def attend_clusters(
                     sums[:, 1:].index_add_(0, index, exact.sums(terms, start + index, k))
         results[start : start + BAND] = _finish(sums, top)
     return results
+
+
+def share_needed(queries: Tensor, keys: Tensor, clusters: int, error: Tensor) -> float:
+    """Share of the clusters that can matter, on average over the queries; arguments as in `attend_clusters`."""
+    return float(_needed(queries, keys, clusters, error)[1].float().mean())
+
+
+def _needed(queries: Tensor, keys: Tensor, clusters: int, error: Tensor) -> tuple[Tensor, Tensor]:
+    """Rough maximum of each query's scores, (M, 1), and which clusters can matter to it, (M, clusters)."""
+    maxima = _cluster_maxima(queries, keys, clusters)
+    top, reach = maxima.amax(1, keepdim=True), math.log(len(keys)) - math.log(NEGLIGIBLE)
+    return top, maxima >= top - (reach + 2 * error[:, None]).to(maxima.dtype)
 
 
 def _cluster_maxima(queries: Tensor, keys: Tensor, clusters: int) -> Tensor:

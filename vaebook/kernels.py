@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vaebook.attention import COLUMNS, Exact, attend, attend_clusters
+from vaebook.attention import COLUMNS, Exact, attend, attend_clusters, share_needed
 
 BLOCK = 2**22
 """Entries of t held at once where derivatives or the softmax itself are wanted (32 MiB); one row is the least."""
@@ -40,6 +40,8 @@ TOLERANCE = 1e-8
 """Nats that the expanded form may lose by its bound; beyond it the direct form is used."""
 MANY = 2**21
 """Pairs of point and component from which on clusters pay."""
+SAMPLE, WORTH = 64, 0.6
+"""Points on which is tried whether clusters pay, and the share of them that may be needed if they do."""
 ROUGH = 8.0
 """Nats by which a score may be off, by its bound, if clusters are to be chosen by it."""
 
@@ -267,7 +269,12 @@ def _by_clusters(z: Tensor, components: Components, precision: int, *, direct: b
     error = _rough_error(z, components) if precision == 32 else rounding_bound(z, components)
     dtype, width = {32: torch.float32, 64: torch.float64}[precision], (z.shape[1] if direct else keys.shape[1] - 1)
     exact, width = (exact, width) if score else (exact._replace(sums=None), 0)
-    found = attend_clusters(queries.to(dtype), keys.to(dtype), count, error, exact, width=width)
+    rough, rough_keys = queries.to(dtype), keys.to(dtype)
+    step = max(1, len(z) // SAMPLE)
+    if not direct and share_needed(rough[::step], rough_keys, count, error[::step]) > WORTH:
+        found = attend(queries, keys, values=keys[:, :-1] if score else None)
+    else:
+        found = attend_clusters(rough, rough_keys, count, error, exact, width=width)
     return found if direct else _with_score(z, components, found)
 
 

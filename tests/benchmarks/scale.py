@@ -1,0 +1,290 @@
+"""How fast is log q_agg? This package against its peers, in one process, round by round; `make bench` runs it.
+
+Every method computes the log-density of the same points under the same mixtures; each peer at its best chunk size and
+dtype of those tried. A round runs all methods once, in turn, so that a busy machine slows all of them. Medians over
+the rounds go to a table and to book/results/scale.json, with what they were measured on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaebook import DiagGaussianMixture, kernels
+from vaebook.aggregate import aggregated_posterior
+from vaebook.attention import COLUMNS, ROWS, attend
+from vaebook.data import fashion_mnist
+from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
+from vaebook.priors import StandardNormal
+from vaebook.tables import table
+from vaebook.training import fit
+
+ROOT = Path(__file__).resolve().parents[2]
+DIMS, SIZES, POINTS, ROUNDS, SEED = (2, 10, 40), (1_000, 10_000, 60_000), 2_000, 5, 0
+CHUNKS = (20, 200, 1_000)
+"""Points at once that are tried for each peer that would else hold all pairs."""
+Method = Callable[[Tensor], Any]
+
+
+def mixtures(kind: str, dim: int) -> DiagGaussianMixture:
+    """Build the largest mixture: random, or the codes of a VAE that was trained on Fashion-MNIST for six epochs."""
+    generator = torch.Generator().manual_seed(SEED)
+    if kind == "random":
+        loc = torch.randn(SIZES[-1], dim, generator=generator, dtype=torch.float64)
+        return DiagGaussianMixture(loc, (0.3 * torch.randn(loc.shape, generator=generator).double() - 1).exp())
+    data = fashion_mnist()
+    x = torch.cat([data.train, data.validation])
+    vae = VAE(GaussianEncoder(784, dim, (300, 300)), BernoulliDecoder(dim, 784, (300, 300)), StandardNormal(dim))
+    fit(vae, x, num_epochs=6, batch_size=256, generator=generator, progress=False)
+    return aggregated_posterior(vae.encoder, x).double()
+
+
+def peers(q: DiagGaussianMixture) -> dict[str, list[tuple[dict[str, Any], Method]]]:
+    """List the methods, each with its settings to try."""
+    n, dim = q.loc.shape
+    found = {
+        "vaebook": [({"dtype": "float64"}, q.log_prob)],
+        "vaebook, with score": [({"dtype": "float64"}, q.log_prob_and_score)],
+        "attention to all": [({"dtype": "float64"}, _attention(q, torch.float64))],
+        "attention to all, float32": [({"dtype": "float32"}, _attention(q, torch.float32))],
+        "torch's fused attention": [({"dtype": "float64"}, _fused(q))],
+        "floor: GEMM and exp": [({"dtype": "float64"}, _floor(q))],
+        "MixtureSameFamily": [
+            ({"dtype": str(dtype)[6:], "chunk": chunk}, _chunked(_same_family(q, dtype), chunk))
+            for dtype in (torch.float32, torch.float64)
+            for chunk in CHUNKS
+            if chunk * n * dim <= 2**29
+        ],
+        "scikit-learn": [({"dtype": "float64", "chunk": c}, _chunked(_scikit(q), c)) for c in CHUNKS],
+    }
+    for name, make in (("KeOps", _keops), ("NumPyro", _numpyro)):
+        try:
+            found[name] = make(q)
+        except ImportError:
+            print(f"{name} is not installed", flush=True)
+    return found
+
+
+def _attention(q: DiagGaussianMixture, dtype: torch.dtype) -> Method:
+    held = kernels.prepare(q.loc, q.scale, q.log_weight)
+    keys = held.keys.to(dtype)
+    return lambda z: attend(kernels._queries(z, held).to(dtype), keys)[:, 0]
+
+
+def _fused(q: DiagGaussianMixture) -> Method:
+    held = kernels.prepare(q.loc, q.scale, q.log_weight)
+    keys = held.keys[None, None]
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def method(z: Tensor) -> Tensor:
+        queries = kernels._queries(z, held)[None, None]
+        return attention(queries, keys, keys, 0.0, False, attn_mask=None, scale=1.0)[1][0, 0]
+
+    return method
+
+
+def _floor(q: DiagGaussianMixture) -> Method:
+    """Not a log-density: the matrix product and the exponentials that any dense method needs, in the same blocks."""
+    held = kernels.prepare(q.loc, q.scale, q.log_weight)
+    buffer = torch.empty(ROWS * COLUMNS, dtype=torch.float64)
+
+    def method(z: Tensor) -> None:
+        for rows in kernels._queries(z, held).split(ROWS):
+            for part in held.keys.split(COLUMNS):
+                block = buffer[: len(rows) * len(part)].view(len(rows), len(part))
+                # Clamped as ours: far below 0, where most real pairs are, exp alone would be slower still.
+                torch.mm(rows, part.mT, out=block).clamp_(min=-700.0).exp_()
+
+    return method
+
+
+def _chunked(method: Method, chunk: int) -> Method:
+    return lambda z: torch.cat([torch.as_tensor(method(part)) for part in z.split(chunk)])
+
+
+def _same_family(q: DiagGaussianMixture, dtype: torch.dtype) -> Method:
+    parts = torch.distributions.Independent(torch.distributions.Normal(q.loc.to(dtype), q.scale.to(dtype)), 1)
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(logits=q.log_weight.to(dtype)), parts, validate_args=False
+    )
+    return lambda z: mixture.log_prob(z.to(dtype))
+
+
+def _scikit(q: DiagGaussianMixture) -> Method:
+    from sklearn.mixture import GaussianMixture
+
+    model = GaussianMixture(q.num_components, covariance_type="diag")
+    model.weights_, model.means_ = q.log_weight.exp().numpy(), q.loc.numpy()
+    model.covariances_, model.precisions_cholesky_ = q.scale.square().numpy(), q.scale.reciprocal().numpy()
+    return lambda z: model.score_samples(z.numpy())
+
+
+def _keops(q: DiagGaussianMixture) -> list[tuple[dict[str, Any], Method]]:
+    from pykeops.torch import LazyTensor
+
+    inverse = q.scale.reciprocal()
+    constant = q.log_weight + (inverse.log() - 0.5 * math.log(2 * math.pi)).sum(1)
+    held = kernels.prepare(q.loc, q.scale, q.log_weight)
+
+    def squares(z: Tensor) -> Tensor:
+        distance = ((LazyTensor(z[:, None]) - LazyTensor(q.loc[None])) * LazyTensor(inverse[None])).square().sum(-1)
+        return (LazyTensor(constant[None, :, None]) - 0.5 * distance).logsumexp(1)[:, 0]
+
+    def product(z: Tensor) -> Tensor:
+        scores = (LazyTensor(kernels._queries(z, held)[:, None]) * LazyTensor(held.keys[None])).sum(-1)
+        return scores.logsumexp(1)[:, 0]
+
+    return [({"dtype": "float64", "form": "squares"}, squares), ({"dtype": "float64", "form": "product"}, product)]
+
+
+def _numpyro(q: DiagGaussianMixture) -> list[tuple[dict[str, Any], Method]]:
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    import jax.numpy as jnp
+    import numpy as np
+    import numpyro.distributions as dist
+
+    def make(dtype: Any) -> Method:
+        loc, scale, logits = (jnp.asarray(t.numpy(), dtype) for t in (q.loc, q.scale, q.log_weight))
+        mixture = dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, scale).to_event(1))
+        compiled = jax.jit(mixture.log_prob)
+        return lambda z: np.array(compiled(jnp.asarray(z.numpy(), dtype)))
+
+    return [
+        ({"dtype": name, "chunk": chunk}, _chunked(make(dtype), chunk))
+        for name, dtype in (("float32", jnp.float32), ("float64", jnp.float64))
+        for chunk in CHUNKS[:2]
+    ]
+
+
+def timed(method: Method, z: Tensor) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    method(z)
+    return time.perf_counter() - start
+
+
+def choose(options: list[tuple[dict[str, Any], Method]], z: Tensor) -> tuple[dict[str, Any], Method]:
+    """Pick the fastest setting, on few points, after a first call that may compile."""
+    few = z[:200]
+    best = min(options, key=lambda option: (timed(option[1], few), timed(option[1], few))[1])
+    return best
+
+
+def oracle(q: DiagGaussianMixture, z: Tensor) -> Tensor:
+    """Sum directly in float64, nothing shared with the methods."""
+    terms = [torch.distributions.Normal(q.loc, q.scale).log_prob(point).sum(-1) + q.log_weight for point in z]
+    return torch.stack(terms).logsumexp(1)
+
+
+def measure(kind: str, dim: int, num: int, whole: DiagGaussianMixture, rounds: int) -> list[dict[str, Any]]:
+    """Time all methods on the first ``num`` components."""
+    q = DiagGaussianMixture(whole.loc[:num].clone(), whole.scale[:num].clone())
+    z = q.sample((POINTS,), generator=torch.Generator().manual_seed(SEED + 1))
+    first = timed(q.log_prob, z)  # finds the clusters; later calls keep them
+    chosen = {name: choose(options, z) for name, options in peers(q).items()}
+    # Slow methods get fewer points, so that no round takes minutes: all are linear in the number of points.
+    pilot = {name: timed(method, z[:100]) / 100 for name, (_, method) in chosen.items()}
+    points = {name: int(min(POINTS, max(100, 1.5 / seconds))) for name, seconds in pilot.items()}
+    times: dict[str, list[float]] = {name: [] for name in chosen}
+    for _ in range(rounds):
+        for name, (_, method) in chosen.items():
+            times[name].append(timed(method, z[: points[name]]) / points[name])
+    exact, rows = oracle(q, z[:50]), []
+    for name, (settings, method) in chosen.items():
+        values = method(z) if name.startswith("vaebook") else method(z[:50])  # ours as it was timed
+        value = values[0] if isinstance(values, tuple) else values
+        error = None if value is None else float((torch.as_tensor(value)[:50].double() - exact).abs().max())
+        per_point = [num / seconds for seconds in times[name]]
+        rows.append(
+            {"kind": kind, "dim": dim, "num": num, "method": name, "settings": settings, "points": points[name]}
+            | {"pairs_per_second": statistics.median(per_point), "rounds": per_point, "error": error}
+            | ({"first_call_seconds": first} if name == "vaebook" else {})
+        )
+    return rows
+
+
+def exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Growth of time with N: the exponent between the smallest and the largest mixture of a kind and dimension."""
+    found = []
+    for kind, dim, method in sorted({(r["kind"], r["dim"], r["method"]) for r in rows}):
+        mine = sorted((r for r in rows if (r["kind"], r["dim"], r["method"]) == (kind, dim, method)), key=_size)
+        seconds = [r["num"] / r["pairs_per_second"] for r in mine]
+        exponent = math.log(seconds[-1] / seconds[0]) / math.log(mine[-1]["num"] / mine[0]["num"])
+        found.append({"kind": kind, "dim": dim, "method": method, "exponent": exponent})
+    return found
+
+
+def _size(row: dict[str, Any]) -> int:
+    return row["num"]
+
+
+def provenance() -> dict[str, Any]:
+    """Say what the numbers were measured on."""
+    versions = {}
+    for name in ("torch", "scikit-learn", "pykeops", "numpyro", "jax", "numpy"):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            versions[name] = None
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    cpu = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip(),
+        "machine": f"{cpu[0] if cpu else platform.processor()}, {os.cpu_count()} cores, {platform.system()}",
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "python": platform.python_version(),
+        "versions": versions,
+        "seed": SEED,
+        "points": POINTS,
+    }
+
+
+def main() -> None:
+    """Measure, show and store."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--output", type=Path, default=ROOT / "book" / "results" / "scale.json")
+    options = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for kind in ("random", "codes"):
+        for dim in DIMS:
+            whole = mixtures(kind, dim)
+            for num in SIZES:
+                found = measure(kind, dim, num, whole, options.rounds)
+                rows += found
+                print(f"\n{kind}, D = {dim}, N = {num}", flush=True)
+                columns = {"method": [r["method"] for r in found]}
+                columns["pairs a second"] = [r["pairs_per_second"] for r in found]
+                columns["error, nats"] = ["" if r["error"] is None else r["error"] for r in found]
+                columns["settings"] = [" ".join(map(str, r["settings"].values())) for r in found]
+                print(table(columns), flush=True)
+    result = {"provenance": provenance(), "rows": rows, "exponents": exponents(rows)}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = options.output.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(options.output)
+    print(f"\nwritten: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
