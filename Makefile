@@ -2,12 +2,13 @@
 PY := .venv/bin/python
 PYTEST := $(PY) -m pytest
 PARTS := style site code chapters
+PEERS := pykeops numpyro
 PORT ?= 8000
 export OMP_NUM_THREADS := 1
 export PYTHON TORCH_INDEX CHAPTER
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book serve pdf test test-slow $(PARTS:%=check-%) check-chapter execute lab lock clean
+.PHONY: help setup bench book serve pdf test test-slow $(PARTS:%=check-%) check-chapter execute lab lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +60,10 @@ test-slow: setup  ## the tests that take minutes
 
 execute: setup  ## run stale chapters and store their outputs (ALL=1: all; CHAPTER=mixture/index: one)
 	@$(PY) book/_tools/execute.py $(if $(ALL),--all) $(if $(CHAPTER),--chapter '$(CHAPTER)') $(if $(KEEP),--keep '$(KEEP)')
+
+bench: setup  ## time log q_agg against other libraries, half an hour; writes book/results/scale.json
+	@[ -d _build/bench ] || $(PY) -m pip install -q --disable-pip-version-check --target _build/bench -c requirements.txt $(PEERS)
+	@env -u OMP_NUM_THREADS PYTHONPATH=_build/bench $(PY) tests/benchmarks/scale.py
 
 lab: setup  ## open JupyterLab; a chapter's .md opens as a notebook, saving writes .md and .ipynb
 	@JUPYTER_CONFIG_PATH=book/_tools/lab $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/book

@@ -72,7 +72,7 @@ def dense(q, z):
 def test_the_density_by_clusters_is_the_dense_one_to_what_was_promised(dim, log_scale):
     q = mixture(dim=dim, log_scale=log_scale)
     z = torch.cat([q.sample((600,), generator=seeded()), q.loc[:100], q.loc[:100] + 40 * q.scale[:100]])
-    chosen = kernels.plan(z, q._components_for(len(z)))
+    chosen = kernels.plan(z, q._components(len(z)))
     assert (chosen.precision > 0).sum() > 500
     want, score = dense(q, z)
     got, got_score = q.log_prob_and_score(z)
@@ -101,10 +101,10 @@ def test_a_threshold_that_is_too_high_would_be_seen(monkeypatch):
 def test_plan_avoids_float32_where_it_would_mislead():
     q = mixture(log_scale=-3.0)
     z = torch.cat([q.loc[:1000], q.loc[:10] + 1e4])
-    chosen = kernels.plan(z, q._components_for(len(z)))
+    chosen = kernels.plan(z, q._components(len(z)))
     assert not (chosen.precision[1000:] == 32).any()
     assert (chosen.precision[:1000] > 0).all()
-    assert not kernels.plan(z[:5], q._components_for(5)).precision.any()  # too few to pay
+    assert not kernels.plan(z[:5], q._components(5)).precision.any()  # too few to pay
 
 
 def test_derivatives_in_the_points_come_from_the_score_and_can_be_taken_again():

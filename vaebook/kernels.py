@@ -34,6 +34,8 @@ from vaebook.attention import COLUMNS, Exact, attend, attend_clusters, share_nee
 
 BLOCK = 2**22
 """Entries of t held at once where derivatives or the softmax itself are wanted (32 MiB); one row is the least."""
+PART = 2**14
+"""Points that go through at once without derivatives: what is held of each, [z², z, 1] and sums, is a small part."""
 TILE = 2**16
 """Entries that the direct form works on at once, small enough to stay in cache."""
 TOLERANCE = 1e-8
@@ -56,6 +58,7 @@ class Components(NamedTuple):
     keys: Tensor  # (N, 2D + 1), [-1/(2 sigma²), mu/sigma², constant] with mu minus the middle; or ordered by cluster
     clusters: int  # into how many clusters the keys are ordered, 0 for none
     order: Tensor | None  # their places, (keys), long; N for padding
+    rough: Tensor | None  # the keys in float32, by which clusters are chosen
     farthest: Tensor  # (D), max_n |mu_n|
     sharpest: Tensor  # (D), max_n 1/sigma_n²
 
@@ -98,7 +101,8 @@ def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor, *, order: tuple[Tens
     if places is not None:
         keys = keys[places.clamp(max=len(loc) - 1)]
         keys[:, -1].masked_fill_(places == len(loc), -torch.inf)
-    return Components(loc, scale, normaliser, middle, keys, clusters, places, farthest, sharpest)
+    rough = None if places is None else keys.float()
+    return Components(loc, scale, normaliser, middle, keys, clusters, places, rough, farthest, sharpest)
 
 
 def rounding_bound(z: Tensor, components: Components) -> Tensor:
@@ -230,7 +234,16 @@ class _LogDensity(torch.autograd.Function):
 
 
 def _chosen(z: Tensor, components: Components, exclude: Tensor | None, *, score: bool) -> Tensor:
-    """Log-sum-exp, and behind it the score, each row as `plan` says."""
+    """Log-sum-exp, and behind it the score, each row as `plan` says; a part of the points at a time."""
+    results = z.new_empty(len(z), 1 + z.shape[1] if score else 1)
+    for start in range(0, len(z), PART):
+        part = slice(start, start + PART)
+        dropped = None if exclude is None else exclude[part]
+        results[part] = _part_chosen(z[part], components, dropped, score=score)
+    return results
+
+
+def _part_chosen(z: Tensor, components: Components, exclude: Tensor | None, *, score: bool) -> Tensor:
     chosen = plan(z, components)
     results = z.new_empty(len(z), 1 + z.shape[1] if score else 1)
     for direct, precision in product((False, True), (0, 32, 64)):
@@ -267,9 +280,9 @@ def _by_clusters(z: Tensor, components: Components, precision: int, *, direct: b
     else:
         exact = Exact(lambda index, k: queries[index] @ members[k].mT, lambda terms, _, k: terms @ members[k, :, :-1])
     error = _rough_error(z, components) if precision == 32 else rounding_bound(z, components)
-    dtype, width = {32: torch.float32, 64: torch.float64}[precision], (z.shape[1] if direct else keys.shape[1] - 1)
+    width = z.shape[1] if direct else keys.shape[1] - 1
     exact, width = (exact, width) if score else (exact._replace(sums=None), 0)
-    rough, rough_keys = queries.to(dtype), keys.to(dtype)
+    rough, rough_keys = (queries.float(), components.rough) if precision == 32 else (queries, keys)
     step = max(1, len(z) // SAMPLE)
     if not direct and share_needed(rough[::step], rough_keys, count, error[::step]) > WORTH:
         found = attend(queries, keys, values=keys[:, :-1] if score else None)

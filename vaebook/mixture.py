@@ -78,6 +78,7 @@ class DiagGaussianMixture(Distribution):
                 _check_log_weight(log_weight)
         self.loc, self.scale = loc, scale
         self._order: tuple[Tensor, int] | None = None
+        self._held: dict[bool, tuple[Tensor, Tensor, tuple[int, int], kernels.Components]] = {}  # see _components
         self._log_weight = weight64 - weight64.logsumexp(0)
         super().__init__(torch.Size(), loc.shape[1:], validate_args=False)
 
@@ -136,7 +137,7 @@ class DiagGaussianMixture(Distribution):
             torch.Size([4])
         """
         rows = self._rows(z)
-        components = self._components_for(len(rows))
+        components = self._components(len(rows))
         return kernels.logsumexp_terms(rows, components).reshape(z.shape[:-1]).to(z.dtype)
 
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,7 +161,7 @@ class DiagGaussianMixture(Distribution):
             tensor([-1., -1.])
         """
         rows = self._rows(z)
-        log_prob, score = kernels.logsumexp_and_score(rows, self._components_for(len(rows)))
+        log_prob, score = kernels.logsumexp_and_score(rows, self._components(len(rows)))
         return log_prob.reshape(z.shape[:-1]).to(z.dtype), score.reshape(z.shape).to(z.dtype)
 
     def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
@@ -201,7 +202,7 @@ class DiagGaussianMixture(Distribution):
                 "index: expected other components of positive weight to remain, got a mixture in which "
                 f"the component left out is the only one (N = {self.num_components})"
             )
-        log_prob = kernels.logsumexp_terms(rows, self._components, exclude=flat) - remaining
+        log_prob = kernels.logsumexp_terms(rows, self._components(), exclude=flat) - remaining
         return log_prob.reshape(z.shape[:-1]).to(z.dtype)
 
     def log_prob_marginals(self, z: Tensor) -> Tensor:
@@ -253,7 +254,7 @@ class DiagGaussianMixture(Distribution):
             tensor([[0.5000, 0.5000]])
         """
         check_tensor("z", z, ("S", self.loc.shape[1]), finite=False, empty=True)
-        return kernels.softmax_terms(self._rows(z), self._components).to(z.dtype)
+        return kernels.softmax_terms(self._rows(z), self._components()).to(z.dtype)
 
     def posterior_mean(self, z: Tensor, values: Tensor) -> Tensor:
         r"""Average of one value per component, weighted by the responsibilities.
@@ -279,7 +280,7 @@ class DiagGaussianMixture(Distribution):
         check_tensor("z", z, ("S", self.loc.shape[1]), finite=False, empty=True)
         check_tensor("values", values, (self.num_components, "P"))
         check_same_device(values=values, loc=self.loc)
-        return kernels.average_terms(self._rows(z), self._components, values).to(z.dtype)
+        return kernels.average_terms(self._rows(z), self._components(), values).to(z.dtype)
 
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw samples.
@@ -339,19 +340,26 @@ class DiagGaussianMixture(Distribution):
     def _weight(self) -> Tensor:
         return self._log_weight.exp()
 
-    @property
-    def _components(self) -> kernels.Components:
-        return kernels.prepare(self.loc.double(), self.scale.double(), self._log_weight)
+    def _components(self, num_points: int = 0) -> kernels.Components:
+        """Prepare the components for the log-density at so many points, by clusters if that may pay; keep the result.
 
-    def _components_for(self, num_points: int) -> kernels.Components:
-        """Prepare the components for the log-density at so many points: by clusters if that may pay."""
+        What was kept is good until loc or scale is written to or replaced; torch counts the versions of a tensor.
+        """
         loc, scale = self.loc.double(), self.scale.double()
-        tracked = torch.is_grad_enabled() and any(t.requires_grad for t in (loc, scale, self._log_weight))
-        if tracked or self.num_components * num_points < kernels.MANY or loc.device.type != "cpu":
-            return self._components
-        if self._order is None:  # any order gives the same density, so this one may be kept
+        changing = any(t.requires_grad or t.is_inference() for t in (loc, scale, self._log_weight))
+        if changing and torch.is_grad_enabled():
+            return kernels.prepare(loc, scale, self._log_weight)
+        by_clusters = self.num_components * num_points >= kernels.MANY and loc.device.type == "cpu"
+        if by_clusters and self._order is None:  # any order gives the same density: this one stays
             self._order = cluster(loc.detach())
-        return kernels.prepare(loc, scale, self._log_weight, order=self._order)
+        order = self._order if by_clusters else None
+        if changing:
+            return kernels.prepare(loc, scale, self._log_weight, order=order)
+        versions, held = (self.loc._version, self.scale._version), self._held.get(by_clusters)
+        if held is None or held[0] is not self.loc or held[1] is not self.scale or held[2] != versions:
+            prepared = kernels.prepare(loc, scale, self._log_weight, order=order)
+            held = self._held[by_clusters] = (self.loc, self.scale, versions, prepared)
+        return held[3]
 
     def _rows(self, z: Tensor) -> Tensor:
         check_tensor("z", z, ("...", self.loc.shape[1]), finite=self._checks_values, empty=True)

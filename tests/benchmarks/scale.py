@@ -26,8 +26,8 @@ from torch import Tensor
 
 from vaebook import DiagGaussianMixture, kernels
 from vaebook.aggregate import aggregated_posterior
-from vaebook.attention import COLUMNS, ROWS, attend
-from vaebook.data import fashion_mnist
+from vaebook.attention import COLUMNS, ROWS, attend, share_needed
+from vaebook.data import digits, fashion_mnist
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.priors import StandardNormal
 from vaebook.tables import table
@@ -37,19 +37,25 @@ ROOT = Path(__file__).resolve().parents[2]
 DIMS, SIZES, POINTS, ROUNDS, SEED = (2, 10, 40), (1_000, 10_000, 60_000), 2_000, 5, 0
 CHUNKS = (20, 200, 1_000)
 """Points at once that are tried for each peer that would else hold all pairs."""
+NO_DENSITY = ("floor: GEMM and exp", "choice of clusters alone")
+"""Methods that are measured for comparison and compute no log-density."""
+KINDS = ("random", "digits", "Fashion-MNIST")
 Method = Callable[[Tensor], Any]
 
 
-def mixtures(kind: str, dim: int) -> DiagGaussianMixture:
-    """Build the largest mixture: random, or the codes of a VAE that was trained on Fashion-MNIST for six epochs."""
+def mixture(kind: str, dim: int) -> DiagGaussianMixture:
+    """Build the largest mixture: random, or the codes of a VAE that was trained for some epochs."""
     generator = torch.Generator().manual_seed(SEED)
     if kind == "random":
         loc = torch.randn(SIZES[-1], dim, generator=generator, dtype=torch.float64)
         return DiagGaussianMixture(loc, (0.3 * torch.randn(loc.shape, generator=generator).double() - 1).exp())
-    data = fashion_mnist()
-    x = torch.cat([data.train, data.validation])
-    vae = VAE(GaussianEncoder(784, dim, (300, 300)), BernoulliDecoder(dim, 784, (300, 300)), StandardNormal(dim))
-    fit(vae, x, num_epochs=6, batch_size=256, generator=generator, progress=False)
+    if kind == "digits":
+        x, hidden, training = digits().train, (64,), {"num_epochs": 200, "batch_size": 64}
+    else:
+        data = fashion_mnist()
+        x, hidden, training = torch.cat([data.train, data.validation]), (300, 300), {"num_epochs": 6, "batch_size": 256}
+    vae = VAE(GaussianEncoder(x.shape[1], dim, hidden), BernoulliDecoder(dim, x.shape[1], hidden), StandardNormal(dim))
+    fit(vae, x, generator=generator, progress=False, **training)
     return aggregated_posterior(vae.encoder, x).double()
 
 
@@ -71,12 +77,23 @@ def peers(q: DiagGaussianMixture) -> dict[str, list[tuple[dict[str, Any], Method
         ],
         "scikit-learn": [({"dtype": "float64", "chunk": c}, _chunked(_scikit(q), c)) for c in CHUNKS],
     }
+    if q._components(POINTS).clusters:
+        found["choice of clusters alone"] = [({"dtype": "float32"}, _choice(q))]
     for name, make in (("KeOps", _keops), ("NumPyro", _numpyro)):
         try:
             found[name] = make(q)
         except ImportError:
             print(f"{name} is not installed", flush=True)
     return found
+
+
+def _choice(q: DiagGaussianMixture) -> Method:
+    """Not a log-density: the first half of ours, which finds out what can matter to each point."""
+    held = q._components(POINTS)
+
+    return lambda z: share_needed(
+        kernels._queries(z, held).float(), held.rough, held.clusters, kernels._rough_error(z, held)
+    )
 
 
 def _attention(q: DiagGaussianMixture, dtype: torch.dtype) -> Method:
@@ -209,29 +226,33 @@ def measure(kind: str, dim: int, num: int, whole: DiagGaussianMixture, rounds: i
     for name, (settings, method) in chosen.items():
         values = method(z) if name.startswith("vaebook") else method(z[:50])  # ours as it was timed
         value = values[0] if isinstance(values, tuple) else values
-        error = None if value is None else float((torch.as_tensor(value)[:50].double() - exact).abs().max())
-        per_point = [num / seconds for seconds in times[name]]
+        error = float((torch.as_tensor(value)[:50].double() - exact).abs().max()) if name not in NO_DENSITY else None
+        rates = [rounded(num / seconds) for seconds in times[name]]
         rows.append(
             {"kind": kind, "dim": dim, "num": num, "method": name, "settings": settings, "points": points[name]}
-            | {"pairs_per_second": statistics.median(per_point), "rounds": per_point, "error": error}
-            | ({"first_call_seconds": first} if name == "vaebook" else {})
+            | {"pairs_per_second": statistics.median(rates), "rounds": rates}
+            | {"error": None if error is None else rounded(error)}
+            | ({"first_call_seconds": rounded(first)} if name == "vaebook" else {})
         )
     return rows
+
+
+def rounded(value: float) -> float:
+    """Keep four significant digits."""
+    return float(f"{value:.4g}")
 
 
 def exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Growth of time with N: the exponent between the smallest and the largest mixture of a kind and dimension."""
     found = []
     for kind, dim, method in sorted({(r["kind"], r["dim"], r["method"]) for r in rows}):
-        mine = sorted((r for r in rows if (r["kind"], r["dim"], r["method"]) == (kind, dim, method)), key=_size)
-        seconds = [r["num"] / r["pairs_per_second"] for r in mine]
-        exponent = math.log(seconds[-1] / seconds[0]) / math.log(mine[-1]["num"] / mine[0]["num"])
-        found.append({"kind": kind, "dim": dim, "method": method, "exponent": exponent})
+        mine = [r for r in rows if (r["kind"], r["dim"], r["method"]) == (kind, dim, method)]
+        first, last = (pick(mine, key=lambda r: r["num"]) for pick in (min, max))
+        if first["num"] < last["num"]:
+            growth = math.log(last["num"] / first["num"])
+            exponent = 1 - math.log(last["pairs_per_second"] / first["pairs_per_second"]) / growth
+            found.append({"kind": kind, "dim": dim, "method": method, "exponent": rounded(exponent)})
     return found
-
-
-def _size(row: dict[str, Any]) -> int:
-    return row["num"]
 
 
 def provenance() -> dict[str, Any]:
@@ -259,6 +280,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
+def as_json(result: dict[str, Any]) -> str:
+    """Write one line a row: a change of one number is a change of one line."""
+    lists = {key: "[\n" + ",\n".join(json.dumps(row) for row in result[key]) + "\n]" for key in ("rows", "exponents")}
+    head = json.dumps(result["provenance"], indent=1)
+    return f'{{"provenance": {head},\n"rows": {lists["rows"]},\n"exponents": {lists["exponents"]}}}\n'
+
+
 def main() -> None:
     """Measure, show and store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -266,10 +294,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "book" / "results" / "scale.json")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
-    for kind in ("random", "codes"):
+    for kind in KINDS:
         for dim in DIMS:
-            whole = mixtures(kind, dim)
-            for num in SIZES:
+            whole = mixture(kind, dim)
+            sizes = [num for num in SIZES if num <= whole.num_components and kind != "digits"]
+            for num in sizes or [whole.num_components]:
                 found = measure(kind, dim, num, whole, options.rounds)
                 rows += found
                 print(f"\n{kind}, D = {dim}, N = {num}", flush=True)
@@ -281,7 +310,7 @@ def main() -> None:
     result = {"provenance": provenance(), "rows": rows, "exponents": exponents(rows)}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = options.output.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    temporary.write_text(as_json(result), encoding="utf-8")
     temporary.replace(options.output)
     print(f"\nwritten: {options.output}")
 
