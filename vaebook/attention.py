@@ -31,8 +31,8 @@ NEGLIGIBLE = 1e-10
 """What all clusters that are left out may add to the log-sum-exp, in nats."""
 OVERFLOW = 0.65
 """The maximum is raised when the sum of a block about it exceeds this power of the largest number, 1e200 in float64."""
-UNDERFLOW = -700.0
-"""Smallest exponent: below it exp is slow, and what it would add is less than 1e-303 of the sum."""
+UNDERFLOW = 0.98
+"""Exponents are no smaller than this share of the smallest number's logarithm, -694 in float64: below it exp is slow."""
 
 
 def cluster(points: Tensor) -> tuple[Tensor, int]:
@@ -222,8 +222,8 @@ def _drop(scores: Tensor, exclude: Tensor) -> None:
 
 
 def _exp(scores: Tensor) -> Tensor:
-    """Exponentials, in place."""
-    return scores.clamp_(min=UNDERFLOW).exp_()
+    """Exponentials, in place; those that underflow are kept at a number too small to matter."""
+    return scores.clamp_(min=UNDERFLOW * math.log(torch.finfo(scores.dtype).tiny)).exp_()
 
 
 def _finish(sums: Tensor, top: Tensor) -> Tensor:

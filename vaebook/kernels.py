@@ -40,8 +40,8 @@ TILE = 2**16
 """Entries that the direct form works on at once, small enough to stay in cache."""
 TOLERANCE = 1e-8
 """Nats that the expanded form may lose by its bound; beyond it the direct form is used."""
-MANY = 2**21
-"""Pairs of point and component from which on clusters pay."""
+MANY, FEW = 2**21, 16
+"""Pairs of point and component from which on clusters may pay, and the least number of clusters that may."""
 SAMPLE, WORTH = 64, 0.6
 """Points on which is tried whether clusters pay, and the share of them that may be needed if they do."""
 ROUGH = 8.0
@@ -147,7 +147,7 @@ def plan(z: Tensor, components: Components) -> Plan:
     loss = rounding_bound(z, components)
     direct = ~(loss <= TOLERANCE)  # also where the bound is nan
     precision = torch.zeros_like(direct, dtype=torch.int)
-    if components.clusters > 1 and len(z) * len(components.loc) >= MANY and z.device.type == "cpu":
+    if components.clusters >= FEW and len(z) * len(components.loc) >= MANY and z.device.type == "cpu":
         precision[loss <= ROUGH] = 64
         precision[_rough_error(z, components) <= ROUGH] = 32
     return Plan(direct, precision)

@@ -37,6 +37,8 @@ ROOT = Path(__file__).resolve().parents[2]
 DIMS, SIZES, POINTS, ROUNDS, SEED = (2, 10, 40), (1_000, 10_000, 60_000), 2_000, 5, 0
 CHUNKS = (20, 200, 1_000)
 """Points at once that are tried for each peer that would else hold all pairs."""
+SHORT, PAUSE = 0.1, 0.05
+"""Seconds below which a call is repeated, and seconds between methods: some libraries' threads spin for a while."""
 NO_DENSITY = ("floor: GEMM and exp", "choice of clusters alone")
 """Methods that are measured for comparison and compute no log-density."""
 KINDS = ("random", "digits", "Fashion-MNIST")
@@ -77,7 +79,7 @@ def peers(q: DiagGaussianMixture) -> dict[str, list[tuple[dict[str, Any], Method
         ],
         "scikit-learn": [({"dtype": "float64", "chunk": c}, _chunked(_scikit(q), c)) for c in CHUNKS],
     }
-    if q._components(POINTS).clusters:
+    if q._components(POINTS).clusters >= kernels.FEW:
         found["choice of clusters alone"] = [({"dtype": "float32"}, _choice(q))]
     for name, make in (("KeOps", _keops), ("NumPyro", _numpyro)):
         try:
@@ -189,11 +191,12 @@ def _numpyro(q: DiagGaussianMixture) -> list[tuple[dict[str, Any], Method]]:
     ]
 
 
-def timed(method: Method, z: Tensor) -> float:
-    """Seconds of one call."""
+def timed(method: Method, z: Tensor, calls: int = 1) -> float:
+    """Seconds of one call, on average."""
     start = time.perf_counter()
-    method(z)
-    return time.perf_counter() - start
+    for _ in range(calls):
+        method(z)
+    return (time.perf_counter() - start) / calls
 
 
 def choose(options: list[tuple[dict[str, Any], Method]], z: Tensor) -> tuple[dict[str, Any], Method]:
@@ -218,10 +221,12 @@ def measure(kind: str, dim: int, num: int, whole: DiagGaussianMixture, rounds: i
     # Slow methods get fewer points, so that no round takes minutes: all are linear in the number of points.
     pilot = {name: timed(method, z[:100]) / 100 for name, (_, method) in chosen.items()}
     points = {name: int(min(POINTS, max(100, 1.5 / seconds))) for name, seconds in pilot.items()}
+    calls = {name: max(1, int(SHORT / (pilot[name] * points[name]))) for name in chosen}
     times: dict[str, list[float]] = {name: [] for name in chosen}
     for _ in range(rounds):
         for name, (_, method) in chosen.items():
-            times[name].append(timed(method, z[: points[name]]) / points[name])
+            time.sleep(PAUSE)
+            times[name].append(timed(method, z[: points[name]], calls[name]) / points[name])
     exact, rows = oracle(q, z[:50]), []
     for name, (settings, method) in chosen.items():
         values = method(z) if name.startswith("vaebook") else method(z[:50])  # ours as it was timed
