@@ -61,7 +61,7 @@ test-slow: setup  ## the tests that take minutes
 execute: setup  ## run stale chapters and store their outputs (ALL=1: all; CHAPTER=mixture/index: one)
 	@$(PY) book/_tools/execute.py $(if $(ALL),--all) $(if $(CHAPTER),--chapter '$(CHAPTER)') $(if $(KEEP),--keep '$(KEEP)')
 
-bench: setup  ## time log q_agg against other libraries, half an hour; writes book/results/scale.json
+bench: setup  ## time log q_agg against other libraries (15 minutes); writes book/results/scale.json
 	@[ -d _build/bench ] || $(PY) -m pip install -q --disable-pip-version-check --target _build/bench -c requirements.txt $(PEERS)
 	@env -u OMP_NUM_THREADS PYTHONPATH=_build/bench $(PY) tests/benchmarks/scale.py
 

@@ -327,3 +327,22 @@ def test_leave_one_out_is_differentiable_beside_weights_of_zero():
     value = q.log_prob_leave_one_out(torch.zeros(1, 1).double(), torch.tensor([0]))
     (gradient,) = torch.autograd.grad(value.sum(), log_weight)
     assert gradient.isfinite().all()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+@pytest.mark.parametrize("log_scale", [-0.5, -6.0])  # expanded and direct form
+def test_graphics_card_agrees_and_results_stay_on_it(log_scale):
+    q, g = make(num=5_000, dim=4, log_scale=log_scale)
+    z, n = q.sample_with_index((1_000,), generator=g)
+    there = DiagGaussianMixture(q.loc.cuda(), q.scale.cuda(), q.log_weight.cuda())
+    calls = {
+        "log_prob": lambda q, z, n: q.log_prob(z),
+        "score": lambda q, z, n: q.log_prob_and_score(z)[1] * q.scale.min() ** 2,
+        "leave one out": lambda q, z, n: q.log_prob_leave_one_out(z, n),
+        "marginals": lambda q, z, n: q.log_prob_marginals(z),
+        "average": lambda q, z, n: q.posterior_mean(z, q.loc),
+    }
+    for name, call in calls.items():
+        result = call(there, z.cuda(), n.cuda())
+        assert result.is_cuda, name
+        torch.testing.assert_close(result.cpu(), call(q, z, n), rtol=1e-12, atol=1e-8, msg=name)

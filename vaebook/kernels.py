@@ -42,7 +42,7 @@ TOLERANCE = 1e-8
 """Nats that the expanded form may lose by its bound; beyond it the direct form is used."""
 MANY, FEW = 2**21, 16
 """Pairs of point and component from which on clusters may pay, and the least number of clusters that may."""
-SAMPLE, WORTH = 64, 0.6
+SAMPLE, WORTH = 64, 0.45
 """Points on which is tried whether clusters pay, and the share of them that may be needed if they do."""
 ROUGH = 8.0
 """Nats by which a score may be off, by its bound, if clusters are to be chosen by it."""

@@ -39,6 +39,7 @@ CHUNKS = (20, 200, 1_000)
 """Points at once that are tried for each peer that would else hold all pairs."""
 SHORT, PAUSE = 0.1, 0.05
 """Seconds below which a call is repeated, and seconds between methods: some libraries' threads spin for a while."""
+PEERS = ("MixtureSameFamily", "scikit-learn", "KeOps", "NumPyro")
 NO_DENSITY = ("floor: GEMM and exp", "choice of clusters alone")
 """Methods that are measured for comparison and compute no log-density."""
 KINDS = ("random", "digits", "Fashion-MNIST")
@@ -260,6 +261,18 @@ def exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
+def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How many times as fast as others this package is, in each setting."""
+    found = []
+    for kind, dim, num in dict.fromkeys((r["kind"], r["dim"], r["num"]) for r in rows):
+        rate = {r["method"]: r["pairs_per_second"] for r in rows if (r["kind"], r["dim"], r["num"]) == (kind, dim, num)}
+        fastest = max((name for name in PEERS if name in rate), key=rate.__getitem__)
+        others = {"floor": "floor: GEMM and exp", "same_family": "MixtureSameFamily", "fastest_peer": fastest}
+        times = {f"over_{key}": rounded(rate["vaebook"] / rate[name]) for key, name in others.items()}
+        found.append({"kind": kind, "dim": dim, "num": num, "fastest_peer": fastest} | times)
+    return found
+
+
 def provenance() -> dict[str, Any]:
     """Say what the numbers were measured on."""
     versions = {}
@@ -287,9 +300,10 @@ def provenance() -> dict[str, Any]:
 
 def as_json(result: dict[str, Any]) -> str:
     """Write one line a row: a change of one number is a change of one line."""
-    lists = {key: "[\n" + ",\n".join(json.dumps(row) for row in result[key]) + "\n]" for key in ("rows", "exponents")}
-    head = json.dumps(result["provenance"], indent=1)
-    return f'{{"provenance": {head},\n"rows": {lists["rows"]},\n"exponents": {lists["exponents"]}}}\n'
+    parts = [f'"provenance": {json.dumps(result["provenance"], indent=1)}']
+    for key in ("rows", "ratios", "exponents"):
+        parts.append(f'"{key}": [\n' + ",\n".join(json.dumps(row) for row in result[key]) + "\n]")
+    return "{" + ",\n".join(parts) + "}\n"
 
 
 def main() -> None:
@@ -312,7 +326,7 @@ def main() -> None:
                 columns["error, nats"] = ["" if r["error"] is None else r["error"] for r in found]
                 columns["settings"] = [" ".join(map(str, r["settings"].values())) for r in found]
                 print(table(columns), flush=True)
-    result = {"provenance": provenance(), "rows": rows, "exponents": exponents(rows)}
+    result = {"provenance": provenance(), "rows": rows, "ratios": ratios(rows), "exponents": exponents(rows)}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = options.output.with_suffix(".tmp")
     temporary.write_text(as_json(result), encoding="utf-8")
