@@ -201,10 +201,9 @@ def timed(method: Method, z: Tensor, calls: int = 1) -> float:
 
 
 def choose(options: list[tuple[dict[str, Any], Method]], z: Tensor) -> tuple[dict[str, Any], Method]:
-    """Pick the fastest setting, on few points, after a first call that may compile."""
-    few = z[:200]
-    best = min(options, key=lambda option: (timed(option[1], few), timed(option[1], few))[1])
-    return best
+    """Pick the fastest setting, after a first call that may compile."""
+    worth = [option for option in options if option[0].get("chunk", 0) <= len(z)]
+    return min(worth, key=lambda option: (timed(option[1], z), timed(option[1], z))[1])
 
 
 def oracle(q: DiagGaussianMixture, z: Tensor) -> Tensor:
@@ -218,7 +217,8 @@ def measure(kind: str, dim: int, num: int, whole: DiagGaussianMixture, rounds: i
     q = DiagGaussianMixture(whole.loc[:num].clone(), whole.scale[:num].clone())
     z = q.sample((POINTS,), generator=torch.Generator().manual_seed(SEED + 1))
     first = timed(q.log_prob, z)  # finds the clusters; later calls keep them
-    chosen = {name: choose(options, z) for name, options in peers(q).items()}
+    few = z[: CHUNKS[-1] if num <= SIZES[1] else CHUNKS[1]]
+    chosen = {name: choose(options, few) for name, options in peers(q).items()}
     # Slow methods get fewer points, so that no round takes minutes: all are linear in the number of points.
     pilot = {name: timed(method, z[:100]) / 100 for name, (_, method) in chosen.items()}
     points = {name: int(min(POINTS, max(100, 1.5 / seconds))) for name, seconds in pilot.items()}

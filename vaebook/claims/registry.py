@@ -127,6 +127,11 @@ class Evidence:
         """Whether the falsehood was rejected, by the required margin."""
         return self.margin >= self.required
 
+    @property
+    def shown(self) -> tuple[str, str]:
+        """Residual and margin as the book prints them, no finer than they deserve."""
+        return f"{self.residual:.1f}", _coarse(self.margin)
+
     def _repr_markdown_(self) -> str:
         title = f"**Check of `{self.claim.id}`** ({self.claim.kind}; off by in {self._unit})"
         return f"{title}\n\n{self._table()._repr_markdown_()}"
@@ -155,7 +160,7 @@ class Evidence:
             {
                 "": ["claim", "falsehood"],
                 "must hold": [f"{number(left)} {sign} {number(right)}" for left, right in shown],
-                "off by": [f"{self.residual:.1f}", _coarse(self.margin)],
+                "off by": list(self.shown),
                 "limit": [f"≤ {self.allowed:g}", f"≥ {self.required:g}"],
                 "verdict": [
                     "holds" if self.holds else "FAILS",
