@@ -106,3 +106,70 @@ def test_derivatives_of_both_forms_with_and_without_recomputation(monkeypatch, b
     assert torch.autograd.gradcheck(log_prob, arguments, atol=2e-5, rtol=1e-4)
     if log_scale == 0.0:
         assert torch.autograd.gradgradcheck(log_prob, arguments, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("log_scale", [0.0, -9.0])  # the expanded and the direct form
+@pytest.mark.parametrize("tracked", [False, True])
+def test_averages_of_more_components_than_are_taken_at_once(tracked, log_scale):
+    loc, scale, log_weight, g = components(kernels.COLUMNS + 500, 2, log_scale)
+    z = loc[:20] + scale[:20] * torch.randn(20, 2, generator=g, dtype=torch.float64)
+    values = torch.randn(len(loc), 3, generator=g)  # float32
+    terms = oracle_terms(z, loc, scale, log_weight)
+    r = np.exp(terms - terms.max(-1, keepdims=True))
+    want = torch.from_numpy((r @ values.numpy().astype(np.longdouble) / r.sum(-1, keepdims=True)).astype(np.float64))
+    got = kernels.average_terms(z.requires_grad_(tracked), kernels.prepare(loc, scale, log_weight), values)
+    assert got.dtype == torch.float64 and got.requires_grad == tracked
+    torch.testing.assert_close(got.detach(), want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("block", [1, 10**6])
+@pytest.mark.parametrize("log_scale", [0.0, -9.0])
+def test_derivatives_of_averages(monkeypatch, block, log_scale):
+    monkeypatch.setattr(kernels, "BLOCK", block)
+    loc, scale, log_weight, g = components(4, 2, log_scale)
+    z, values = loc[:3] + scale[:3], torch.randn(4, 3, generator=g, dtype=torch.float64)
+    unit = scale.mean()
+    arguments = [x.clone().requires_grad_() for x in (torch.zeros_like(z), torch.zeros_like(loc), log_weight, values)]
+
+    def average(shift, move, log_weight, values):
+        held = kernels.prepare(loc + unit * move, scale, log_weight)
+        return kernels.average_terms(z + unit * shift, held, values)
+
+    assert torch.autograd.gradcheck(average, arguments, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("block", [1, 10**6])
+@pytest.mark.parametrize("tracked", [False, True])
+def test_each_point_leaves_out_its_own_component_in_every_block(monkeypatch, tracked, block):
+    monkeypatch.setattr(kernels, "BLOCK", block)
+    loc, scale, log_weight, _ = components(6, 2, -9.0)  # so sharp that the direct form is taken
+    index = torch.tensor([5, 0, 3, 3])
+    z = loc[index] + 3 * scale[index]
+    held = kernels.prepare(loc, scale.requires_grad_(tracked), log_weight)
+    got = kernels.logsumexp_terms(z, held, exclude=index)
+    for k, n in enumerate(index):
+        keep = torch.arange(6) != n
+        want = oracle_log_prob(z[[k]], loc[keep], scale[keep], log_weight[keep])
+        assert got[k].item() == pytest.approx(want.item(), rel=1e-12)
+
+
+def test_rows_at_once_are_fewer_where_derivatives_are_kept(monkeypatch):
+    """A block of t has at most BLOCK entries; with derivatives, which keep one array for every dimension, BLOCK / D."""
+    monkeypatch.setattr(kernels, "BLOCK", 120)
+    loc, scale, log_weight, g = components(10, 3, 0.0)
+    z, seen = torch.randn(25, 3, generator=g, dtype=torch.float64), []
+
+    def block(part, exclude):
+        seen.append(len(part))
+        return part.sum(1, keepdim=True)
+
+    for requires, sizes in ((False, [12, 12, 1]), (True, [4] * 6 + [1])):
+        seen.clear()
+        held = kernels.prepare(loc.clone().requires_grad_(requires), scale, log_weight)
+        result = kernels._by_rows(block, z, None, held)
+        assert seen == sizes
+        torch.testing.assert_close(result, z.sum(1, keepdim=True))
+    seen.clear()
+    kernels._by_rows(block, z.requires_grad_(), None, kernels.prepare(loc, scale, log_weight))
+    kernels._by_rows(block, z.detach(), None, kernels.prepare(loc, scale, log_weight), loc.requires_grad_())
+    assert seen == 2 * ([4] * 6 + [1])

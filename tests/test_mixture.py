@@ -346,3 +346,50 @@ def test_graphics_card_agrees_and_results_stay_on_it(log_scale):
         result = call(there, z.cuda(), n.cuda())
         assert result.is_cuda, name
         torch.testing.assert_close(result.cpu(), call(q, z, n), rtol=1e-12, atol=1e-8, msg=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_every_result_has_the_dtype_of_z_and_empty_z_give_empty_results(dtype):
+    q, g = make()
+    z = q.sample((4,), generator=g).to(dtype)
+    n, values = torch.arange(4), torch.ones(5, 2)
+    results = [
+        q.log_prob(z),
+        *q.log_prob_and_score(z),
+        q.log_prob_leave_one_out(z, n),
+        q.log_prob_marginals(z),
+        q.responsibilities(z),
+        q.posterior_mean(z, values),
+    ]
+    assert all(result.dtype == dtype for result in results)
+    assert q.responsibilities(z[:0]).shape == (0, 5) and q.posterior_mean(z[:0], values).shape == (0, 2)
+    assert q.log_prob(z[:0]).shape == (0,) and q.log_prob_leave_one_out(z[:0], n[:0]).shape == (0,)
+
+
+def test_without_validation_nan_goes_through():
+    q = DiagGaussianMixture(torch.zeros(2, 1), torch.ones(2, 1), validate_args=False)
+    nan = torch.full((1, 1), torch.nan)
+    assert q.responsibilities(nan).isnan().all() and q.posterior_mean(nan, torch.ones(2, 1)).isnan().all()
+    with pytest.raises(ValueError, match="scale"):
+        DiagGaussianMixture(torch.zeros(2, 1), -torch.ones(2, 1))
+    doubled = DiagGaussianMixture(torch.zeros(2, 1), -torch.ones(2, 1), validate_args=False).double()
+    assert doubled.scale.dtype == torch.float64  # taken as it is, like the original
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda q, z: q.log_prob_leave_one_out(z, torch.zeros(2, 2).long()), r"index: expected shape \(2, 3\)"),
+        (lambda q, z: q.log_prob_leave_one_out(z, torch.zeros(2, 3, device="meta").long()), "index"),
+    ],
+)
+def test_shapes_and_devices_of_arguments(call, message):
+    q, g = make()
+    with pytest.raises(ValueError, match=f"^{message}"):
+        call(q, q.sample((2, 3), generator=g))
+
+
+def test_message_for_the_only_component():
+    q = DiagGaussianMixture(torch.zeros(1, 1), torch.ones(1, 1))
+    with pytest.raises(ValueError, match=r"^index: expected other components of positive weight to remain"):
+        q.log_prob_leave_one_out(torch.zeros(1, 1), torch.zeros(1).long())
