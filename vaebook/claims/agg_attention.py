@@ -61,8 +61,8 @@ def optimal_decoder(generator: torch.Generator) -> Measurement:
     averaged = q_agg.posterior_mean(GRID, x.logit()).sigmoid()
     returned = q_agg.posterior_mean(q_agg.loc, x)
     return Measurement(
-        lhs=torch.stack([*off, *lost]),
-        rhs=torch.stack([*map(torch.zeros_like, off), *expected]),
+        lhs=torch.stack([*lost, *off]),
+        rhs=torch.stack([*expected, *map(torch.zeros_like, off)]),
         falsehood_lhs=torch.stack([(best - averaged).abs().max(), (returned - x).abs().amax(-1).min()]),
         falsehood_rhs=torch.zeros(2),
         tolerance=1e-10,
@@ -98,7 +98,7 @@ def _integral(values: Tensor) -> Tensor:
     statement=r"For $\Sigma_n=s^2I$, $r(z)=\mathrm{softmax}_n\bigl((\mu_n\cdot z-\tfrac12\|\mu_n\|^2)/s^2\bigr)$ and "
     r"the score is $(\sum_n r_n\mu_n-z)/s^2$. In general $\log q_\mathrm{agg}(z)$ is the log-sum-exp of an attention "
     r"with queries $[z^2,z,1]$, minus $\log N$ and $\tfrac D2\log2\pi$, and the score is read off its output.",
-    conditions=r"Equal weights $1/N$ (others add $\log(Nw_n)$ to the scores); positive standard deviations. Plain "
+    conditions=r"Equal weights $1/N$ (others add $\log(Nw_n)$ to the logits); positive standard deviations. Plain "
     r"attention agrees if and only if all $\|\mu_n\|$ are equal; else it belongs to weights $\propto "
     r"e^{\|\mu_n\|^2/2s^2}$.",
     falsehood=r"The same without the norm term, $r=\mathrm{softmax}(\mu_n\cdot z/s^2)$, as in plain attention.",
