@@ -128,12 +128,12 @@ def attention(generator: torch.Generator) -> Measurement:
     output = _attend(queries, keys, keys, scale=1.0)
     read_off = output[:, 3:6] + 2 * z * output[:, :3]
     pairs = [
+        (general.log_prob(z), log_general),
         (q_agg.responsibilities(z), r),
         (q_agg.log_prob_and_score(z)[1], score),
         ((step - z) / s**2, score),
         (too_low, torch.zeros_like(too_low)),
         (reweighted.responsibilities(z), plain),
-        (general.log_prob(z), log_general),
         (general.log_prob_and_score(z)[1], read_off),
         *zip(_torch_mixture(general, z), (log_general, read_off), strict=True),
     ]
