@@ -1,0 +1,207 @@
+"""Claims of chapter aggregated/attention: the average of the data by responsibility, under its four names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    kl_divergence,
+)
+from torch.nn.functional import scaled_dot_product_attention
+
+from vaebook.claims.registry import Measurement, claim
+from vaebook.mixture import DiagGaussianMixture
+
+GRID = torch.linspace(-12, 12, 601, dtype=torch.float64)[:, None]
+"""Codes over which decoders are compared and their losses integrated."""
+
+
+@claim(
+    "agg/optimal-decoder",
+    statement=r"For a fixed encoder the best mean of a Gaussian decoder and that of a Bernoulli decoder are both "
+    r"$f^*(z)=\sum_n r_n(z)\,x_n$; any other $f$ loses "
+    r"$\mathbb E_{q_\mathrm{agg}}\mathrm{KL}(p_{f^*}(x\mid z)\,\|\,p_f(x\mid z))$ nats a datum.",
+    conditions=r"Best in mean expected log-likelihood of the data that $q_\mathrm{agg}$ is made of, among all "
+    r"measurable $f$. Gaussian: one fixed positive definite covariance. Bernoulli: independent pixels, $x_n$ in "
+    r"$[0,1]^P$, $0\log0=0$. Unique up to sets of measure zero.",
+    falsehood=r"Bernoulli: average the logits; or: at $z=\mu_n$ it returns $x_n$.",
+    kind="exact",
+    source="Banerjee, Guo & Wang (2005), theorem 1, of which these are two cases; for a VAE, this book",
+    section="aggregated/attention",
+)
+def optimal_decoder(generator: torch.Generator) -> Measurement:
+    """Climb to the optimum at every code by Newton's method; integrate what an arbitrary decoder loses."""
+    x = 0.05 + 0.9 * torch.rand(6, 4, generator=generator, dtype=torch.float64)
+    loc = torch.linspace(-2, 2, 6, dtype=torch.float64) + 0.3 * torch.rand(6, generator=generator, dtype=torch.float64)
+    scale = 0.6 + 0.4 * torch.rand(6, generator=generator, dtype=torch.float64)
+    weight = torch.randn(6, generator=generator, dtype=torch.float64).softmax(0)
+    q_agg = DiagGaussianMixture(loc[:, None], scale[:, None], weight.log())
+    joint = weight * Normal(loc, scale).log_prob(GRID).exp()  # (codes, data)
+    ideal = q_agg.posterior_mean(GRID, x)
+    noise = 0.3 + torch.rand(4, generator=generator, dtype=torch.float64)
+    phase = 6 * torch.rand(4, generator=generator, dtype=torch.float64)
+    other = 0.5 + 0.4 * torch.sin(GRID + phase)  # some decoder or other
+    off, lost, expected = [], [], []
+    for family, link in ((_gaussian(noise), torch.Tensor.clone), (_bernoulli, torch.sigmoid)):
+        best = link(_climb(joint, lambda theta, family=family, link=link: family(link(theta)).log_prob(x)))
+        off.append((best - ideal).abs().max())
+        gain = family(ideal[:, None]).log_prob(x) - family(other[:, None]).log_prob(x)
+        lost.append(_integral((joint[..., None] * gain).sum((1, 2))))
+        divergence = kl_divergence(family(ideal), family(other)).sum(-1)
+        expected.append(_integral(q_agg.log_prob(GRID).exp() * divergence))
+    averaged = q_agg.posterior_mean(GRID, x.logit()).sigmoid()
+    returned = q_agg.posterior_mean(q_agg.loc, x)
+    return Measurement(
+        lhs=torch.stack([*lost, *off]),
+        rhs=torch.stack([*expected, *map(torch.zeros_like, off)]),
+        falsehood_lhs=torch.stack([(best - averaged).abs().max(), (returned - x).abs().amax(-1).min()]),
+        falsehood_rhs=torch.zeros(2),
+        tolerance=1e-10,
+    )
+
+
+def _gaussian(noise: Tensor) -> Callable[[Tensor], Distribution]:
+    return lambda mean: Normal(mean, noise)
+
+
+def _bernoulli(mean: Tensor) -> Distribution:
+    return Bernoulli(mean, validate_args=False)  # it would refuse grey pixels
+
+
+def _climb(joint: Tensor, log_prob: Callable[[Tensor], Tensor]) -> Tensor:
+    """Maximise the sum over data of joint (S, N) times log_prob(theta), for each code and pixel by itself: (S, P)."""
+    theta = torch.zeros(len(joint), 1, 4, dtype=torch.float64)
+    for _ in range(12):
+        theta = theta.detach().requires_grad_()
+        total = (joint[..., None] * log_prob(theta)).sum()
+        (slope,) = torch.autograd.grad(total, theta, create_graph=True)
+        (curvature,) = torch.autograd.grad(slope.sum(), theta)
+        theta = theta - slope / curvature
+    return theta.detach()[:, 0]
+
+
+def _integral(values: Tensor) -> Tensor:
+    return torch.trapezoid(values, GRID[:, 0])
+
+
+@claim(
+    "agg/attention",
+    statement=r"For $\Sigma_n=s^2I$, $r(z)=\mathrm{softmax}_n\bigl((\mu_n\cdot z-\tfrac12\|\mu_n\|^2)/s^2\bigr)$ and "
+    r"the score is $(\sum_n r_n\mu_n-z)/s^2$. In general $\log q_\mathrm{agg}(z)$ is the log-sum-exp of an attention "
+    r"with queries $[z^2,z,1]$, minus $\log N$ and $\tfrac D2\log2\pi$, and the score is read off its output.",
+    conditions=r"Equal weights $1/N$ (others add $\log(Nw_n)$ to the logits); positive standard deviations. Plain "
+    r"attention agrees if and only if all $\|\mu_n\|$ are equal; else it belongs to weights $\propto "
+    r"e^{\|\mu_n\|^2/2s^2}$.",
+    falsehood=r"The same without the norm term, $r=\mathrm{softmax}(\mu_n\cdot z/s^2)$, as in plain attention.",
+    kind="exact",
+    source="this book; mean shift: Fukunaga & Hostetler (1975), Cheng (1995); Hopfield: Ramsauer et al. (2021)",
+    section="aggregated/attention",
+)
+def attention(generator: torch.Generator) -> Measurement:
+    """Compare the package with torch's attention, and torch's attention with torch's mixture and its derivatives."""
+    loc, z = (1.5 * torch.randn(n, 3, generator=generator, dtype=torch.float64) for n in (8, 20))
+    s = float(0.6 + torch.rand((), generator=generator, dtype=torch.float64))
+    q_agg = DiagGaussianMixture(loc, torch.full_like(loc, s))
+    half_norm, eye = 0.5 * loc.square().sum(-1) / s**2, torch.eye(8, dtype=torch.float64)
+    plain = _attend(z, loc, eye, scale=s**-2)
+    r = _attend(z, loc, eye, scale=s**-2, bias=-half_norm)
+    log_q, score = _torch_mixture(q_agg, z)
+    step = r @ loc
+    too_low = (log_q + 0.5 * (step - z).square().sum(-1) / s**2 - q_agg.log_prob(step)).clamp(min=0)
+    reweighted = DiagGaussianMixture(loc, q_agg.scale, half_norm.log_softmax(0))
+
+    log_weight = torch.randn(8, generator=generator, dtype=torch.float64).log_softmax(0)
+    general = DiagGaussianMixture(loc, 0.4 + torch.rand(8, 3, generator=generator, dtype=torch.float64), log_weight)
+    queries = torch.cat([z.square(), z, torch.ones(20, 1, dtype=torch.float64)], -1)
+    constant = log_weight + math.log(8) - (0.5 * (loc / general.scale).square() + general.scale.log()).sum(-1)
+    keys = torch.cat([-0.5 / general.scale.square(), loc / general.scale.square(), constant[:, None]], -1)
+    log_general = (queries @ keys.mT).logsumexp(-1) - math.log(8) - 1.5 * math.log(2 * math.pi)
+    output = _attend(queries, keys, keys, scale=1.0)
+    read_off = output[:, 3:6] + 2 * z * output[:, :3]
+    pairs = [
+        (general.log_prob(z), log_general),
+        (q_agg.responsibilities(z), r),
+        (q_agg.log_prob_and_score(z)[1], score),
+        ((step - z) / s**2, score),
+        (too_low, torch.zeros_like(too_low)),
+        (reweighted.responsibilities(z), plain),
+        (general.log_prob_and_score(z)[1], read_off),
+        *zip(_torch_mixture(general, z), (log_general, read_off), strict=True),
+    ]
+    lhs, rhs = (torch.cat([side.flatten() for side in sides]) for sides in zip(*pairs, strict=True))
+    return Measurement(
+        lhs=lhs,
+        rhs=rhs,
+        falsehood_lhs=(q_agg.responsibilities(z) - plain).abs().max(),
+        falsehood_rhs=0.0,
+        tolerance=1e-10,
+    )
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
+    """Torch's own attention, without its dimensions for batch and head."""
+    mask = None if bias is None else bias.expand(len(queries), -1)
+    return scaled_dot_product_attention(queries[None], keys[None], values[None], attn_mask=mask, scale=scale)[0]
+
+
+def _torch_mixture(q_agg: DiagGaussianMixture, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-density by torch.distributions, and its score by automatic differentiation."""
+    components = Independent(Normal(q_agg.loc, q_agg.scale), 1)
+    z = z.clone().requires_grad_()
+    log_prob = MixtureSameFamily(Categorical(logits=q_agg.log_weight), components).log_prob(z)
+    return log_prob.detach(), torch.autograd.grad(log_prob.sum(), z)[0]
+
+
+@claim(
+    "agg/diffusion",
+    statement=r"Noised data $y=\alpha x_n+s\varepsilon$ have the density $q_\mathrm{agg}$ with $\mu_n=\alpha x_n$ and "
+    r"$\Sigma_n=s^2I$. Their exact denoiser is $\sum_n r_n(y)\,x_n=(y+s^2\nabla\log q_\mathrm{agg}(y))/\alpha$; at "
+    r"$y=\alpha x+s\varepsilon$ it tends to the training datum nearest to $x$ as $s\to0$.",
+    conditions=r"$n$ uniform, $\varepsilon\sim\mathcal N(0,I)$ independent of it, $\alpha,s>0$; exact: of least "
+    r"expected squared error on the training data. The limit: $x$ and $\varepsilon$ fixed, $\alpha$ tends to a "
+    "positive number, and the nearest training datum is unique (copies of it aside).",
+    falsehood="As $s\\to0$ it returns a held-out $x$.",
+    kind="exact",
+    source="Vincent (2011); Efron (2011) on Tweedie's formula; Karras et al. (2022), appendix B.3",
+    section="aggregated/attention",
+)
+def diffusion(generator: torch.Generator) -> Measurement:
+    """Denoise held-out points by the package, by torch's attention and by Tweedie's formula; then at tiny s."""
+    x, held_out, noise = (torch.randn(n, 6, generator=generator, dtype=torch.float64) for n in (12, 5, 5))
+    alpha, s = (float(v) for v in 0.4 + torch.rand(2, generator=generator, dtype=torch.float64))
+    y = alpha * held_out + s * noise
+    q_agg = DiagGaussianMixture(alpha * x, torch.full_like(x, s))
+    log_q, score = _torch_mixture(q_agg, y)
+    definition = -0.5 * torch.cdist(y, alpha * x).square() / s**2 - 3 * math.log(2 * math.pi * s**2) - math.log(12)
+    half_norm = 0.5 * (alpha * x).square().sum(-1) / s**2
+    denoised = q_agg.posterior_mean(y, x)
+
+    distance, order = torch.cdist(held_out, x).sort()
+    lead = (distance[:, 1].square() - distance[:, 0].square()).min()  # by which the nearest is nearest
+    tiny = float(0.01 * alpha * lead / torch.cdist(x, x).max())
+    sharp = DiagGaussianMixture(alpha * x, torch.full_like(x, tiny))
+    limit = sharp.posterior_mean(alpha * held_out + tiny * noise, x)
+    pairs = [
+        (q_agg.log_prob(y), definition.logsumexp(-1)),
+        (q_agg.log_prob(y), log_q),
+        (denoised, (y + s**2 * score) / alpha),
+        (denoised, _attend(y, alpha * x, x, scale=s**-2, bias=-half_norm)),
+        (limit, x[order[:, 0]]),
+    ]
+    lhs, rhs = (torch.cat([side.flatten() for side in sides]) for sides in zip(*pairs, strict=True))
+    return Measurement(
+        lhs=lhs,
+        rhs=rhs,
+        falsehood_lhs=(limit - held_out).norm(dim=-1),
+        falsehood_rhs=torch.zeros(5),
+        tolerance=1e-10,
+    )
