@@ -263,3 +263,9 @@ def test_decomposition_bad_input():
         minibatch_decomposition(log_q, log_prior - torch.inf, weights)
     with pytest.raises(ValueError, match=r"weights: expected shape \(3, 3\)"):
         minibatch_decomposition(log_q, log_prior, weights[:2])
+
+
+def test_decomposition_is_computed_in_float64():
+    far = torch.tensor([[-3000.0, -4000.0], [-4000.0, -3000.0]]).expand(2, 2, 2)
+    parts = minibatch_decomposition(far, torch.full((2, 2), -3000.0), minibatch_weights("in-batch", 2))
+    assert [part.item() for part in parts] == pytest.approx([math.log(2), math.log(2), -2 * math.log(2)], rel=1e-6)
