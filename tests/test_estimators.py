@@ -223,8 +223,10 @@ def test_bad_matrices(function):
         (good[:2], weights, ValueError, r"log_q: expected shape \(..., B, B\), got \(2, 3\)"),
         (good - torch.inf, weights, ValueError, "log_q: expected finite values"),
         (good, weights[:2], ValueError, r"weights: expected shape \(3, 3\), got \(2, 3\)"),
-        (good, weights - 1, ValueError, "weights: expected no negative values, got -0.66"),
+        (good, weights - 1, ValueError, "weights: expected finite values, none negative, got -0.66"),
         (good, weights * torch.nan, ValueError, "weights: expected finite values"),
+        (good, weights * torch.inf, ValueError, "weights: expected finite values, none negative, got inf"),
+        (good, weights.to("meta"), ValueError, "log_q: expected all arguments on one device"),
         (good, weights * torch.tensor([[1.0], [0], [1]]), ValueError, "weights: expected a positive weight in every"),
         (good, weights.tolist(), TypeError, "weights: expected a torch.Tensor, got list"),
     ]

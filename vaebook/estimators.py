@@ -189,9 +189,9 @@ def minibatch_log_prob(log_q: Tensor, weights: Tensor) -> Tensor:
     check_tensor("log_q", log_q, ("...", "B", "B"))
     if log_q.shape[-1] != log_q.shape[-2]:
         raise ValueError(f"log_q: expected shape (..., B, B), got {tuple(log_q.shape)}")
-    check_tensor("weights", weights, tuple(log_q.shape[-2:]))
+    check_tensor("weights", weights, tuple(log_q.shape[-2:]), finite=False)
     check_same_device(log_q=log_q, weights=weights)
-    check_all("weights", weights, weights >= 0, "no negative values")
+    check_all("weights", weights, (weights >= 0) & weights.isfinite(), "finite values, none negative")
     check_all("weights", weights.sum(-1), weights.sum(-1) > 0, "a positive weight in every row")
     return (log_q.double() + weights.double().log()).logsumexp(-1).to(log_q.dtype)
 
