@@ -1,11 +1,24 @@
-"""Estimates and their standard errors."""
+"""Estimates and their standard errors; densities and information from a minibatch, against enumeration."""
+
+import itertools
+import math
 
 import numpy as np
 import pytest
 import scipy.stats
 import torch
 
-from vaebook.estimators import Estimate, estimate
+from vaebook import DiagGaussianMixture
+from vaebook.estimators import (
+    Estimate,
+    estimate,
+    minibatch_decomposition,
+    minibatch_information,
+    minibatch_log_prob,
+    minibatch_weights,
+    pairwise_log_prob,
+)
+from vaebook.surgery import mutual_information_quadrature
 
 
 def test_against_scipy():
@@ -35,3 +48,226 @@ def test_the_standard_error_covers_as_often_as_it_should():
 def test_bad_input(draws, error, message):
     with pytest.raises(error, match=message):
         estimate(draws)
+
+
+def enumerated(loc, scale, size, weights):
+    """Expected information of Gaussian codes in one dimension, over all ordered subsets: trapezoid rule, numpy only."""
+    u = np.linspace(-9, 9, 1201)
+    mass = scipy.stats.norm.pdf(u) * (u[1] - u[0])
+    total, batches = 0.0, list(itertools.permutations(range(len(loc)), size))
+    for batch in batches:
+        for i, own in enumerate(batch):
+            z = loc[own] + scale[own] * u
+            others = [weights[i, j] * scipy.stats.norm.pdf(z, loc[n], scale[n]) for j, n in enumerate(batch)]
+            total += mass @ (scipy.stats.norm.logpdf(z, loc[own], scale[own]) - np.log(sum(others)))
+    return total / size / len(batches)
+
+
+LOC, SCALE = np.array([-1.0, 0.2, 0.9, 2.5]), np.array([0.6, 1.1, 0.4, 0.8])
+SCHEMES = ["in-batch", "leave-one-out", "weighted", "stratified", "equal"]
+
+
+def batch_of_codes(batches=(), size=5, dim=3, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    loc = torch.randn(*batches, size, dim, generator=g, dtype=torch.float64)
+    scale = 0.3 + torch.rand(*batches, size, dim, generator=g, dtype=torch.float64)
+    return loc + scale * torch.randn(*batches, size, dim, generator=g, dtype=torch.float64), loc, scale
+
+
+def test_weights_written_out():
+    quarter, third = torch.full((4, 4), 0.25), torch.full((4, 4), 1 / 3)
+    expected = {
+        "in-batch": quarter,
+        "leave-one-out": third.clone().fill_diagonal_(0),
+        "weighted": quarter / 10,
+        "equal": (third * 0.9).fill_diagonal_(0.1),
+        "stratified": torch.tensor(
+            [
+                [3 / 30, 7 / 30, 10 / 30, 10 / 30],
+                [10 / 30, 3 / 30, 7 / 30, 10 / 30],
+                [10 / 30, 10 / 30, 3 / 30, 7 / 30],
+                [7 / 30, 10 / 30, 10 / 30, 3 / 30],
+            ]
+        ),
+    }
+    for scheme, weights in expected.items():
+        got = minibatch_weights(scheme, 4, 10)
+        assert got.dtype == torch.float64
+        torch.testing.assert_close(got, weights.double(), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("scheme", ["in-batch", "leave-one-out", "stratified", "equal"])
+@pytest.mark.parametrize(("size", "num"), [(2, 2), (2, 9), (6, 6), (5, 40)])
+def test_rows_sum_to_one(scheme, size, num):
+    torch.testing.assert_close(minibatch_weights(scheme, size, num).sum(1), torch.ones(size, dtype=torch.float64))
+
+
+def test_smallest_batches():
+    assert minibatch_weights("in-batch", 1).tolist() == [[1.0]]
+    assert minibatch_weights("weighted", 1, 1).tolist() == [[1.0]]
+    assert minibatch_weights("weighted", 4, 2)[0, 0] == 1 / 8  # independent draws: a batch larger than the data
+    assert (
+        minibatch_weights("stratified", 2, 2).tolist() == minibatch_weights("equal", 2, 2).tolist() == [[0.5] * 2] * 2
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("in-the-batch", 4), ValueError, "scheme: expected one of .*'in-batch'.*, got 'in-the-batch'"),
+        (("in-batch", 0), ValueError, "batch_size: expected an int at least 1, got 0"),
+        (("weighted", 0, 3), ValueError, "batch_size: expected an int at least 1, got 0"),
+        (("leave-one-out", 1), ValueError, "batch_size: expected an int at least 2, got 1"),
+        (("stratified", 1, 5), ValueError, "batch_size: expected an int at least 2, got 1"),
+        (("equal", 1, 5), ValueError, "batch_size: expected an int at least 2, got 1"),
+        (("in-batch", 4.0), TypeError, "batch_size: expected an int, got float"),
+        (("weighted", 4), TypeError, "num_data: expected an int, got NoneType"),
+        (("weighted", 4, 0), ValueError, "num_data: expected an int at least 1, got 0"),
+        (("stratified", 4, 3), ValueError, "num_data: expected an int at least 4, got 3"),
+        (("equal", 4, 3), ValueError, "num_data: expected an int at least 4, got 3"),
+    ],
+)
+def test_bad_weights(arguments, error, message):
+    with pytest.raises(error, match=message):
+        minibatch_weights(*arguments)
+
+
+def test_pairwise_against_scipy():
+    z, loc, scale = batch_of_codes((2,))
+    got = pairwise_log_prob(z, loc, scale)
+    assert got.shape == (2, 3, 5, 5)
+    for batch, d, i, j in [(0, 0, 1, 4), (1, 2, 4, 1), (1, 1, 3, 3)]:
+        expected = scipy.stats.norm.logpdf(z[batch, i, d], loc[batch, j, d], scale[batch, j, d])
+        assert float(got[batch, d, i, j]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pairwise_bad_input():
+    z, loc, scale = batch_of_codes()
+    for position, name in enumerate(("z", "loc", "scale")):
+        arguments = [z, loc, scale]
+        arguments[position] = z.tolist()
+        with pytest.raises(TypeError, match=f"^{name}: expected a torch.Tensor"):
+            pairwise_log_prob(*arguments)
+        arguments[position] = torch.full_like(z, torch.nan)
+        with pytest.raises(ValueError, match=f"^{name}: expected finite values"):
+            pairwise_log_prob(*arguments)
+    with pytest.raises(ValueError, match=r"z: expected shape \(..., B, D\), got \(5,\)"):
+        pairwise_log_prob(z[:, 0], loc, scale)
+    with pytest.raises(ValueError, match=r"loc: expected shape \(5, 3\), got \(4, 3\)"):
+        pairwise_log_prob(z, loc[:4], scale)
+    with pytest.raises(ValueError, match="scale: expected positive values, got min -1"):
+        pairwise_log_prob(z, loc, -torch.ones_like(z))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_log_prob_against_a_loop(scheme):
+    log_q = pairwise_log_prob(*batch_of_codes((2,))).sum(-3)
+    weights = minibatch_weights(scheme, 5, 30)
+    got = minibatch_log_prob(log_q, weights)
+    assert got.shape == (2, 5)
+    for b, i in itertools.product(range(2), range(5)):
+        expected = math.log(sum(float(weights[i, j]) * math.exp(float(log_q[b, i, j])) for j in range(5)))
+        assert float(got[b, i]) == pytest.approx(expected, abs=1e-12)
+    information = (log_q[1].diagonal() - got[1]).mean()
+    assert float(minibatch_information(log_q, weights)[1]) == pytest.approx(float(information), abs=1e-12)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_expectation_over_all_batches_against_numpy(scheme, size):
+    """The claims enumerate discrete codes; here Gaussian ones, by quadrature on both sides."""
+    loc, scale = torch.from_numpy(LOC)[:, None], torch.from_numpy(SCALE)[:, None]
+    u = torch.linspace(-8, 8, 401, dtype=torch.float64)
+    mass = torch.exp(-0.5 * u**2) / math.sqrt(2 * math.pi) * (u[1] - u[0])
+    batches = torch.tensor(list(itertools.permutations(range(4), size)))
+    m, s = (t[batches].expand(401, -1, -1, -1) for t in (loc, scale))
+    log_q = pairwise_log_prob(m + s * u[:, None, None, None], m, s).sum(-3)
+    weights = minibatch_weights(scheme, size, 4)
+    got = float(mass @ minibatch_information(log_q, weights).mean(1))
+    assert got == pytest.approx(enumerated(LOC, SCALE, size, weights.numpy()), abs=1e-9)
+    exact = mutual_information_quadrature(DiagGaussianMixture(loc, scale))
+    if size == 4 and scheme in ("in-batch", "equal"):
+        assert got == pytest.approx(exact, abs=1e-9)
+    elif scheme == "in-batch":
+        assert got < exact - 0.01
+    else:
+        assert got > exact + 0.001
+
+
+def test_results_keep_the_dtype_and_are_computed_in_float64():
+    log_q = pairwise_log_prob(*batch_of_codes()).sum(-3)
+    weights = minibatch_weights("equal", 5, 30)
+    for function in (minibatch_log_prob, minibatch_information):
+        rough = function(log_q.float(), weights.float())
+        assert rough.dtype == torch.float32
+        torch.testing.assert_close(rough.double(), function(log_q, weights), atol=1e-5, rtol=1e-5)
+    far = torch.tensor([[0.0, -2000.0], [-2000.0, 0.0]])  # densities that underflow
+    assert minibatch_log_prob(far, minibatch_weights("leave-one-out", 2)).tolist() == [-2000.0, -2000.0]
+    assert minibatch_information(far - 3000, minibatch_weights("in-batch", 2)).item() == pytest.approx(math.log(2))
+
+
+def test_gradient_is_the_softmax_and_skips_weights_of_zero():
+    log_q = pairwise_log_prob(*batch_of_codes()).sum(-3).requires_grad_()
+    weights = minibatch_weights("leave-one-out", 5)
+    (gradient,) = torch.autograd.grad(minibatch_log_prob(log_q, weights).sum(), log_q)
+    masked = log_q.detach().masked_fill(torch.eye(5, dtype=torch.bool), -torch.inf)
+    torch.testing.assert_close(gradient, masked.softmax(1))
+
+
+@pytest.mark.parametrize("function", [minibatch_log_prob, minibatch_information])
+def test_bad_matrices(function):
+    good, weights = torch.zeros(3, 3), minibatch_weights("in-batch", 3)
+    cases = [
+        ([[0.0]], weights, TypeError, "log_q: expected a torch.Tensor, got list"),
+        (good.int(), weights, TypeError, "log_q: expected a floating-point tensor"),
+        (good[:2], weights, ValueError, r"log_q: expected shape \(..., B, B\), got \(2, 3\)"),
+        (good - torch.inf, weights, ValueError, "log_q: expected finite values"),
+        (good, weights[:2], ValueError, r"weights: expected shape \(3, 3\), got \(2, 3\)"),
+        (good, weights - 1, ValueError, "weights: expected finite values, none negative, got -0.66"),
+        (good, weights * torch.nan, ValueError, "weights: expected finite values"),
+        (good, weights * torch.inf, ValueError, "weights: expected finite values, none negative, got inf"),
+        (good, weights.to("meta"), ValueError, "log_q: expected all arguments on one device"),
+        (good, weights * torch.tensor([[1.0], [0], [1]]), ValueError, "weights: expected a positive weight in every"),
+        (good, weights.tolist(), TypeError, "weights: expected a torch.Tensor, got list"),
+    ]
+    for log_q, w, error, message in cases:
+        with pytest.raises(error, match=message):
+            function(log_q, w)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_decomposition_against_its_parts(scheme):
+    z, loc, scale = batch_of_codes((2,))
+    log_q, log_prior = pairwise_log_prob(z, loc, scale), torch.distributions.Normal(0.5, 2.0).log_prob(z.mT)
+    weights = minibatch_weights(scheme, 5, 30)
+    parts = minibatch_decomposition(log_q, log_prior, weights)
+    assert all(part.shape == (2,) and part.dtype == torch.float64 for part in parts)
+    torch.testing.assert_close(parts.information, minibatch_information(log_q.sum(-3), weights))
+    each = sum(minibatch_information(log_q[:, d], weights) for d in range(3))  # information of one coordinate at a time
+    torch.testing.assert_close(parts.total_correlation, each - parts.information)
+    rate = (torch.distributions.Normal(loc, scale).log_prob(z).sum(-1) - log_prior.sum(-2)).mean(-1)
+    torch.testing.assert_close(parts.information + parts.total_correlation + parts.dimensionwise_kl, rate)
+    rough = minibatch_decomposition(log_q.float(), log_prior.float(), weights)
+    assert all(part.dtype == torch.float32 for part in rough)
+
+
+def test_decomposition_bad_input():
+    log_q, log_prior, weights = torch.zeros(2, 3, 3), torch.zeros(2, 3), minibatch_weights("in-batch", 3)
+    with pytest.raises(ValueError, match=r"log_q: expected shape \(..., D, B, B\), got \(3, 3\)"):
+        minibatch_decomposition(log_q[0], log_prior, weights)
+    with pytest.raises(ValueError, match=r"log_q: expected shape \(..., B, B\), got \(3, 2\)"):
+        minibatch_decomposition(log_q[..., :2], log_prior, weights)
+    with pytest.raises(ValueError, match=r"log_prior: expected shape \(2, 3\), got \(3, 2\)"):
+        minibatch_decomposition(log_q, log_prior.mT, weights)
+    with pytest.raises(TypeError, match="log_prior: expected a torch"):
+        minibatch_decomposition(log_q, 0.0, weights)
+    with pytest.raises(ValueError, match="log_prior: expected finite values"):
+        minibatch_decomposition(log_q, log_prior - torch.inf, weights)
+    with pytest.raises(ValueError, match=r"weights: expected shape \(3, 3\)"):
+        minibatch_decomposition(log_q, log_prior, weights[:2])
+
+
+def test_decomposition_is_computed_in_float64():
+    far = torch.tensor([[-3000.0, -4000.0], [-4000.0, -3000.0]]).expand(2, 2, 2)
+    parts = minibatch_decomposition(far, torch.full((2, 2), -3000.0), minibatch_weights("in-batch", 2))
+    assert [part.item() for part in parts] == pytest.approx([math.log(2), math.log(2), -2 * math.log(2)], rel=1e-6)

@@ -5,7 +5,7 @@ The modules, from the bottom up; each imports only from those above it in this l
 ====================================  ==============================================================
 ``tables`` ``attention``              numbers rounded once, in one way; log-sum-exp of scores, in constant memory
 ``kernels`` ``data`` ``plots``        the sum over components, the data sets, the pictures
-``mixture`` ``estimators``            `DiagGaussianMixture`: the object that the book is about; standard errors
+``mixture`` ``estimators``            `DiagGaussianMixture`: the object that the book is about; standard errors, batches
 ``models`` ``priors``                 VAEs and what they take for p(z)
 ``ppca`` ``modes``                    the VAE in closed form; the modes of a mixture, which are not its components
 ``bounds`` ``aggregate``              ELBO, IWAE, quadrature; the aggregated posterior of an encoder

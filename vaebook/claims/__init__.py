@@ -1,10 +1,30 @@
 """Every numbered statement of the book, as a check that runs and could have failed.
 
 `verify("index/joint")` runs one check and returns its `Evidence`; `ledger()` lists all claims. There is one module
-for each prefix of the ids; a check measures, and only `vaebook.claims.registry` judges.
+for each chapter, named after the prefix of its ids; a check measures, and only `vaebook.claims.registry` judges.
 """
 
-from vaebook.claims import index, agg, agg_attention, gen  # isort: skip  (registers the claims, in the order of the book)
+# Importing registers the claims: in the order of the book.
+# isort: off
+from vaebook.claims import index
+from vaebook.claims import agg
+from vaebook.claims import est
+from vaebook.claims import agg_attention
+from vaebook.claims import gen
+
+# isort: on
 from vaebook.claims.registry import Claim, Evidence, Measurement, claim, ledger, verify
 
-__all__ = ["Claim", "Evidence", "Measurement", "agg", "agg_attention", "claim", "gen", "index", "ledger", "verify"]
+__all__ = [
+    "Claim",
+    "Evidence",
+    "Measurement",
+    "agg",
+    "agg_attention",
+    "claim",
+    "est",
+    "gen",
+    "index",
+    "ledger",
+    "verify",
+]

@@ -1,0 +1,238 @@
+"""Claims of the chapter aggregated/estimators: what a minibatch can tell about the aggregated posterior.
+
+The inequalities hold for codes of any kind, so most are checked with codes that take a few values: then every batch in
+every order, with every combination of codes, can be gone through, and an expectation is a finite sum.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import permutations, product
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from vaebook.claims.registry import Measurement, claim
+from vaebook.estimators import (
+    Scheme,
+    minibatch_decomposition,
+    minibatch_information,
+    minibatch_log_prob,
+    minibatch_weights,
+    pairwise_log_prob,
+)
+
+
+@claim(
+    "est/in-batch",
+    statement=r"$\mathbb E\hat I=I-\mathbb E\,\mathrm{KL}(q_b\,\|\,q_\mathrm{agg})\le I$ with $q_b$ the average "
+    r"posterior of the batch, equal at $B=N$ without replacement; and $\hat I\le\log B$ always.",
+    conditions="Each datum occurs B/N times in a batch on average; given the batch, z_i is drawn from its i-th "
+    "member's posterior.",
+    falsehood=r"$\mathbb E\hat I=I$ for batches of fewer than all data.",
+    kind="exact",
+    source="concavity of information, Cover & Thomas (2006), theorem 2.7.4; independent batches: Poole et al. (2019)",
+    section="aggregated/estimators",
+)
+def in_batch(generator: torch.Generator) -> Measurement:
+    """Enumerate independent draws, subsets, consecutive windows, and the whole data set."""
+    codes = _codes(5, 3, generator)
+    exact, lhs, rhs, means = _kl(codes, codes.mean(0)).mean(), [], [], []
+    for batches in (_independent(5, 2), _independent(5, 3), _subsets(5, 3), _windows(5, 3), _subsets(5, 5)):
+        log_q, mass = _every_outcome(codes, batches)
+        information = minibatch_information(log_q, minibatch_weights("in-batch", batches.shape[1]))
+        mean, lost = (mass * information).sum(), _kl(codes[batches].mean(1), codes.mean(0)).mean()
+        lhs += [mean, mean + lost, exact, information.max()]
+        rhs += [exact, exact, mean + lost, torch.tensor(math.log(batches.shape[1]))]
+        means.append(mean)
+    return Measurement(  # each identity as two inequalities
+        lhs=torch.stack([*lhs, exact]),
+        rhs=torch.stack([*rhs, means[-1]]),
+        falsehood_lhs=exact,
+        falsehood_rhs=torch.stack(means[:-1]),
+        relation="<=",
+        tolerance=1e-10,
+    )
+
+
+@claim(
+    "est/leave-one-out",
+    statement=r"Without replacement $\mathbb E\hat I\ge\frac1N\sum_n\mathrm{KL}(q_n\,\|\,q_{-n})\ge\frac N{N-1}I$, the "
+    r"first with equality at $B=N$, and $\log N$ is no bound; for independent draws $\mathbb E\hat I\ge I$.",
+    conditions="2 ≤ B (and ≤ N without replacement); batches uniform; z_i from its own member's posterior; "
+    "posteriors with one common support and finite KL, as Gaussians have.",
+    falsehood=r"$\mathbb E\hat I=I$; or $\mathbb E\hat I\ge\frac N{N-1}I$ for independent draws too.",
+    kind="exact",
+    source="Jensen's inequality; independent draws: Poole et al. (2019), section 2.1; without replacement: this book",
+    section="aggregated/estimators",
+)
+def leave_one_out(generator: torch.Generator) -> Measurement:
+    """Enumerate subsets of five data, independent draws of three similar ones, and pairs of nearly disjoint codes."""
+    codes, similar = _codes(5, 3, generator), 1 + 0.3 * torch.rand(3, 3, generator=generator, dtype=torch.float64)
+    similar = similar / similar.sum(1, keepdim=True)
+    apart = 0.999 * torch.eye(5, dtype=torch.float64) + 0.001 / 5
+    exact, exact_similar = (_kl(c, c.mean(0)).mean() for c in (codes, similar))
+    others = _kl(codes, (codes.sum(0) - codes) / 4).mean()
+    subsets = torch.stack([_mean("leave-one-out", codes, _subsets(5, size)) for size in (2, 3, 4, 5)])
+    independent = torch.stack([_mean("leave-one-out", similar, _independent(3, size)) for size in (2, 3, 5)])
+    pairs, log_n = _mean("leave-one-out", apart, _subsets(5, 2)), torch.tensor([math.log(5)], dtype=torch.float64)
+    return Measurement(
+        lhs=torch.cat([subsets, others[None], others[None], independent, pairs[None]]),
+        rhs=torch.cat([others.expand(4), subsets[-1:], exact[None] * 5 / 4, exact_similar.expand(3), log_n]),
+        falsehood_lhs=torch.cat([exact.expand(4), independent[-1:]]),
+        falsehood_rhs=torch.cat([subsets, exact_similar[None] * 3 / 2]),
+        relation=">=",
+        tolerance=1e-10,
+    )
+
+
+@claim(
+    "est/mws",
+    statement=r"$\hat I_\mathrm{MWS}=\hat I_\text{in-batch}+\log N$, so $\mathbb E\hat I_\mathrm{MWS}\ge\log N$; its "
+    r"offsets from in-batch on information, total correlation and dimension-wise KL are $\log N$, $(D-1)\log N$ and "
+    r"$-D\log N$, which sum to 0; its gradients are in-batch's.",
+    conditions="Any batch, prior a product over dimensions; for the expectation z_i from its own member's posterior.",
+    falsehood=r"$\mathbb E\hat I_\mathrm{MWS}\le\log N$, as every information about $N$ data is.",
+    kind="exact",
+    source="the estimator: Chen et al. (2018), appendix C.1; its offsets: this book",
+    section="aggregated/estimators",
+)
+def mws(generator: torch.Generator) -> Measurement:
+    """Subtract both estimates and their gradients on a random batch; enumerate the expectation on five data."""
+    loc, log_scale, noise = (torch.randn(6, 3, generator=generator, dtype=torch.float64) for _ in range(3))
+    loc, log_scale = loc.requires_grad_(), (0.3 * log_scale).requires_grad_()
+    z = loc + log_scale.exp() * noise
+    log_q, log_prior = pairwise_log_prob(z, loc, log_scale.exp()), Normal(0.0, 1.0).log_prob(z.mT)
+    values, gradients = [], []
+    for scheme in ("weighted", "in-batch"):
+        parts = torch.stack(minibatch_decomposition(log_q, log_prior, minibatch_weights(scheme, 6, 50)))
+        slopes = [torch.autograd.grad(part, (loc, log_scale), retain_graph=True) for part in parts]
+        values.append(parts.detach())
+        gradients.append(torch.cat([slope.flatten() for pair in slopes for slope in pair]))
+    rate = (Normal(loc, log_scale.exp()).log_prob(z) - Normal(0.0, 1.0).log_prob(z)).sum(1).mean().detach()
+    offsets = math.log(50) * torch.tensor([1.0, 2.0, -3.0], dtype=torch.float64)
+    left = torch.cat([values[0], values[0].sum()[None], gradients[0]])
+    right = torch.cat([values[1] + offsets, rate[None], gradients[1]])
+    mean, log_n = _mean("weighted", _codes(5, 3, generator), _subsets(5, 3)), torch.tensor([math.log(5)])
+    return Measurement(
+        lhs=torch.cat([left, right, log_n]),
+        rhs=torch.cat([right, left, mean[None]]),
+        falsehood_lhs=mean,
+        falsehood_rhs=math.log(5),
+        relation="<=",
+        tolerance=1e-10,
+    )
+
+
+@claim(
+    "est/mss",
+    statement=r"The stratified weights are unbiased for $q_\mathrm{agg}(z_i)$, so $\mathbb E\hat I\ge I$; equal "
+    r"weights $\frac1N$ and $\frac{N-1}{N(B-1)}$ are unbiased too, with no more variance and $\mathbb E\hat I$ no "
+    r"larger, at most $\log N$, within $\log\frac NB$ of in-batch, and exact at $B=N$.",
+    conditions="2 ≤ B ≤ N; batches without replacement in random order; z_i from its own member's posterior.",
+    falsehood=r"The matrix in circulation is unbiased (each row but the first; B well below N); the stratified weights "
+    r"are exact at $B=N\ge3$.",
+    kind="exact",
+    source="the stratified weights: Chen et al. (2018), appendix C.2; equal weights: Rao-Blackwell, this book",
+    section="aggregated/estimators",
+)
+def mss(generator: torch.Generator) -> Measurement:
+    """Average the estimates of the density over all ordered batches, given who stands in row i; and the information."""
+    codes, few = _codes(7, 4, generator), _subsets(7, 4)
+    q_agg, stratified, equal = codes.mean(0), *(minibatch_weights(scheme, 4, 7) for scheme in ("stratified", "equal"))
+    first, second = zip(*(_given_row(codes, few, w) for w in (stratified, equal)), strict=True)
+    misplaced = _given_row(codes, few, misplaced_weights(4, 7))[0]
+    # A row whose own weight is 1/M has the bias (1/M - 1/N)(q_n - q_-n), here the last one.
+    excess = (1 / 3 - 1 / 7) * (codes - (codes.sum(0) - codes) / 6)
+    equalities = [(moment, q_agg.expand(4, 7, 4)) for moment in first] + [(misplaced[3], q_agg + excess)]
+    exact = _kl(codes[:5], codes[:5].mean(0)).mean()
+    inside, low, high = (_mean(s, codes[:5], _subsets(5, 3)) for s in ("in-batch", "equal", "stratified"))
+    whole, whole_stratified = (_mean(s, codes[:5], _subsets(5, 5)) for s in ("equal", "stratified"))
+    chain = torch.stack([exact, low, low - inside, whole, exact])
+    above = torch.stack([low, high, torch.tensor(math.log(5 / 3)), exact, whole])
+    most = minibatch_information(_every_outcome(codes[:5], _subsets(5, 3))[0], minibatch_weights("equal", 3, 5)).max()
+    off = (misplaced - q_agg).abs().sum(2).mean(1)[1:]  # row by row, over z, on average over the data
+    left, right = (torch.cat([side.flatten() for side in sides]) for sides in zip(*equalities, strict=True))
+    return Measurement(
+        lhs=torch.cat([left, right, second[1].flatten(), chain, most[None]]),
+        rhs=torch.cat([right, left, second[0].flatten(), above, torch.tensor([math.log(5)])]),
+        falsehood_lhs=torch.cat([off, whole_stratified[None] - exact]),
+        falsehood_rhs=0.0,
+        relation="<=",
+        tolerance=1e-10,
+    )
+
+
+def misplaced_weights(batch_size: int, num_data: int) -> Tensor:
+    r"""Stratified weights as published code has them: columns 0 and 1 in place of the diagonal and its neighbour.
+
+    $1/N$ in column 0, $(N-M)/(NM)$ in column 1 and at row B-2 of column 0, $1/M$ elsewhere; M = B-1. A toy, to be
+    compared with ``minibatch_weights("stratified", …)``.
+
+    Args:
+        batch_size: B, at least 2.
+        num_data: N.
+
+    Returns:
+        The weights, (B, B), float64.
+
+    Example:
+        >>> misplaced_weights(4, 12)[3]
+        tensor([0.0833, 0.2500, 0.3333, 0.3333], dtype=torch.float64)
+
+    Source: rebuilt from rtqichen/beta-tcvae (2018), whose pull request 1 reports it.
+    """
+    neighbour = 1 / (batch_size - 1) - 1 / num_data
+    weights = torch.full((batch_size, batch_size), 1 / (batch_size - 1), dtype=torch.float64)
+    weights[:, 0], weights[:, 1] = 1 / num_data, neighbour
+    weights[batch_size - 2, 0] = neighbour
+    return weights
+
+
+def _codes(num: int, size: int, generator: torch.Generator) -> Tensor:
+    """Draw the posteriors of ``num`` data over ``size`` values of a discrete code: (num, size), rows summing to 1."""
+    return (1.5 * torch.randn(num, size, generator=generator, dtype=torch.float64)).softmax(1)
+
+
+def _kl(p: Tensor, q: Tensor) -> Tensor:
+    return (p * (p / q).log()).sum(-1)
+
+
+def _subsets(num: int, size: int) -> Tensor:
+    """All batches without replacement, in every order, equally probable: (batches, size)."""
+    return torch.tensor(list(permutations(range(num), size)))
+
+
+def _independent(num: int, size: int) -> Tensor:
+    """All batches of independent draws."""
+    return torch.tensor(list(product(range(num), repeat=size)))
+
+
+def _windows(num: int, size: int) -> Tensor:
+    """Consecutive data from a random place on, counted cyclically: far from a random subset, yet fair to each datum."""
+    return (torch.arange(num)[:, None] + torch.arange(size)) % num
+
+
+def _every_outcome(codes: Tensor, batches: Tensor) -> tuple[Tensor, Tensor]:
+    """Matrices log q(z_i|x_j) for every batch and every combination of codes, and their probabilities."""
+    size = batches.shape[1]
+    z = torch.tensor(list(product(range(codes.shape[1]), repeat=size)))  # (outcomes, B)
+    q = codes[batches][:, :, z].permute(0, 2, 3, 1)  # (batches, outcomes, code i, member j)
+    return q.log(), q.diagonal(dim1=-2, dim2=-1).prod(-1) / len(batches)
+
+
+def _mean(scheme: Scheme, codes: Tensor, batches: Tensor) -> Tensor:
+    """Average the estimate of the information over all outcomes."""
+    log_q, mass = _every_outcome(codes, batches)
+    return (mass * minibatch_information(log_q, minibatch_weights(scheme, batches.shape[1], len(codes)))).sum()
+
+
+def _given_row(codes: Tensor, batches: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """First and second moment of the estimate of q_agg(z) in row i, given that its datum is n: (row i, n, z)."""
+    size = batches.shape[1]
+    log_q = codes.log()[batches].mT[:, :, None].expand(-1, -1, size, -1)  # (batches, z, row i, member j)
+    estimates = minibatch_log_prob(log_q, weights).exp()  # (batches, z, row i)
+    given = torch.nn.functional.one_hot(batches, len(codes)).double()
+    given = given / given.sum(0)  # (batches, row i, n)
+    return tuple(torch.einsum("bzi,bin->inz", estimates**power, given) for power in (1, 2))
