@@ -30,9 +30,9 @@ BAND = 4096
 NEGLIGIBLE = 1e-10
 """What all clusters that are left out may add to the log-sum-exp, in nats."""
 OVERFLOW = 0.65
-"""The maximum is raised when the sum of a block about it exceeds this power of the largest number, 1e200 in float64."""
+"""The maximum is raised when the sum of a block exceeds this power of the largest number, 1e200 in float64."""
 UNDERFLOW = 0.98
-"""Exponents are no smaller than this share of the smallest number's logarithm, -694 in float64: below it exp is slow."""
+"""Exponents are no smaller than this share of the smallest number's logarithm, -694 in float64: lower, exp is slow."""
 
 
 def cluster(points: Tensor) -> tuple[Tensor, int]:
