@@ -142,3 +142,19 @@ def test_attend_clusters_alone():
     queries = torch.cat([rows, torch.ones(50, 1, dtype=torch.float64)], 1)
     got = attend_clusters(queries, padded, clusters, torch.zeros(50))
     torch.testing.assert_close(got[:, 0], (rows @ keys.mT).logsumexp(1), atol=1e-9, rtol=0)
+
+
+def test_sums_of_several_blocks_do_not_overflow():
+    """Each of three blocks sums to nearly the largest number about the maximum of the first one."""
+    keys = torch.zeros(4 * attention.COLUMNS, 1, dtype=torch.float64)
+    keys[attention.COLUMNS :] = 701.9
+    found = attention.attend(torch.ones(1, 1, dtype=torch.float64), keys)
+    assert found.item() == pytest.approx(701.9 + math.log(3 * attention.COLUMNS), rel=1e-14)
+
+
+def test_nothing_but_the_log_sum_exp_unless_averages_are_asked_for():
+    keys = torch.randn(600, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    order, count = attention.cluster(keys)
+    keys = keys[order.clamp(max=599)]
+    assert attention.attend_clusters(keys[:5], keys, count, torch.zeros(5)).shape == (5, 1)
+    assert attention.attend(keys[:5], keys).shape == (5, 1)

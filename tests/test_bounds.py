@@ -413,13 +413,22 @@ def test_bad_vae(bound, error, match, vae, x):
         (TypeError, "generator: expected", lambda: iwae_bound(VAE, X, 2, generator=3)),
         (ValueError, r"x: expected shape \(B, P\)", lambda: prior_sample_log_prob(VAE.decoder, VAE.prior, X[0], 2)),
         (ValueError, "num_samples: expected", lambda: prior_sample_log_prob(VAE.decoder, VAE.prior, X, 0)),
-        (TypeError, "generator", lambda: prior_sample_log_prob(VAE.decoder, VAE.prior, X, 2, generator=1)),
+        (TypeError, "^generator: expected", lambda: prior_sample_log_prob(VAE.decoder, VAE.prior, X, 2, generator=1)),
         (
             ValueError,
             r"decoder: expected log_prob of shape \(2, 3\)",
             lambda: prior_sample_log_prob(lambda z: MODEL.likelihood(z).base_dist, VAE.prior, X, 2),
         ),
-        (ValueError, r"x: expected shape", lambda: quadrature_log_prob(VAE.decoder, VAE.prior, X.double()[0])),
+        (
+            ValueError,
+            r"^x: expected shape \(B, P\), got \(2,\)",
+            lambda: quadrature_log_prob(VAE.decoder, VAE.prior, X.double()[0]),
+        ),
+        (
+            ValueError,
+            r"^prior: expected log_prob of shape \(2, 3\), got \(2, 3, 1\)$",
+            lambda: iwae_bound(using(prior=SimpleNamespace(log_prob=lambda z: 0 * z)), X, 2),
+        ),
         (ValueError, "limit: expected a number > 0", lambda: quadrature_log_prob(VAE.decoder, VAE.prior, X, limit=0)),
         (ValueError, "tolerance: expe", lambda: quadrature_log_prob(VAE.decoder, VAE.prior, X, tolerance=0)),
         (TypeError, "max_nodes: expe", lambda: quadrature_log_prob(VAE.decoder, VAE.prior, X, max_nodes=1e6)),
@@ -445,3 +454,21 @@ def test_data_of_another_width_are_not_repeated_over_the_pixels(width):
     ):
         with pytest.raises(ValueError, match=rf"x: expected shape \(B, 2\), got \(5, {width}\)"):
             call()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_results_have_the_dtype_of_x(dtype):
+    x, model = toy(d=1, n=5)
+    vae = linear_vae(model)
+    for value in (
+        iwae_bound(vae, x.to(dtype), 3, generator=rng()),
+        prior_sample_log_prob(vae.decoder, vae.prior, x.to(dtype), 3, generator=rng()),
+        quadrature_log_prob(vae.decoder, vae.prior, x.to(dtype), tolerance=1e-4),
+    ):
+        assert value.dtype == dtype
+
+
+def test_shape_of_pixels_in_the_message():
+    decoder = lambda z: Independent(Normal(torch.zeros(*z.shape[:-1], 2, 3), 1.0), 2)  # noqa: E731
+    with pytest.raises(ValueError, match=r"^x: expected shape \(B, 2, 3\), got \(3, 2\)$"):
+        prior_sample_log_prob(decoder, StandardNormal(1), X, 2)

@@ -277,3 +277,15 @@ def elsewhere():
 def test_bad_input(error, match, call):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_fit_of_small_data_is_the_fit_of_large_ones_scaled():
+    x, model = toy(n=50, d=2)
+    small = PPCA.fit(0.01 * x, 2)
+    torch.testing.assert_close(small.weight, 0.01 * model.weight, rtol=1e-9, atol=1e-12)
+    assert small.noise_variance == pytest.approx(1e-4 * model.noise_variance, rel=1e-9)
+
+
+def test_constant_data_have_rank_zero():
+    with pytest.raises(ValueError, match=r"^latent_dim: expected at most 0 \(the data have rank 0\), got 1, which"):
+        PPCA.fit(torch.ones(4, 3), 1)

@@ -1,0 +1,143 @@
+"""Does some test notice when the package is wrong? Change one operator, number or name at a time and see.
+
+`make mutants` lets mutmut make every such mutant of the modules that hold the mathematics, runs the tests of each, and
+writes score and survivors to book/results/mutants.json. A survivor must be explained by one of `REASONS`; a mutant
+that survives without a reason is a missing test.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "book" / "results" / "mutants.json"
+MODULES = ("attention", "bounds", "estimators", "kernels", "mixture", "npmle", "ppca", "surgery")
+SLOW_TESTS = "not memory and not other_seeds"
+OUTCOMES = {0: "survived", 1: "killed", 3: "killed", 33: "no test", 34: "skipped", 36: "timeout", -24: "timeout"}
+
+REASONS = {
+    r"zip\(.*strict=": "the lengths are equal by construction; strict only guards later edits",
+    r"BLOCK|TILE|COLUMNS|ROWS|BAND|PART\b": "sizes of blocks change memory and speed, not values",
+}
+"""Pattern found in `was -> is` of a survivor: why no test can or should tell it apart."""
+
+
+def prepare(folder: Path, modules: tuple[str, ...]) -> None:
+    """Copy what the tests need, with mutmut's settings."""
+    for name in ("vaebook", "tests", "book"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_static"))
+    shutil.copy(ROOT / "conftest.py", folder)
+    tests = [f"tests/test_{module}.py" for module in modules]
+    settings = {
+        "source_paths": [f"vaebook/{module}.py" for module in modules],
+        "pytest_add_cli_args_test_selection": tests,
+        "pytest_add_cli_args": ["-m", "not slow", "-k", SLOW_TESTS, "-p", "no:cacheprovider"],
+        "also_copy": ["vaebook", "tests", "conftest.py", "pyproject.toml", "book"],
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    own = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    (folder / "pyproject.toml").write_text(own + "\n[tool.mutmut]\n" + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def run(folder: Path, names: tuple[str, ...] = ()) -> None:
+    """Let mutmut make and test all mutants, or those named."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder / "mutants")}
+    command = [sys.executable, "-m", "mutmut", "run", "--max-children", str(os.cpu_count() or 1), *names]
+    with (folder / "log").open("ab") as log:
+        done = subprocess.run(command, cwd=folder, env=environment, stdout=log, stderr=log, check=False)
+    if done.returncode:
+        raise RuntimeError(f"mutmut failed: see the end of {folder / 'log'}")
+
+
+def collect(folder: Path, modules: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Read what was changed in each mutant that ran, and what came of it."""
+    found = []
+    for module in modules:
+        source = folder / "mutants" / "vaebook" / f"{module}.py"
+        meta = json.loads(source.with_suffix(".py.meta").read_text(encoding="utf-8"))
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+        functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        for key, code in meta["exit_code_by_key"].items():
+            name = key.rsplit(".", 1)[1]
+            if code is not None and name in functions:
+                original = functions[f"{name.rsplit('_', 1)[0]}_orig"]
+                was, now = difference(original, functions[name])
+                function = re.sub("^x_?", "", name.rsplit("__mutmut_", 1)[0]).strip("ǁ").replace("ǁ", ".")
+                outcome = OUTCOMES.get(code, f"exit code {code}")
+                found.append(
+                    {"module": module, "function": function, "was": was, "is": now, "outcome": outcome, "name": key}
+                )
+    return found
+
+
+def difference(one: ast.FunctionDef, two: ast.FunctionDef) -> tuple[str, str]:
+    """Return the lines in which two versions of a function differ."""
+    lines = [[*ast.unparse(node).splitlines()[1:], f"def ({ast.unparse(node.args)})"] for node in (one, two)]
+    changed = [[line.strip() for line in own if line not in other] for own, other in (lines, lines[::-1])]
+    return " / ".join(changed[0]), " / ".join(changed[1])
+
+
+def reason(mutant: dict[str, Any]) -> str | None:
+    """Explain why a mutant survives, if it is known."""
+    text = f"{mutant['module']}.{mutant['function']}: {mutant['was']} -> {mutant['is']}"
+    return next((why for pattern, why in REASONS.items() if re.search(pattern, text)), None)
+
+
+def summary(mutants: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """Count outcomes by module; a mutant that never ends is as dead as one that fails."""
+    table = {}
+    for module in dict.fromkeys(m["module"] for m in mutants):
+        outcomes = [m["outcome"] for m in mutants if m["module"] == module]
+        killed = sum(outcome in ("killed", "timeout") for outcome in outcomes)
+        table[module] = {"mutants": len(outcomes), "killed": killed, "survived": len(outcomes) - killed}
+    return table
+
+
+def survivors(mutants: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """List the mutants that no test killed, each with its reason or None."""
+    alive = [m for m in mutants if m["outcome"] not in ("killed", "timeout")]
+    return [{k: m[k] for k in ("module", "function", "was", "is")} | {"reason": reason(m)} for m in alive]
+
+
+def main() -> int:
+    """Mutate all modules and store the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--modules", nargs="*", default=MODULES)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        prepare(folder, tuple(options.modules))
+        run(folder)
+        mutants = collect(folder, tuple(options.modules))
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    made = {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip(),
+        "tool": f"mutmut {version('mutmut')}",
+        "python": sys.version.split()[0],
+    }
+    alive = survivors(mutants)
+    result = {"provenance": made, "modules": summary(mutants), "survivors": alive}
+    options.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    unexplained = [s for s in alive if s["reason"] is None]
+    for s in unexplained:
+        print(f"{s['module']}.{s['function']}\n  - {s['was']}\n  + {s['is']}")
+    print(f"{result['modules']}\n{len(unexplained)} survivors without a reason")
+    return 1 if unexplained else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
