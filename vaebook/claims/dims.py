@@ -102,7 +102,7 @@ def _total_correlation(q: DiagGaussianMixture) -> float:
     "dims/information-adds",
     statement=r"$\mathrm{TC}(q_\mathrm{agg})=\sum_jI(n;z_j)-I(n;z)$: what the coordinates say about the datum "
     "separately, less what they say together.",
-    conditions="Given n the coordinates of z are independent, as under an encoder with diagonal covariance.",
+    conditions="Finitely many n; given n, z is Gaussian with diagonal covariance.",
     falsehood=r"The coordinates are independent under $q_\mathrm{agg}$ too, so that information adds: "
     r"$I(n;z)=\sum_jI(n;z_j)$.",
     kind="MC",

@@ -46,7 +46,7 @@ def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
     conditions="0 < p(x) < ∞; q(z|x) any density; both ELBO = -∞ and KL = ∞ may occur, together.",
     falsehood=r"The gap is $\mathrm{KL}(p(z\mid x)\,\|\,q(z\mid x))$.",
     kind="quadrature",
-    source="Jordan, Ghahramani, Jaakkola & Saul (1999), section 6; Kingma & Welling (2014), equation 1",
+    source="Jordan, Ghahramani, Jaakkola & Saul (1999); Kingma & Welling (2014), equation 1",
     section="mixture/vae",
 )
 def elbo_identity(generator: torch.Generator) -> Measurement:
