@@ -6,7 +6,9 @@ for each chapter, named after the prefix of its ids; a check measures, and only 
 
 # Importing registers the claims: in the order of the book.
 # isort: off
+from vaebook.claims import gen_vae
 from vaebook.claims import index
+from vaebook.claims import dims
 from vaebook.claims import agg
 from vaebook.claims import est
 from vaebook.claims import agg_attention
@@ -22,8 +24,10 @@ __all__ = [
     "agg",
     "agg_attention",
     "claim",
+    "dims",
     "est",
     "gen",
+    "gen_vae",
     "index",
     "ledger",
     "verify",

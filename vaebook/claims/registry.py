@@ -253,7 +253,7 @@ def ledger() -> list[Claim]:
 
     Example:
         >>> ledger()[0].id
-        'index/joint'
+        'gen/elbo-identity'
 
     Source: none; the method of this book.
     """

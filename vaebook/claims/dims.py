@@ -1,0 +1,197 @@
+"""Claims of chapter mixture/dimensions: D coordinates are not D components, and what tells them apart."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy.stats import norm
+from torch import Tensor
+from torch.distributions import Independent, MultivariateNormal, Normal
+
+from vaebook.bounds import quadrature_log_prob
+from vaebook.claims.registry import Measurement, claim
+from vaebook.estimators import estimate
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.modes import find_modes
+from vaebook.surgery import mutual_information, mutual_information_quadrature
+
+
+@claim(
+    "dims/product",
+    statement=r"A Gaussian with diagonal covariance in $D$ dimensions is one component, a product: its log-density is "
+    r"a sum over $j$, it has one mode, and it is a mixture of Gaussians in no other way.",
+    conditions="Positive variances; a mixture of finitely many Gaussians.",
+    falsehood="It is a mixture of $D$ components.",
+    kind="exact",
+    source="this book; the second part rests on dims/identifiability",
+    section="mixture/dimensions",
+)
+def product(generator: torch.Generator) -> Measurement:
+    """Compare the package's single component with torch's full-covariance Gaussian and the sum over coordinates."""
+    loc, scale = torch.randn(2, 1, 3, generator=generator, dtype=torch.float64)
+    scale = (0.3 * scale).exp()
+    q = DiagGaussianMixture(loc, scale)
+    z = loc + 2 * torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    each = Normal(loc, scale).log_prob(z)
+    joint = MultivariateNormal(loc[0], torch.diag(scale[0].square())).log_prob(z)
+    counts = torch.tensor([q.num_components, len(find_modes(q, z))])
+    return Measurement(
+        lhs=torch.cat([q.log_prob(z), joint, counts]),
+        rhs=torch.cat([each.sum(1), each.sum(1), torch.ones(2)]),
+        falsehood_lhs=torch.cat([joint, counts]),
+        falsehood_rhs=torch.cat([each.logsumexp(1) - math.log(3), torch.tensor([3, 3])]),
+        tolerance=1e-10,
+    )
+
+
+@claim(
+    "dims/ghost-modes",
+    statement=r"$\sum_nw_n\prod_jq(z_j\mid n)$ is not $\prod_j\sum_nw_nq(z_j\mid n)$: that is a mixture of up to $N^D$ "
+    r"Gaussians, with a mode wherever each coordinate is at a mode of its marginal, and the mean under "
+    r"$q_\mathrm{agg}$ of the difference of their logarithms is the total correlation of $q_\mathrm{agg}$.",
+    conditions="Diagonal covariances, positive weights; N, D ≥ 2; they are equal if and only if q_agg factorises.",
+    falsehood="The two are interchangeable.",
+    kind="MC",
+    source="this book; scverse/scvi-tools issue 3188 for the formulas side by side",
+    section="mixture/dimensions",
+)
+def ghost_modes(generator: torch.Generator) -> Measurement:
+    """Write the product of marginals as its 16 Gaussians, count the modes of both, and integrate the total correlation.
+
+    Its Monte Carlo estimate uses the package's densities, its integral a grid and scipy's.
+    """
+    q, points = _scattered_codes(generator), torch.arange(4)
+    which = torch.cartesian_prod(points, points)
+    coordinate = torch.arange(2)
+    ghosts = DiagGaussianMixture(q.loc[which, coordinate], q.scale[which, coordinate], q.log_weight[which].sum(1))
+    z = q.sample((20_000,), generator=generator)
+    gained = estimate(q.log_prob(z) - q.log_prob_marginals(z).sum(1))
+    counts = torch.tensor([len(find_modes(q)), len(find_modes(ghosts))])
+    product_of_sums, at_ghosts = q.log_prob_marginals(z[:30]).sum(1), ghosts.loc[which[:, 0] != which[:, 1]]
+    exact = 1e-10
+    return Measurement(
+        lhs=torch.cat([ghosts.log_prob(z[:30]), counts, torch.tensor([gained.value])]),
+        rhs=torch.cat([product_of_sums, torch.tensor([4, 16, _total_correlation(q)])]),
+        falsehood_lhs=torch.cat([q.log_prob(at_ghosts), torch.tensor([gained.value])]),
+        falsehood_rhs=torch.cat([ghosts.log_prob(at_ghosts), torch.zeros(1)]),
+        stderr=torch.tensor([exact] * 32 + [gained.stderr]),
+        falsehood_stderr=torch.tensor([exact] * 12 + [gained.stderr]),
+    )
+
+
+def _scattered_codes(generator: torch.Generator) -> DiagGaussianMixture:
+    """Four codes in the plane, no two of which share a place in either coordinate."""
+    places = torch.tensor([[-6.0, 2.0], [-2.0, -6.0], [2.0, 6.0], [6.0, -2.0]], dtype=torch.float64)
+    jitter, width = torch.rand(2, 4, 2, generator=generator, dtype=torch.float64)
+    log_weight = 0.3 * torch.randn(4, generator=generator, dtype=torch.float64)
+    return DiagGaussianMixture(places + 0.6 * jitter - 0.3, 0.4 + 0.3 * width, log_weight.log_softmax(0))
+
+
+def _total_correlation(q: DiagGaussianMixture) -> float:
+    """Integrate log q - log q_1 - log q_2 under q on a grid, the marginals by summing rows and columns."""
+    side = torch.linspace(-11, 11, 441, dtype=torch.float64)
+    first, second = (norm.pdf(side[:, None], q.loc[:, j], q.scale[:, j]) for j in range(2))
+    density = torch.from_numpy((q.log_weight.exp().numpy() * first) @ second.T)
+    step = float(side[1] - side[0])
+    marginals = density.sum(1, keepdim=True) * density.sum(0, keepdim=True) * step**2
+    return float((density * (density / marginals).log()).sum() * step**2)
+
+
+@claim(
+    "dims/information-adds",
+    statement=r"$\mathrm{TC}(q_\mathrm{agg})=\sum_jI(n;z_j)-I(n;z)$: what the coordinates say about the datum "
+    "separately, less what they say together.",
+    conditions="Finitely many n; given n, z is Gaussian with diagonal covariance.",
+    falsehood=r"The coordinates are independent under $q_\mathrm{agg}$ too, so that information adds: "
+    r"$I(n;z)=\sum_jI(n;z_j)$.",
+    kind="MC",
+    source="this book; total correlation: Watanabe (1960)",
+    section="mixture/dimensions",
+)
+def information_adds(generator: torch.Generator) -> Measurement:
+    """Estimate the left side and I(n; z) from separate draws; integrate the I(n; z_j), one coordinate at a time."""
+    shared = 2 * torch.randn(30, 1, generator=generator, dtype=torch.float64)
+    loc = shared + 0.5 * torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    scale = (0.3 * torch.randn(30, 3, generator=generator, dtype=torch.float64) - 1).exp()
+    q = DiagGaussianMixture(loc, scale)
+    z = q.sample((20_000,), generator=generator)
+    correlation = estimate(q.log_prob(z) - q.log_prob_marginals(z).sum(1))
+    together = mutual_information(q, 20_000, generator=generator)
+    coordinates = (DiagGaussianMixture(loc[:, [j]], scale[:, [j]]) for j in range(3))
+    separately = sum(mutual_information_quadrature(one, tolerance=1e-7) for one in coordinates)
+    return Measurement(
+        lhs=correlation.value,
+        rhs=separately - together.value,
+        falsehood_lhs=together.value,
+        falsehood_rhs=separately,
+        stderr=math.hypot(correlation.stderr, together.stderr),
+        falsehood_stderr=together.stderr,
+    )
+
+
+@claim(
+    "dims/identifiability",
+    statement=r"$\mathcal N(0,v)=\int\mathcal N(\cdot\mid z,v-t^2)\,\mathcal N(z\mid0,t^2)\,dz$ for every "
+    r"$t^2\in[0,v)$: with free component variances a continuous Gaussian mixture is not identifiable. With one fixed "
+    "covariance it is; and finite Gaussian mixtures are, whatever their covariances.",
+    conditions="Finite ones up to order, merging of equal components and weights 0.",
+    falsehood=r"$\mathcal N(0,v)=\int\mathcal N(\cdot\mid z,1)\,\mathcal N(z\mid0,t^2)\,dz$ for every $t$.",
+    kind="quadrature",
+    source="Teicher (1963) in one dimension, Yakowitz & Spragins (1968) in several; fixed covariance: deconvolution",
+    section="mixture/dimensions",
+)
+def identifiability(generator: torch.Generator) -> Measurement:
+    """Split one Gaussian in three ways; recover the weights of a finite mixture, and a mixing law at a fixed scale."""
+    v = 2.2 + 0.8 * float(torch.rand((), generator=generator, dtype=torch.float64))
+    x = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None]
+    shares = (0.25, 0.5, 0.9)
+    split = torch.stack([_blurred(x, share * v, (1 - share) * v) for share in shares])
+    whole = torch.from_numpy(norm.logpdf(x[:, 0], scale=v**0.5))
+    kept = torch.cat([_blurred(x[3:4], share * v, 1.0) for share in shares])  # at 0, where it differs most
+    solved, weight = _recovered_weights(generator)
+    found, law = _recovered_law(generator)
+    return Measurement(
+        lhs=torch.cat([split.flatten(), solved, found]),
+        rhs=torch.cat([whole.repeat(3), weight, law]),
+        falsehood_lhs=kept,
+        falsehood_rhs=whole[3],
+        tolerance=1e-9,
+    )
+
+
+def _blurred(x: Tensor, mixing_variance: float, variance: float) -> Tensor:
+    """Integrate log of ∫ N(x|z, variance) N(z|0, mixing variance) dz."""
+    mixing = DiagGaussianMixture(torch.zeros_like(x[:1]), torch.full_like(x[:1], mixing_variance**0.5))
+    return quadrature_log_prob(lambda z: Independent(Normal(z, variance**0.5), 1), mixing, x, limit=16.0)
+
+
+def _recovered_weights(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Solve for the weights of four Gaussians from the density of their mixture, with two others on offer.
+
+    Distinct Gaussians are linearly independent: their Gram matrix in L² has an inverse.
+    """
+    loc = torch.tensor([-3.0, -1.0, -1.0, 1.0, 3.0, 3.0]) + 0.2 * torch.rand(
+        6, generator=generator, dtype=torch.float64
+    )
+    variance = torch.tensor([0.5, 1.0, 0.4, 0.6, 0.5, 1.2]).double().square()
+    weight = torch.rand(6, generator=generator, dtype=torch.float64) * torch.tensor([1, 0, 1, 1, 0, 1])
+    weight = weight / weight.sum()
+    z = torch.linspace(-12, 12, 2_401, dtype=torch.float64)[:, None]
+    density = DiagGaussianMixture(loc[:, None], variance[:, None].sqrt(), weight.log()).log_prob(z).exp()
+    offered = Normal(loc, variance.sqrt()).log_prob(z).exp()
+    products = torch.trapezoid(density[:, None] * offered, z, dim=0)
+    gram = Normal(0.0, (variance + variance[:, None]).sqrt()).log_prob(loc - loc[:, None]).exp()
+    return torch.linalg.solve(gram, products), weight
+
+
+def _recovered_law(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Divide the characteristic function of a mixture with one fixed scale by the component's, at four frequencies."""
+    atoms, scale = torch.randn(3, 1, generator=generator, dtype=torch.float64), 0.6
+    q = DiagGaussianMixture(atoms, torch.full_like(atoms, scale))
+    z = torch.linspace(-12, 12, 2_401, dtype=torch.float64)[:, None]
+    u = torch.tensor([0.5, 1.0, 2.0, 3.0], dtype=torch.float64)
+    waves = torch.cat([(u * z).cos(), (u * z).sin()], 1)
+    transform = torch.trapezoid(q.log_prob(z).exp()[:, None] * waves, z, dim=0)
+    law = torch.cat([(u * atoms).cos(), (u * atoms).sin()], 1).mean(0)
+    return transform * (0.5 * (scale * u).square()).exp().repeat(2), law
