@@ -120,6 +120,9 @@ class TestPosteriorMoments:
         torch.testing.assert_close(covariance[0], precision.inverse(), rtol=1e-4, atol=0)
         with pytest.raises(RuntimeError, match="max_nodes: expected enough for tolerance 1e-09, got 1200"):
             posterior_moments(decoder, StandardNormal(1), x, tolerance=1e-9, max_nodes=1_200)
+        x, (decoder, *_) = correlated()
+        with pytest.raises(RuntimeError, match="got 20000; raise one of them"):  # 129² nodes, but not 193²
+            posterior_moments(decoder, StandardNormal(2), x, max_nodes=20_000)
 
     def test_the_box_is_the_limit(self):
         x, (decoder, *_) = correlated()
@@ -157,17 +160,21 @@ class TestInferenceGap:
         torch.testing.assert_close(gap.scale, precision.diagonal().rsqrt().expand(2, 2), rtol=0, atol=1e-6)
 
     @pytest.mark.parametrize("start", [1.0, -1.0])
-    def test_the_better_of_two_modes_is_found_from_the_worse(self, start):
+    @pytest.mark.parametrize("side", [1.0, -1.0])
+    def test_the_better_of_two_modes_is_found_from_the_worse(self, start, side):
         """The encoder sits on one mode; the moments lead to the other where that is better."""
         x = torch.full((1, 1), 1.5, **F64)
 
         def encode(x):
             return Independent(Normal(start * 1.2 + 0 * x, 0.2), 1)
 
-        vae = SimpleNamespace(encoder=encode, decoder=two_valued, prior=StandardNormal(1))
+        def decode(z):
+            return two_valued(side * z)
+
+        vae = SimpleNamespace(encoder=encode, decoder=decode, prior=StandardNormal(1))
         gap = inference_gap(vae, x, tolerance=1e-9, num_nodes=40)
         z = torch.linspace(-8, 8, 4001, **F64)[:, None]
-        joint = two_valued(z[:, None]).log_prob(x)[:, 0] + StandardNormal(1).log_prob(z)
+        joint = decode(z[:, None]).log_prob(x)[:, 0] + StandardNormal(1).log_prob(z)
         posterior = joint - torch.trapezoid(joint.exp(), z[:, 0]).log()
 
         def kl(parameters):

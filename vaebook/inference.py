@@ -208,8 +208,7 @@ def _climb(
         (move.grad,) = torch.autograd.grad(value, move)  # and none for the decoder's parameters
         return value.detach()
 
-    with torch.enable_grad():
-        optimizer.step(loss)
+    optimizer.step(loss)  # which enables gradients itself
     return (loc + scale * move[0]).detach(), (scale * move[1].exp()).detach()
 
 
