@@ -4,7 +4,19 @@
 for each prefix of the ids; a check measures, and only `vaebook.claims.registry` judges.
 """
 
-from vaebook.claims import index, agg, gen  # isort: skip  (registers the claims, in the order of the book)
+from vaebook.claims import index, agg, agg_surgery, agg_bounds, gen  # isort: skip  (registers the claims, in the order of the book)
 from vaebook.claims.registry import Claim, Evidence, Measurement, claim, ledger, verify
 
-__all__ = ["Claim", "Evidence", "Measurement", "agg", "claim", "gen", "index", "ledger", "verify"]
+__all__ = [
+    "Claim",
+    "Evidence",
+    "Measurement",
+    "agg",
+    "agg_bounds",
+    "agg_surgery",
+    "claim",
+    "gen",
+    "index",
+    "ledger",
+    "verify",
+]
