@@ -52,7 +52,7 @@ def mutual_information_bounds(q_agg: DiagGaussianMixture) -> InformationBounds:
         >>> [round(bound, 4) for bound in mutual_information_bounds(far)]  # log 2, log 2; the moments see less
         [0.6931, 0.6931, 0.6931, 3.9122]
 
-    Source: Kolchinsky & Tracey, Estimating mixture entropy with pairwise distances, Entropy 19 (2017), section 4.
+    Source: Kolchinsky & Tracey, Estimating mixture entropy with pairwise distances, Entropy 19 (2017).
     """
     loc, scale, weight = _components(q_agg)
     log_weight, lower, upper = weight.log(), 0.0, 0.0
