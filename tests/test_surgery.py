@@ -164,7 +164,7 @@ def test_other_priors_are_sampled_and_split_only_if_they_factorise():
     assert close(parts.rate, float(q.log_weight.exp() @ exact))
     assert parts.dimension_wise_kl is not None
     correlated = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double() + 0.5)
-    for prior in (q, correlated):
+    for prior in (q, correlated, Independent(correlated, 0)):
         assert decompose_kl(q, prior, num_samples=100, generator=seeded()).dimension_wise_kl is None
     own = decompose_kl(q, q, num_samples=100, generator=seeded())
     assert own.marginal_kl.value == pytest.approx(0, abs=1e-12)

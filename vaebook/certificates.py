@@ -17,8 +17,8 @@ from torch import Tensor
 from vaebook._checks import check_int, check_number
 from vaebook.mixture import DiagGaussianMixture
 
-BLOCK = 2**20
-"""Pairs of components held at once (8 MiB a matrix); the pairs of one component are the least."""
+BLOCK = 2**16
+"""Pairs of components held at once (half a MiB a matrix, for the cache); those of one component are the least."""
 
 
 class InformationBounds(NamedTuple):
@@ -173,20 +173,22 @@ def _row_blocks(loc: Tensor) -> tuple[Tensor, ...]:
 
 def _pairwise(loc: Tensor, scale: Tensor, all_loc: Tensor, all_scale: Tensor) -> tuple[Tensor, Tensor]:
     """Bhattacharyya distance and KL(row | column) between components, (rows, N); one coordinate at a time."""
-    distance, divergence = loc.new_zeros(len(loc), len(all_loc)), loc.new_zeros(len(loc), len(all_loc))
+    log_scale, all_log_scale = scale.log().sum(1)[:, None], all_scale.log().sum(1)
+    distance, divergence = -0.5 * (log_scale + all_log_scale), all_log_scale - log_scale
     for j in range(loc.shape[1]):
         gap = (loc[:, j, None] - all_loc[:, j]).square()
-        log_ratio = scale[:, j, None].log() - all_scale[:, j].log()
-        total = scale[:, j, None].square() + all_scale[:, j].square()
-        distance += 0.25 * gap / total + 0.5 * log_ratio.cosh().log()
-        divergence += 0.5 * gap / all_scale[:, j].square() + 0.5 * (2 * log_ratio).expm1() - log_ratio
+        variance, other = scale[:, j, None].square(), all_scale[:, j].square()
+        total = variance + other
+        distance += 0.25 * gap / total + 0.5 * (0.5 * total).log()
+        divergence += 0.5 * (gap + variance) / other - 0.5
     return distance, divergence
 
 
 def _expected_kernel(loc: Tensor, variance: Tensor, other: Tensor, other_variance: Tensor, square: float) -> Tensor:
     """E k(z, z') for z from each row's Gaussian and z' from each other one, (rows, others)."""
-    exponent = loc.new_zeros(len(loc), len(other))
+    exponent, shrinkage = loc.new_zeros(len(loc), len(other)), loc.new_ones(len(loc), len(other))
     for j in range(loc.shape[1]):
         total = square + variance[:, j, None] + other_variance[:, j]
-        exponent -= 0.5 * ((loc[:, j, None] - other[:, j]).square() / total + (total / square).log())
-    return exponent.exp()
+        exponent -= 0.5 * (loc[:, j, None] - other[:, j]).square() / total
+        shrinkage *= square / total
+    return exponent.exp() * shrinkage.sqrt()
