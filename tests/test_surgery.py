@@ -1,4 +1,4 @@
-"""Mutual information: the sampled value, the integrated one, and cases known in closed form."""
+"""The parts of the KL term: the sampled values, the integrated ones, and cases known in closed form."""
 
 import math
 
@@ -7,9 +7,11 @@ import pytest
 import scipy.integrate
 import scipy.stats
 import torch
+from torch.distributions import Independent, Normal
 
 from vaebook import DiagGaussianMixture
-from vaebook.surgery import mutual_information, mutual_information_quadrature
+from vaebook.priors import StandardNormal
+from vaebook.surgery import decompose_kl, mutual_information, mutual_information_quadrature
 
 
 def seeded(seed=0):
@@ -86,3 +88,110 @@ def test_draws_are_not_rounded_to_half_precision():
     exact = mutual_information_quadrature(DiagGaussianMixture(loc.bfloat16(), scale.bfloat16()))
     found = mutual_information(DiagGaussianMixture(loc.bfloat16(), scale.bfloat16()), 100_000, generator=seeded())
     assert abs(found.value - exact) < 5 * found.stderr
+
+
+def codes(num=12, dim=3, seed=0):
+    g = seeded(seed)
+    loc = torch.randn(num, dim, generator=g).double() @ (torch.eye(dim) + 0.5).double() + 0.4
+    scale = (0.3 * torch.randn(num, dim, generator=g) - 0.5).double().exp()
+    return DiagGaussianMixture(loc, scale, torch.randn(num, generator=g).double().log_softmax(0))
+
+
+def close(estimate, exact):
+    return abs(estimate.value - exact) < 4.5 * estimate.stderr + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_parts_of_the_kl_against_integrals(seed):
+    """One dimension, where everything can be integrated: the mismatch from its own densities."""
+    q = codes(dim=1, seed=seed)
+    parts = decompose_kl(q, StandardNormal(1), num_samples=20_000, generator=seeded(seed))
+    z = torch.linspace(-15, 15, 30_001, dtype=torch.float64)
+    log_q, log_p = q.log_prob(z[:, None]), StandardNormal(1).log_prob(z[:, None])
+    mismatch = float(torch.trapezoid(log_q.exp() * (log_q - log_p), z))
+    information = mutual_information_quadrature(q)
+    assert parts.rate == pytest.approx((information + mismatch, 0.0, 0), abs=1e-9)
+    assert close(parts.mutual_information, information) and close(parts.marginal_kl, mismatch)
+    assert close(parts.dimension_wise_kl, mismatch) and parts.total_correlation.value == pytest.approx(0, abs=1e-12)
+    assert parts.marginal_kl.num_samples == parts.mutual_information.num_samples == 20_000
+    assert parts.marginal_kl.stderr < 0.02
+
+
+def test_total_correlation_and_marginals_in_two_dimensions():
+    q = codes(dim=2)
+    parts = decompose_kl(q, StandardNormal(2), num_samples=40_000, generator=seeded())
+    axis = torch.linspace(-9, 9, 601, dtype=torch.float64)
+    z = torch.cartesian_prod(axis, axis)
+    log_q, single = q.log_prob(z), q.log_prob_marginals(z)
+    cell = float(axis[1] - axis[0]) ** 2
+    total = float((log_q.exp() * (log_q - single.sum(1))).sum()) * cell
+    alone = float((log_q.exp() * (single.sum(1) - StandardNormal(2).log_prob(z))).sum()) * cell
+    assert total > 0.1 and alone > 0.1
+    assert close(parts.total_correlation, total) and close(parts.dimension_wise_kl, alone)
+    both = parts.total_correlation.value + parts.dimension_wise_kl.value
+    assert both == pytest.approx(parts.marginal_kl.value, abs=1e-12)
+
+
+def diagonal_priors():
+    loc, scale = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.7])
+    return [Independent(Normal(loc, scale), 1), DiagGaussianMixture(loc[None], scale[None])]
+
+
+@pytest.mark.parametrize("prior", diagonal_priors(), ids=["independent", "one component"])
+def test_rate_under_a_diagonal_gaussian_is_exact(prior):
+    q = codes(dim=2)
+    parts = decompose_kl(q, prior, num_samples=20_000, generator=seeded(1))
+    each = scipy_gaussian_kl(q.loc.numpy(), q.scale.numpy(), np.array([0.5, -1.0]), np.array([2.0, 0.7]))
+    assert parts.rate.value == pytest.approx(float(q.log_weight.exp().numpy() @ each), abs=1e-6)
+    assert parts.rate[1:] == (0.0, 0)
+    sampled = parts.mutual_information.value + parts.marginal_kl.value
+    assert abs(sampled - parts.rate.value) < 4.5 * (parts.mutual_information.stderr + parts.marginal_kl.stderr)
+
+
+def scipy_gaussian_kl(loc, scale, prior_loc, prior_scale):
+    cross = 0.5 * ((loc - prior_loc) ** 2 + scale**2) / prior_scale**2 + np.log(prior_scale) + 0.5 * np.log(2 * np.pi)
+    return (cross - scipy.stats.norm(0, scale).entropy()).sum(1)
+
+
+def test_other_priors_are_sampled_and_split_only_if_they_factorise():
+    q = codes(dim=2)
+    laplace = Independent(torch.distributions.Laplace(torch.zeros(2).double(), torch.ones(2).double()), 1)
+    parts = decompose_kl(q, laplace, generator=seeded())
+    assert parts.rate.num_samples == 10_000 and parts.rate.stderr > 0
+    total = parts.mutual_information.value + parts.marginal_kl.value
+    assert parts.rate.value == pytest.approx(total, abs=1e-12)  # the same draws
+    exact = torch.distributions.kl_divergence(Normal(q.loc, q.scale), laplace.base_dist).sum(1)
+    assert close(parts.rate, float(q.log_weight.exp() @ exact))
+    assert parts.dimension_wise_kl is not None
+    correlated = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double() + 0.5)
+    for prior in (q, correlated, Independent(correlated, 0)):
+        assert decompose_kl(q, prior, num_samples=100, generator=seeded()).dimension_wise_kl is None
+    own = decompose_kl(q, q, num_samples=100, generator=seeded())
+    assert own.marginal_kl.value == pytest.approx(0, abs=1e-12)
+
+
+def test_decomposition_needs_no_gradient_and_no_float64():
+    q = DiagGaussianMixture(torch.zeros(2, 1, requires_grad=True), torch.ones(2, 1))
+    assert decompose_kl(q, StandardNormal(1), num_samples=10, generator=seeded()).rate == (0.0, 0.0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ((None, StandardNormal(1)), TypeError, "q_agg: expected a DiagGaussianMixture, got NoneType"),
+        ((codes(), None), TypeError, "prior: expected an object with log_prob"),
+        ((codes(), StandardNormal(2)), ValueError, "prior: expected dimension 3, got 2"),
+        ((codes(), codes(dim=2)), ValueError, "prior: expected dimension 3, got 2"),
+        ((codes(), Normal(0.0, 1.0)), ValueError, r"prior: expected log_prob of shape \(10000,\), got \(10000, 3\)"),
+        (
+            (codes(), Independent(torch.distributions.Uniform(torch.zeros(3), torch.ones(3), validate_args=False), 1)),
+            ValueError,
+            r"prior.log_prob\(z\): expected finite values at the draws of q_agg, got -inf",
+        ),
+    ],
+)
+def test_bad_decompositions(arguments, error, message):
+    with pytest.raises(error, match=message):
+        decompose_kl(*arguments, generator=seeded())
+    with pytest.raises(ValueError, match="num_samples: expected an int at least 2, got 1"):
+        decompose_kl(codes(), StandardNormal(3), num_samples=1)

@@ -10,6 +10,7 @@ The modules, from the bottom up; each imports only from those above it in this l
 ``ppca`` ``modes``                    the VAE in closed form; the modes of a mixture, which are not its components
 ``bounds`` ``aggregate``              ELBO, IWAE, quadrature; the aggregated posterior of an encoder
 ``training`` ``surgery``              fitting, saving and loading; what the KL term consists of
+``certificates``                      what can be said of it without samples: bounds on information and mismatch, MMD
 ``inference``                         how far an encoder is from the exact posterior, and why
 ``claims``                            every statement of the book as a check that runs and can fail
 ====================================  ==============================================================

@@ -10,6 +10,8 @@ from vaebook.claims import gen_vae
 from vaebook.claims import index
 from vaebook.claims import dims
 from vaebook.claims import agg
+from vaebook.claims import agg_surgery
+from vaebook.claims import agg_bounds
 from vaebook.claims import est
 from vaebook.claims import agg_attention
 from vaebook.claims import gen
@@ -23,6 +25,8 @@ __all__ = [
     "Measurement",
     "agg",
     "agg_attention",
+    "agg_bounds",
+    "agg_surgery",
     "claim",
     "dims",
     "est",

@@ -1,0 +1,306 @@
+"""Claims of chapter aggregated/surgery on what the KL term pays for, and on what a mismatch with the prior means."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy import stats
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+
+from vaebook.aggregate import merge_duplicates
+from vaebook.certificates import gaussian_cap, mismatch_bound
+from vaebook.claims.registry import Measurement, claim
+from vaebook.estimators import Estimate, estimate
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.priors import StandardNormal
+from vaebook.surgery import decompose_kl, mutual_information, mutual_information_quadrature
+
+CHAPTER = "aggregated/surgery"
+SAMPLES = 20_000
+
+
+def _codes(num: int, dim: int, generator: torch.Generator) -> DiagGaussianMixture:
+    """Make codes with correlated means, clearly apart from each other and from N(0, I), with unequal weights."""
+    mixing = torch.eye(dim, dtype=torch.float64) + 0.6
+    loc = 1.3 * torch.randn(num, dim, generator=generator, dtype=torch.float64) @ mixing + 0.5
+    scale = (-0.7 + 0.3 * torch.randn(num, dim, generator=generator, dtype=torch.float64)).exp()
+    weight = (0.3 * torch.randn(num, generator=generator, dtype=torch.float64)).log_softmax(0)
+    return DiagGaussianMixture(loc, scale, weight)
+
+
+def _kl(q_agg: DiagGaussianMixture, prior: object, generator: torch.Generator) -> Estimate:
+    """KL(q_agg | p) from draws of its own."""
+    z = q_agg.sample((SAMPLES,), generator=generator)
+    return estimate(q_agg.log_prob(z) - prior.log_prob(z))
+
+
+def _moment_match(q_agg: DiagGaussianMixture) -> MultivariateNormal:
+    return MultivariateNormal(q_agg.mean, q_agg.covariance)
+
+
+def _rate(q_agg: DiagGaussianMixture, prior: MultivariateNormal) -> float:
+    """Mean KL(q(z|n) | p) under any Gaussian prior, by torch's closed form."""
+    each = kl_divergence(MultivariateNormal(q_agg.loc, scale_tril=torch.diag_embed(q_agg.scale)), prior)
+    return float(q_agg.log_weight.exp() @ each)
+
+
+def _standard(dim: int) -> MultivariateNormal:
+    return MultivariateNormal(torch.zeros(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64))
+
+
+def _integrated_kl(q_agg: DiagGaussianMixture, limit: float = 30.0) -> float:
+    """KL(q_agg | N(0, 1)) for D = 1, by the trapezoid rule on the two densities themselves."""
+    z = torch.linspace(-limit, limit, 60_001, dtype=torch.float64)
+    log_q = q_agg.log_prob(z[:, None])
+    return float(torch.trapezoid(log_q.exp() * (log_q - Normal(z.new_zeros(()), 1.0).log_prob(z)), z))
+
+
+@claim(
+    "agg/surgery",
+    statement=r"$R = I(n;z) + \mathrm{KL}(q_\mathrm{agg}\,\|\,p)$ with $R=\sum_n w_n\mathrm{KL}(q(z\mid n)\,\|\,p)$.",
+    conditions="Finitely many Gaussian components with weights that sum to 1; p a density that is positive wherever "
+    "a component is (both sides are infinite together).",
+    falsehood=r"$R = \mathrm{KL}(q_\mathrm{agg}\,\|\,p)$: the KL term measures the mismatch with the prior.",
+    kind="MC",
+    source="Hoffman & Johnson (2016), equation 6",
+    section=CHAPTER,
+)
+def surgery(generator: torch.Generator) -> Measurement:
+    """Sample I and the mismatch separately in three dimensions, under N(0, I) and under a correlated Gaussian."""
+    q_agg, lhs, rhs, wrong, errors, wrong_errors = _codes(30, 3, generator), [], [], [], [], []
+    for prior in (_standard(3), MultivariateNormal(q_agg.mean + 1, 2 * q_agg.covariance)):
+        information, mismatch = mutual_information(q_agg, SAMPLES, generator=generator), _kl(q_agg, prior, generator)
+        lhs.append(_rate(q_agg, prior))
+        rhs.append(information.value + mismatch.value)
+        wrong.append(mismatch.value)
+        errors.append(math.hypot(information.stderr, mismatch.stderr))
+        wrong_errors.append(mismatch.stderr)
+    return Measurement(
+        lhs=torch.tensor(lhs),
+        rhs=torch.tensor(rhs),
+        falsehood_rhs=torch.tensor(wrong),
+        stderr=torch.tensor(errors),
+        falsehood_stderr=torch.tensor(wrong_errors),
+    )
+
+
+@claim(
+    "agg/hole-bound",
+    statement=r"$\mathrm{KL}(q_\mathrm{agg}\,\|\,p) \ge R - H(m/N) \ge R - \log N$: a mismatch certified, in nats, "
+    "by two numbers that are logged anyway.",
+    conditions="R is the unweighted mean of KL(q(z|x_n) | p) over all N data of which q_agg consists, at one and the "
+    "same (final) parameters, with one code a datum: no β, free bits, batch mean, dropout, augmentation or fresh "
+    "binarisation; m are the multiplicities of the distinct codes.",
+    falsehood=r"$\mathrm{KL}\ge R$; or $\mathrm{KL}\ge R-\log B$ with the size $B$ of a batch.",
+    kind="bound",
+    source="this book; from Hoffman & Johnson (2016), and I <= H of Kolchinsky & Tracey (2017)",
+    section=CHAPTER,
+)
+def hole_bound(generator: torch.Generator) -> Measurement:
+    """Integrate KL(q_agg | p) for 12 separated codes of 20 data and compare with the certificates, which bite."""
+    places = 2.0 * torch.arange(-6, 6, dtype=torch.float64) + torch.rand(12, generator=generator, dtype=torch.float64)
+    loc = places.repeat_interleave(torch.tensor([1, 1, 2, 1, 3, 1, 1, 2, 1, 4, 2, 1]))[:, None]
+    q_agg, batch = DiagGaussianMixture(loc, torch.full_like(loc, 0.2)), 4
+    rate = decompose_kl(q_agg, StandardNormal(1), num_samples=2, generator=generator).rate.value
+    weight = merge_duplicates(q_agg)[0].log_weight
+    by_entropy, by_number = rate + float(weight.exp() @ weight), mismatch_bound(rate, len(loc))
+    mismatch = _integrated_kl(q_agg)
+    return Measurement(  # the last: the certificate is no empty one
+        lhs=torch.tensor([mismatch, by_entropy, by_number], dtype=torch.float64),
+        rhs=torch.tensor([by_entropy, by_number, 0.5 * mismatch], dtype=torch.float64),
+        falsehood_lhs=mismatch,
+        falsehood_rhs=torch.tensor([rate, rate - math.log(batch)], dtype=torch.float64),
+        relation=">=",
+        tolerance=1e-9,
+    )
+
+
+@claim(
+    "agg/mismatch-is-not-hole",
+    statement=r"A large KL does not mean bad samples: for $q=(1-\varepsilon)p+\varepsilon s$ the total variation from "
+    r"$p$ is at most $\varepsilon$, while $\mathrm{KL}(q\,\|\,p)\ge\varepsilon\,\mathrm{KL}(s\,\|\,p)-H(\varepsilon)$ "
+    "has no bound.",
+    conditions="p and s densities, 0 < ε < 1; H(ε) is the entropy of a coin. Example: 999 codes N(0, 1) and one "
+    "N(200, 1).",
+    falsehood=r"$R\gg\log N$ means that most draws of the prior are bad.",
+    kind="quadrature",
+    source="this book",
+    section=CHAPTER,
+)
+def mismatch_is_not_hole(generator: torch.Generator) -> Measurement:
+    """Put one code of N far out; integrate KL and total variation over both neighbourhoods."""
+    num = int(torch.randint(800, 1200, (), generator=generator))
+    far = 200.0 + 20 * float(torch.rand((), generator=generator))
+    loc, share = torch.tensor([[0.0], [far]], dtype=torch.float64), 1 / num
+    log_weight = torch.tensor([1 - share, share], dtype=torch.float64).log()
+    q_agg = DiagGaussianMixture(loc, torch.ones_like(loc), log_weight)
+    rate = share * far**2 / 2
+    z = torch.linspace(-15, far + 15, 40_001, dtype=torch.float64)
+    log_q, log_p = q_agg.log_prob(z[:, None]), StandardNormal(1).log_prob(z[:, None])
+    variation = float(0.5 * torch.trapezoid((log_q.exp() - log_p.exp()).abs(), z))
+    mismatch = float(torch.trapezoid(log_q.exp() * (log_q - log_p), z))
+    entropy = -float(log_weight.exp() @ log_weight)
+    return Measurement(
+        lhs=torch.tensor([variation, rate - entropy, mismatch_bound(rate, num), 10.0], dtype=torch.float64),
+        rhs=torch.tensor([share, mismatch, rate - entropy, mismatch_bound(rate, num)], dtype=torch.float64),
+        falsehood_lhs=0.5,
+        falsehood_rhs=variation,
+        relation="<=",
+        tolerance=1e-9,
+    )
+
+
+@claim(
+    "agg/small-kl-hole",
+    statement=r"If $q(A)=0$ and $p(A)=h<1$, then $\mathrm{KL}(q\,\|\,p)\ge-\log(1-h)$, with equality iff $q$ is $p$ "
+    r"conditioned on the complement of $A$: half of the prior can be a hole at $\log2$ nats.",
+    conditions="q and p probability measures, A an event, 0 <= h < 1.",
+    falsehood=r"Prior mass that $q$ misses makes $\mathrm{KL}(q\,\|\,p)$ infinite.",
+    kind="quadrature",
+    source="this book; the data-processing inequality for the event A, Cover & Thomas (2006), section 2.8",
+    section=CHAPTER,
+)
+def small_kl_hole(generator: torch.Generator) -> Measurement:
+    """Cut a half-line out of N(0, 1): the KL is -log(1 - h) for the rest of the prior, more for another density."""
+    edge = float(torch.rand((), generator=generator)) - 0.5
+    z = torch.linspace(edge, edge + 16, 400_001, dtype=torch.float64)
+    log_p = torch.from_numpy(stats.norm.logpdf(z.numpy()))
+    mass = 1 - stats.norm.cdf(edge)  # 1 - h
+
+    def kl(density: stats.rv_continuous) -> float:
+        log_q = torch.from_numpy(density.logpdf(z.numpy()))
+        return float(torch.trapezoid(log_q.exp() * (log_q - log_p), z))
+
+    rest = kl(stats.truncnorm(edge, math.inf))
+    other = kl(stats.truncnorm((edge - 0.4) / 0.9, math.inf, loc=0.4, scale=0.9))
+    bound = -math.log(mass)
+    return Measurement(  # equality as two inequalities; e^-KL is 0 if KL is infinite
+        lhs=torch.tensor([rest, bound, bound + 1e-3], dtype=torch.float64),
+        rhs=torch.tensor([bound, rest, other], dtype=torch.float64),
+        falsehood_lhs=math.exp(-rest),
+        falsehood_rhs=0.0,
+        relation="<=",
+        tolerance=1e-9,
+    )
+
+
+@claim(
+    "agg/tc-split",
+    statement=r"For a factorised prior $\mathrm{KL}(q_\mathrm{agg}\,\|\,p)=\mathrm{TC}(q_\mathrm{agg})+"
+    r"\sum_j\mathrm{KL}(q_j\,\|\,p_j)$.",
+    conditions=r"$p(z)=\prod_jp_j(z_j)$, positive; $q_j$ the marginals of $q_\mathrm{agg}$; "
+    r"$\mathbb E_{q_\mathrm{agg}}\log p_j$ finite (else both sides are infinite).",
+    falsehood="The same split for a correlated prior with those marginals.",
+    kind="MC",
+    source="Chen et al. (2018), equation 2",
+    section=CHAPTER,
+)
+def tc_split(generator: torch.Generator) -> Measurement:
+    """Integrate the divergences of the marginals in closed form and by quadrature; sample KL and TC separately."""
+    q_agg, correlation = _codes(12, 2, generator), torch.tensor([[1.0, -0.7], [-0.7, 1.0]], dtype=torch.float64)
+    total = decompose_kl(q_agg, StandardNormal(2), num_samples=SAMPLES, generator=generator).total_correlation
+    single = 0.0
+    for j in range(2):
+        marginal = DiagGaussianMixture(q_agg.loc[:, [j]], q_agg.scale[:, [j]], q_agg.log_weight)
+        single += _integrated_kl(marginal)
+    mismatch = _kl(q_agg, _standard(2), generator)
+    wrong = _kl(q_agg, MultivariateNormal(torch.zeros(2, dtype=torch.float64), correlation), generator)
+    return Measurement(
+        lhs=mismatch.value,
+        rhs=total.value + single,
+        falsehood_lhs=wrong.value,
+        falsehood_rhs=total.value + single,
+        stderr=math.hypot(mismatch.stderr, total.stderr),
+        falsehood_stderr=math.hypot(wrong.stderr, total.stderr),
+    )
+
+
+@claim(
+    "agg/gaussian-cap",
+    statement=r"$I(n;z)+\mathrm{KL}(q_\mathrm{agg}\,\|\,\mathcal N(m,S))=\frac12\log\det S-"
+    r"\frac12\sum_nw_n\log\det\Sigma_n$, so that $I$ is at most that, and at most $H(m/N)$, without samples.",
+    conditions="(m, S) mean and covariance of q_agg; Gaussian components of positive variances.",
+    falsehood=r"$I$ equals the right-hand side.",
+    kind="MC",
+    source="this book; entropy of a Gaussian is largest at given covariance, Cover & Thomas (2006), theorem 8.6.5",
+    section=CHAPTER,
+)
+def cap(generator: torch.Generator) -> Measurement:
+    """Sample both terms separately in three dimensions; the codes are four clusters, so far from one Gaussian."""
+    centre = 3 * torch.tensor([[1, 1, 0], [-1, 1, 0], [0, -1, 1], [0, -1, -1]], dtype=torch.float64)
+    loc = centre.repeat(8, 1) + 0.5 * torch.randn(32, 3, generator=generator, dtype=torch.float64)
+    q_agg = DiagGaussianMixture(loc, (-1 + 0.3 * torch.randn(loc.shape, generator=generator).double()).exp())
+    information = mutual_information(q_agg, SAMPLES, generator=generator)
+    shape = _kl(q_agg, _moment_match(q_agg), generator)
+    return Measurement(
+        lhs=information.value + shape.value,
+        rhs=gaussian_cap(q_agg),
+        falsehood_lhs=information.value,
+        falsehood_rhs=gaussian_cap(q_agg),
+        stderr=math.hypot(information.stderr, shape.stderr),
+        falsehood_stderr=information.stderr,
+    )
+
+
+@claim(
+    "agg/optimal-prior",
+    statement=r"Encoder fixed: over all priors $\sum_nw_n\mathrm{KL}(q(z\mid n)\,\|\,p)\ge I(n;z)$, with equality iff "
+    r"$p=q_\mathrm{agg}$.",
+    conditions="All probability densities p are allowed (where p is 0 and q_agg is not, the left side is infinite); "
+    "equality of densities up to sets of measure 0; q_agg of the data over which the left side is averaged.",
+    falsehood="A prior that matches the mean and the covariance of $q_\\mathrm{agg}$ is as good.",
+    kind="MC",
+    source="Tomczak & Welling (2018), section 2; Hoffman & Johnson (2016)",
+    section=CHAPTER,
+)
+def optimal_prior(generator: torch.Generator) -> Measurement:
+    """Try N(0, 1), the matched Gaussian, a random mixture and q_agg itself (in another order) against integrated I."""
+    left, right = _codes(8, 1, generator), _codes(8, 1, generator)
+    loc, log_weight = torch.cat([left.loc - 4, right.loc + 4]), torch.cat([left.log_weight, right.log_weight])
+    q_agg = DiagGaussianMixture(loc, torch.cat([left.scale, right.scale]), log_weight - math.log(2))
+    information = mutual_information_quadrature(q_agg)
+    order = torch.randperm(16, generator=generator)
+    same = DiagGaussianMixture(q_agg.loc[order], q_agg.scale[order], q_agg.log_weight[order])
+    other = DiagGaussianMixture(left.loc, 3 * left.scale + 3)
+    matched = Independent(Normal(q_agg.mean, q_agg.variance.sqrt()), 1)
+    rates = [
+        decompose_kl(q_agg, prior, num_samples=SAMPLES, generator=generator).rate
+        for prior in (StandardNormal(1), matched, other, same)
+    ]
+    values, errors = zip(*[(rate.value, max(rate.stderr, 1e-9)) for rate in rates], strict=True)
+    return Measurement(  # the last pair: with the first to the fourth, equality at q_agg
+        lhs=torch.tensor([*values, information], dtype=torch.float64),
+        rhs=torch.tensor([*[information] * 4, values[3]], dtype=torch.float64),
+        falsehood_lhs=information,
+        falsehood_rhs=values[1],
+        relation=">=",
+        stderr=torch.tensor([*errors, errors[3]], dtype=torch.float64),
+        falsehood_stderr=1e-9,
+    )
+
+
+@claim(
+    "agg/pythagoras",
+    statement=r"$\mathrm{KL}(q_\mathrm{agg}\,\|\,\mathcal N(0,I))=\mathrm{KL}(q_\mathrm{agg}\,\|\,\mathcal N(m,S))+"
+    r"\mathrm{KL}(\mathcal N(m,S)\,\|\,\mathcal N(0,I))$.",
+    conditions="(m, S) mean and covariance of q_agg, S positive definite; the same for any Gaussian in the place of "
+    "N(0, I).",
+    falsehood=r"The same with $\mathcal N(m,\sum_nw_n\Sigma_n)$ in the middle.",
+    kind="MC",
+    source="Csiszár (1975) on I-projections; for q_agg, this book",
+    section=CHAPTER,
+)
+def pythagoras(generator: torch.Generator) -> Measurement:
+    """Sample both divergences of q_agg separately; the one between Gaussians is closed form."""
+    q_agg = _codes(25, 3, generator)
+    total = _kl(q_agg, _standard(3), generator)
+    within = torch.diag(q_agg.log_weight.exp() @ q_agg.scale.square())
+    sums, errors = [], []
+    for middle in (_moment_match(q_agg), MultivariateNormal(q_agg.mean, within)):
+        first = _kl(q_agg, middle, generator)
+        sums.append(first.value + float(kl_divergence(middle, _standard(3))))
+        errors.append(math.hypot(first.stderr, total.stderr))
+    return Measurement(
+        lhs=total.value, rhs=sums[0], falsehood_rhs=sums[1], stderr=errors[0], falsehood_stderr=errors[1]
+    )
