@@ -5,8 +5,8 @@ most as many atoms as there are distinct data. Everything here works on log p(x_
 
     D_G(z) = (1/N) sum_n p(x_n|z) / p_G(x_n).
 
-The average of the true posteriors under G is D_G(z) dG(z), which is the prior after one step of EM. And nobody's mean
-log-likelihood exceeds that of G by more than log max_z D_G(z): the *certificate* of G, in nats per datum, 0 at the best.
+The average of the true posteriors under G is D_G(z) dG(z), which is the prior after one step of EM. And no prior has
+a mean log-likelihood above that of G by more than log max_z D_G(z): the *certificate* of G, nats per datum.
 """
 
 from __future__ import annotations
@@ -208,7 +208,7 @@ def fit_npmle(
             return DiscretePrior(atoms, log_weight, log_prob, certificate)
         atoms = torch.cat([atoms, peaks[height > 0]])
     raise RuntimeError(
-        f"max_rounds: expected enough for tolerance {tolerance:g}, got {max_rounds} with certificate {certificate:.3g}; "
+        f"max_rounds: expected enough for tolerance {tolerance:g}, got {max_rounds} and certificate {certificate:.3g}; "
         "raise one of them, or refine the candidates"
     )
 
