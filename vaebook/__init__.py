@@ -8,7 +8,7 @@ The modules, from the bottom up; each imports only from those above it in this l
 ``mixture`` ``estimators``            `DiagGaussianMixture`: the object that the book is about; standard errors
 ``models`` ``priors``                 VAEs and what they take for p(z)
 ``ppca`` ``modes``                    the VAE in closed form; the modes of a mixture, which are not its components
-``bounds`` ``aggregate``              ELBO, IWAE, quadrature; the aggregated posterior of an encoder
+``bounds`` ``aggregate`` ``npmle``    ELBO, IWAE, quadrature; the aggregated posterior of an encoder; the best prior
 ``training`` ``surgery``              fitting, saving and loading; what the KL term consists of
 ``claims``                            every statement of the book as a check that runs and can fail
 ====================================  ==============================================================
