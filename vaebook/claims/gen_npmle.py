@@ -118,8 +118,8 @@ def fixed_point(generator: torch.Generator) -> Measurement:
     one = log_likelihood(line[-1:])
     moved = em(one, 1)[0].abs().max()
     return Measurement(
-        lhs=torch.stack([derivative.abs().max(), rival, moved]),
-        rhs=torch.stack([moved.new_zeros(()), log_g.mean(), moved.new_zeros(())]),
+        lhs=torch.stack([rival, derivative.abs().max(), moved]),
+        rhs=torch.stack([log_g.mean(), moved.new_zeros(()), moved.new_zeros(())]),
         falsehood_lhs=torch.stack([log_g.mean(), log_gradient(log_likelihood(line), one[:, 0]).max()]),
         falsehood_rhs=torch.stack([one.mean(), moved.new_zeros(())]),
         relation="<=",
