@@ -66,6 +66,14 @@ def test_em_counts_where_every_datum_has_its_atom_whatever_the_scale(shift):
     assert trace[-1].item() == pytest.approx(shift - entropy, abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_em_gains_at_least_the_divergence_of_its_step(seed):
+    terms = random_terms(20, 5, seed)
+    log_weight, trace = em(terms, 1)
+    divergence = (log_weight.exp() * (log_weight + math.log(5))).sum()
+    assert trace[1] - trace[0] >= divergence > 1e-3
+
+
 def test_em_cannot_bring_back_a_weight_of_zero():
     start = torch.tensor([0.0, 1.0]).log()
     log_weight, _ = em(COIN.log(), 100, log_weight=start)
@@ -210,6 +218,25 @@ def test_separation_merges():
     with pytest.raises(RuntimeError, match=r"max_rounds: expected enough for tolerance 0.0001, got 3 and certificate"):
         fit_npmle(gaussian(x), line(4, 41), separation=10.0, max_rounds=3)
     assert len(fit_npmle(gaussian(x), line(4, 41), separation=10.0, tolerance=5.0).atoms) == 1
+
+
+def test_merging_takes_the_weighted_mean():
+    x = torch.tensor([-3.0, -3.0, -3.0, 3.0], dtype=torch.float64)
+    prior = fit_npmle(gaussian(x), line(4, 41), separation=10.0, tolerance=20.0)
+    assert prior.atoms.tolist() == [[pytest.approx(-1.5, abs=1e-3)]]
+    gradient = log_gradient(gaussian(x)(line(4, 4001)), prior.log_prob).max()
+    assert prior.certificate == pytest.approx(float(gradient), abs=1e-5)
+
+
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-2, 1e-4])
+def test_a_certificate_bounds_how_far_every_datum_is_from_its_best(tolerance):
+    """|log p_best - log p| <= sqrt(2 d) + d with d = N (e^c - 1): chapter continuous/npmle, part 4."""
+    x = torch.linspace(-4, 4, 12, dtype=torch.float64)
+    best = fit_npmle(gaussian(x, 0.4), line(5, 61), tolerance=1e-9)
+    rough = fit_npmle(gaussian(x, 0.4), line(5, 61), tolerance=tolerance)
+    d = 12 * math.expm1(rough.certificate + 1e-9)
+    assert (best.log_prob - rough.log_prob).abs().max() <= math.sqrt(2 * d) + d
+    assert 0 <= best.log_prob.mean() - rough.log_prob.mean() + 1e-12 <= rough.certificate + 1e-9
 
 
 # Bad input

@@ -60,7 +60,7 @@ def em(log_likelihood: Tensor, num_steps: int, *, log_weight: Tensor | None = No
         >>> log_weight.exp()  # 0.9 w + 0.2 (1 - w) = 1/2
         tensor([0.4286, 0.5714], dtype=torch.float64)
 
-    Source: Laird, JASA 73 (1978), section 3; as a statement about aggregated posteriors, this book.
+    Source: Laird, JASA 73 (1978); as a statement about aggregated posteriors, this book.
     """
     terms = _check_log_likelihood(log_likelihood)
     check_int("num_steps", num_steps, minimum=0)
@@ -99,7 +99,7 @@ def log_gradient(log_likelihood: Tensor, log_prob: Tensor) -> Tensor:
         >>> log_gradient(torch.tensor([[0.9, 0.2], [0.1, 0.8]]).log(), torch.tensor([0.9, 0.1]).log()).exp()
         tensor([1.0000, 4.1111], dtype=torch.float64)
 
-    Source: Lindsay, Annals of Statistics 11 (1983), section 4.
+    Source: Lindsay, The geometry of mixture likelihoods, Annals of Statistics 11 (1983).
     """
     terms = _check_log_likelihood(log_likelihood, possible=False)
     check_tensor("log_prob", log_prob, (len(terms),))
@@ -131,7 +131,7 @@ def fit_weights(log_likelihood: Tensor, *, tolerance: float = 1e-9, max_steps: i
         >>> fit_weights(torch.tensor([[0.9, 0.2], [0.1, 0.8]]).log()).exp()
         tensor([0.4286, 0.5714], dtype=torch.float64)
 
-    Source: Wang, JRSS B 69 (2007), section 3, the constrained Newton method.
+    Source: Wang, JRSS B 69 (2007), the constrained Newton method.
     """
     terms = _check_log_likelihood(log_likelihood).detach()
     check_number("tolerance", tolerance, above=0)

@@ -31,7 +31,7 @@ DEPTHS = (10.0, 20.0, 40.0)
     "(full rank suffices). Finitely many data, with multiplicities m.",
     falsehood="The KL term keeps the ELBO bounded.",
     kind="exact",
-    source="Mattei & Frellsen (2018), proposition 1, for the likelihood and the bound by the variances; the rest: "
+    source="Mattei & Frellsen (2018), section 2, for the likelihood and the bound by the variances; the rest: "
     "this book",
     section="continuous/limits",
 )

@@ -26,7 +26,7 @@ SCALE = 0.5
     r"prior with all $p_G(x_n)>0$. EM and the bound need only $0<p_G(x_n)<\infty$; the supremum is over all z.",
     falsehood="A fixed point of EM is the best prior.",
     kind="bound",
-    source="Lindsay (1983), theorems 3.1 and 4.1; EM: Laird (1978)",
+    source="Lindsay (1983); EM: Laird (1978); the gain of a step and the last inequality of the proof: this book",
     section="continuous/npmle",
 )
 def npmle(generator: torch.Generator) -> Measurement:
@@ -90,7 +90,7 @@ def _bound(x: Tensor, prior: DiscretePrior) -> float:
     r"$0<p_G(x_n)<\infty$; every non-empty open set of codes has positive mass under G.",
     falsehood="The same without full support.",
     kind="exact",
-    source="this book; it follows from Lindsay (1983), theorem 4.1",
+    source="this book; it follows from Lindsay (1983)",
     section="continuous/npmle",
 )
 def fixed_point(generator: torch.Generator) -> Measurement:
