@@ -8,7 +8,7 @@ The modules, from the bottom up; each imports only from those above it in this l
 ``mixture`` ``estimators``            `DiagGaussianMixture`: the object that the book is about; standard errors, batches
 ``models`` ``priors``                 VAEs and what they take for p(z)
 ``ppca`` ``modes``                    the VAE in closed form; the modes of a mixture, which are not its components
-``bounds`` ``aggregate``              ELBO, IWAE, quadrature; the aggregated posterior of an encoder
+``bounds`` ``aggregate`` ``npmle``    ELBO, IWAE, quadrature; the aggregated posterior of an encoder; the best prior
 ``training`` ``surgery``              fitting, saving and loading; what the KL term consists of
 ``certificates``                      what can be said of it without samples: bounds on information and mismatch, MMD
 ``inference``                         how far an encoder is from the exact posterior, and why

@@ -15,6 +15,8 @@ from vaebook.claims import agg_bounds
 from vaebook.claims import est
 from vaebook.claims import agg_attention
 from vaebook.claims import gen
+from vaebook.claims import gen_limits
+from vaebook.claims import gen_npmle
 
 # isort: on
 from vaebook.claims.registry import Claim, Evidence, Measurement, claim, ledger, verify
@@ -31,6 +33,8 @@ __all__ = [
     "dims",
     "est",
     "gen",
+    "gen_limits",
+    "gen_npmle",
     "gen_vae",
     "index",
     "ledger",

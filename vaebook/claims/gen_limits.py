@@ -1,0 +1,106 @@
+"""Claims of chapter continuous/limits: which decoders have a bounded likelihood."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from vaebook.bounds import quadrature_log_prob
+from vaebook.claims.registry import Measurement, claim
+from vaebook.models import BernoulliDecoder, GaussianDecoder
+from vaebook.ppca import PPCA
+from vaebook.priors import StandardNormal
+
+DEPTHS = (10.0, 20.0, 40.0)
+"""log(1/t) for the scales t that the unbounded decoder takes."""
+
+
+@claim(
+    "gen/unbounded",
+    statement=r"A decoder that can put its mean on one datum, with standard deviation $t\to0$, over a set of positive "
+    "prior mass has an unbounded likelihood and an unbounded ELBO. Bounded are: probabilistic PCA; any decoder "
+    r"with variances at least $\xi$, by $-\frac P2\log2\pi\xi$ per datum; any model of discrete data, by $-H(m/N)$, "
+    r"reached if and only if $p_\theta=p_\mathrm{emp}$.",
+    conditions=r"Unbounded: on a second set of positive prior mass the decoder stays fixed; for the ELBO both sets "
+    "contain balls, elsewhere means stay bounded and scales between t and a constant, and the encoder can be any "
+    "Gaussian for each distinct datum. pPCA: fewer latents than pixels and than the rank of the data's covariance "
+    "(full rank suffices). Finitely many data, with multiplicities m.",
+    falsehood="The KL term keeps the ELBO bounded.",
+    kind="exact",
+    source="Mattei & Frellsen (2018), section 2, for the likelihood and the bound by the variances; the rest: "
+    "this book",
+    section="continuous/limits",
+)
+def unbounded(generator: torch.Generator) -> Measurement:
+    """Let z > 0 decode to the first datum, exactly; then try random models of the three bounded kinds."""
+    x = torch.randn(5, 3, generator=generator, dtype=torch.float64)
+    found = [_memorise(x, depth) for depth in DEPTHS]
+    log_prob, elbo, promised = (torch.tensor(column, dtype=torch.float64) for column in zip(*found, strict=True))
+    fitted, limit = zip(_under_a_floor(generator), _linear(generator), strict=True)
+    mean, minus_entropy, reached = _discrete(generator)
+    return Measurement(  # promise <= ELBO <= likelihood; three bounds; the last is an equality if p = p_emp
+        lhs=torch.cat([promised, elbo, torch.stack([*fitted, mean, reached, minus_entropy])]),
+        rhs=torch.cat([elbo, log_prob, torch.stack([*limit, minus_entropy, minus_entropy, reached])]),
+        falsehood_lhs=elbo[1:],
+        falsehood_rhs=elbo[:-1],
+        relation="<=",
+        tolerance=1e-9,
+    )
+
+
+def _memorise(x: Tensor, depth: float) -> tuple[float, float, float]:
+    """Mean log-likelihood, ELBO and the growth promised by the proof, for D = 1 and standard deviation exp(-depth).
+
+    z > 0 decodes to N(x_1, t² I), z <= 0 to N(0, I); x_1 is encoded as N(1, v), the others as N(-1, v).
+    """
+    own, other = Normal(x[0], math.exp(-depth)).log_prob(x).sum(1), Normal(0.0, 1.0).log_prob(x).sum(1)
+    log_prob = torch.logaddexp(own, other) - math.log(2)
+    v = torch.tensor(1 / (8 * depth), dtype=torch.float64)
+    centre = -torch.ones(len(x), dtype=torch.float64)
+    centre[0] = 1.0
+    kl = 0.5 * (1 + v - 1 - v.log())
+    inside, outside = (torch.special.log_ndtr(sign * centre / v.sqrt()).exp() for sign in (1, -1))
+    elbo = inside * own + outside * other - kl
+    miss = 2**0.5 * math.exp(-2 * depth)  # bounds the mass that an encoder leaves on the wrong side
+    away = (x - x[0]).square().sum(1)
+    lost = 2**0.5 * away[1:] / 2 - other[1:]
+    constant = -0.5 * x.shape[1] * math.log(2 * math.pi)
+    kept = (1 - miss) * (x.shape[1] * depth + constant) + miss * other[0]
+    return float(log_prob.mean()), float(elbo.mean()), float((kept - lost.sum()) / len(x) - kl)
+
+
+def _under_a_floor(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Log-likelihood of a datum at the decoder's mean, and its bound, for a network with scales near its floor."""
+    floor = 0.05 + 0.1 * float(torch.rand((), generator=generator))
+    network = GaussianDecoder(1, 3, (8,), scale="free", min_scale=floor, generator=generator).double()
+    with torch.no_grad():
+        network.loc.weight.mul_(floor)
+        network.log_scale.bias.sub_(20.0)
+    x = network(torch.zeros(1, 1, dtype=torch.float64)).mean.detach()
+    mean = quadrature_log_prob(network, StandardNormal(1), x, tolerance=1e-10).mean()
+    return mean, -0.5 * x.shape[1] * torch.tensor(2 * math.pi * floor**2, dtype=torch.float64).log()
+
+
+def _linear(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Mean log-likelihood of a fitted pPCA and that of the best Gaussian of full covariance."""
+    x = torch.randn(30, 4, generator=generator, dtype=torch.float64) * torch.tensor([3.0, 2.0, 1.0, 0.1])
+    covariance = (x - x.mean(0)).mT @ (x - x.mean(0)) / len(x)
+    bound = -0.5 * (4 * math.log(2 * math.pi) + covariance.logdet() + 4)
+    return PPCA.fit(x, 2).log_prob(x).mean(), bound
+
+
+def _discrete(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean log-likelihood of nine binary data under a random network, -H(m/N), and it again for p = p_emp."""
+    images = torch.tensor(list(product([0.0, 1.0], repeat=3)), dtype=torch.float64)
+    share = torch.tensor([0, 3, 1, 0, 2, 0, 1, 2], dtype=torch.float64) / 9
+    network = BernoulliDecoder(1, 3, (8,), generator=generator).double()
+    log_prob = quadrature_log_prob(network, StandardNormal(1), images, tolerance=1e-10)
+    seen = share > 0
+    # Codes cut into intervals of prior mass m/N, each of which decodes to one image for certain.
+    edges = torch.special.ndtri(torch.cat([torch.zeros(1).double(), share[seen].cumsum(0)]).clamp(max=1.0))
+    mass = torch.special.ndtr(edges[1:]) - torch.special.ndtr(edges[:-1])
+    return share @ log_prob, -torch.special.entr(share).sum(), share[seen] @ mass.log()

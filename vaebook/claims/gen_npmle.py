@@ -1,0 +1,127 @@
+"""Claims of chapter continuous/npmle: the best prior for a fixed decoder has finitely many atoms."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from vaebook.claims.registry import Measurement, claim
+from vaebook.npmle import DiscretePrior, em, fit_npmle, fit_weights, log_gradient
+
+SCALE = 0.5
+
+
+@claim(
+    "gen/npmle",
+    statement=r"Some best prior for a fixed decoder is discrete, with at most as many atoms as there are distinct "
+    r"data, and all best priors give the same $p_G(x_n)$. One step of EM replaces the prior by its aggregated true "
+    r"posterior. No prior has a mean log-likelihood above that of $G$ by more than "
+    r"$\log\sup_z\frac1N\sum_n p(x_n\mid z)/p_G(x_n)$, nats per datum.",
+    conditions=r"Decoder fixed, priors over all of its latent space; for existence: the likelihood curve "
+    r"$z\mapsto(p(x_n\mid z))_n$ bounded, each limit point of it at most, in every coordinate, a point of it; some "
+    r"prior with all $p_G(x_n)>0$. EM and the bound need only $0<p_G(x_n)<\infty$; the supremum is over all z.",
+    falsehood="A fixed point of EM is the best prior.",
+    kind="bound",
+    source="Lindsay (1983); EM: Laird (1978); the gain of a step and the last inequality of the proof: this book",
+    section="continuous/npmle",
+)
+def npmle(generator: torch.Generator) -> Measurement:
+    """Fit 12 scalar data with duplicates twice, bound D_G between the grid's points, and watch EM from outside."""
+    x = torch.linspace(-4, 4, 9, dtype=torch.float64) + 0.3 * torch.rand(9, generator=generator, dtype=torch.float64)
+    x = x.repeat_interleave(torch.tensor([1, 2, 1, 1, 3, 1, 1, 1, 1]))
+
+    def log_likelihood(z: Tensor) -> Tensor:
+        return Normal(z[:, 0], SCALE).log_prob(x[:, None])
+
+    coarse, other = (torch.linspace(-6, 6, k, dtype=torch.float64)[:, None] for k in (61, 86))
+    fits = [fit_npmle(log_likelihood, grid, tolerance=1e-9) for grid in (coarse, other)]
+    best, certified = fits[0].log_prob, [_bound(x, fit) for fit in fits]
+    # p_G is unique: with certificate c, mean(r - 1 - log r) <= e^c - 1 for the ratios r of the best to the found.
+    spread = sum(math.sqrt(2 * v) + v for v in (len(x) * math.expm1(c) for c in certified))
+    # EM on a grid, step by step: against Bayes' rule; and what it lacks, against its certificate over all z.
+    terms, log_weight = log_likelihood(coarse), em(log_likelihood(coarse), 3)[0]
+    joint = terms.exp() * log_weight.exp()
+    average = (joint / joint.sum(1, keepdim=True)).mean(0)
+    stepped = em(terms, 1, log_weight=log_weight)[0].exp()
+    em_log_prob = joint.sum(1).log()
+    em_bound = _bound(x, DiscretePrior(coarse, log_weight, em_log_prob, 0.0))
+    # The tempting one: all mass at the single best place. EM does not move it, for it is its own average posterior.
+    one = log_likelihood(x.mean()[None, None])
+    return Measurement(
+        lhs=torch.stack(
+            [
+                torch.tensor(max(len(fit.atoms) for fit in fits)).double(),
+                torch.tensor(max(certified)).double(),
+                (fits[0].log_prob - fits[1].log_prob).abs().max(),
+                (stepped - average).abs().max(),
+                (best - em_log_prob).mean(),
+                em(one, 1)[0].abs().max(),
+            ]
+        ),
+        rhs=torch.tensor([len(x.unique()), 1e-7, spread, 0.0, em_bound, 0.0], dtype=torch.float64),
+        falsehood_lhs=best.mean(),
+        falsehood_rhs=one.mean(),
+        relation="<=",
+        tolerance=1e-10,
+    )
+
+
+def _bound(x: Tensor, prior: DiscretePrior) -> float:
+    """Bound log D_G over the whole line: on a fine grid, plus what a sum of Gaussians can rise between its points.
+
+    Left of all data D_G rises and right of them it falls, and nowhere is its curvature above sum c_n / SCALE².
+    """
+    height = Normal(0.0, SCALE).log_prob(torch.zeros_like(x)) - prior.log_prob  # N c_n on a log scale
+    line = torch.linspace(float(x.min()), float(x.max()), 200_001, dtype=torch.float64)
+    terms = (-0.5 * ((line - x[:, None]) / SCALE).square()).add_(height[:, None]).exp_()
+    step, curvature = line[1] - line[0], height.exp().mean() / SCALE**2
+    return float((terms.mean(0).max() + curvature * step**2 / 8).log())
+
+
+@claim(
+    "gen/fixed-point",
+    statement="A prior of full support that equals its own aggregated true posterior is a best prior for its decoder; "
+    r"then $\frac1N\sum_n p(x_n\mid z)/p_G(x_n)\le1$ at every z.",
+    conditions=r"Decoder fixed; $z\mapsto p(x_n\mid z)$ lower semicontinuous (continuous, say); "
+    r"$0<p_G(x_n)<\infty$; every non-empty open set of codes has positive mass under G.",
+    falsehood="The same without full support.",
+    kind="exact",
+    source="this book; it follows from Lindsay (1983)",
+    section="continuous/npmle",
+)
+def fixed_point(generator: torch.Generator) -> Measurement:
+    r"""Let z be uniform on [-1, 1] and p(x|z) = g_x (1 + a_x(z)) with averages 0 over z and over the data.
+
+    p_G is then g, which is not the empirical distribution, and D_G is 1 everywhere. What is left of the mass goes to
+    outcomes that were not seen. All rivals are weights on a grid of 201 places.
+    """
+    counts = torch.tensor([3.0, 1.0, 2.0, 4.0], dtype=torch.float64)
+    data = torch.arange(4).repeat_interleave(counts.long())
+    g = 0.1 + 0.1 * torch.rand(4, generator=generator, dtype=torch.float64)
+    tilt = 0.2 + 0.2 * torch.rand(2, generator=generator, dtype=torch.float64)
+    tilts = torch.tensor([[1, 1], [-3, 1], [0, -2], [0, 0]], dtype=torch.float64) * tilt  # counts @ tilts is 0 ...
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(40))
+
+    def log_likelihood(z: Tensor) -> Tensor:
+        waves = torch.stack([z, torch.cos(math.pi * z)])  # ... and each wave averages to 0 over z
+        return (g[:, None] * (1 + 0.5 * tilts @ waves))[data].log()
+
+    line = torch.linspace(-1, 1, 201, dtype=torch.float64)
+    log_g = (log_likelihood(nodes) + (weights / 2).log()).logsumexp(1)
+    derivative = log_gradient(log_likelihood(line), log_g)
+    rival = (log_likelihood(line) + fit_weights(log_likelihood(line), tolerance=1e-12)).logsumexp(1).mean()
+    # A fixed point without full support: one atom, at the right end.
+    one = log_likelihood(line[-1:])
+    moved = em(one, 1)[0].abs().max()
+    return Measurement(
+        lhs=torch.stack([rival, derivative.abs().max(), moved]),
+        rhs=torch.stack([log_g.mean(), moved.new_zeros(()), moved.new_zeros(())]),
+        falsehood_lhs=torch.stack([log_g.mean(), log_gradient(log_likelihood(line), one[:, 0]).max()]),
+        falsehood_rhs=torch.stack([one.mean(), moved.new_zeros(())]),
+        relation="<=",
+        tolerance=1e-10,
+    )
