@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export PYTHON TORCH_INDEX CHAPTER
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench book serve pdf test test-slow $(PARTS:%=check-%) check-chapter execute lab lock clean
+.PHONY: help setup bench book mutants serve pdf test test-slow $(PARTS:%=check-%) check-chapter execute lab lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ execute: setup  ## run stale chapters and store their outputs (ALL=1: all; CHAPT
 bench: setup  ## time log q_agg against other libraries (15 minutes); writes book/results/scale.json
 	@[ -d _build/bench ] || $(PY) -m pip install -q --disable-pip-version-check --target _build/bench -c requirements.txt $(PEERS)
 	@env -u OMP_NUM_THREADS PYTHONPATH=_build/bench $(PY) tests/benchmarks/scale.py
+
+mutants: setup  ## change the package one operator at a time and see what no test notices (40 minutes); writes book/results/mutants.json
+	@$(PY) tests/mutants/mutate.py
 
 lab: setup  ## open JupyterLab; a chapter's .md opens as a notebook, saving writes .md and .ipynb
 	@JUPYTER_CONFIG_PATH=book/_tools/lab $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/book
