@@ -158,3 +158,63 @@ def test_nothing_but_the_log_sum_exp_unless_averages_are_asked_for():
     keys = keys[order.clamp(max=599)]
     assert attention.attend_clusters(keys[:5], keys, count, torch.zeros(5)).shape == (5, 1)
     assert attention.attend(keys[:5], keys).shape == (5, 1)
+
+
+@pytest.mark.parametrize(("log_scale", "precision"), [(-1.0, 32), (-5.0, 64)])
+def test_clusters_are_chosen_with_the_error_of_the_scores_that_choose_them(monkeypatch, log_scale, precision):
+    """What is left out wrongly would be far too small to see in the result, so look at what is asked for."""
+    loc = 3 * normal(6_000, 3)
+    held = kernels.prepare(loc, torch.full_like(loc, math.exp(log_scale)), loc.new_zeros(6_000), order=cluster(loc))
+    z = loc[:500] + 0.1
+    assert set(kernels.plan(z, held).precision.tolist()) == {precision}
+    asked = []
+    monkeypatch.setattr(kernels, "share_needed", lambda *a: 0.0)
+    original = kernels.attend_clusters
+    monkeypatch.setattr(kernels, "attend_clusters", lambda *a, **k: asked.append(a) or original(*a, **k))
+    kernels.logsumexp_terms(z, held)
+    ((queries, keys, _, error, _),) = asked
+    dtype, bound = {32: (torch.float32, kernels._rough_error), 64: (torch.float64, kernels.rounding_bound)}[precision]
+    assert queries.dtype == keys.dtype == dtype
+    torch.testing.assert_close(error, bound(z, held), rtol=0, atol=0)
+
+
+def test_the_last_component_keeps_its_place_in_the_direct_form_by_clusters():
+    loc = normal(5_000, 2)
+    loc[-1] = 40.0
+    held = kernels.prepare(loc, torch.full_like(loc, math.exp(-8.5)), loc.new_zeros(5_000), order=cluster(loc))
+    z = loc[-1] + torch.zeros(600, 1)
+    chosen = kernels.plan(z, held)
+    value, score = kernels.logsumexp_and_score(z, held)
+    want = 2 * 8.5 - math.log(2 * math.pi)
+    torch.testing.assert_close(value, torch.full((600,), want, dtype=torch.float64), rtol=1e-12, atol=0)
+    assert bool(chosen.direct.all()) and bool(chosen.precision.bool().all()) and float(score.abs().max()) < 1e-200
+
+
+def test_the_bound_on_rough_scores_written_out():
+    loc, scale, log_weight = normal(50, 3), 0.1 + normal(50, 3, seed=1).abs(), normal(50, seed=2).log_softmax(0)
+    log_weight[0] = -torch.inf
+    held = kernels.prepare(loc, scale, log_weight)
+    z = normal(4, 3, seed=3)
+    middle = (loc.amin(0) + loc.amax(0)) / 2
+    reach = (z - middle).abs() + (loc - middle).abs().amax(0)
+    size = (reach.square() / scale.amin(0).square()).sum(1)
+    normaliser = log_weight[1:] - 1.5 * math.log(2 * math.pi) - scale[1:].log().sum(1)
+    want = (2 * 3 + 4) * 2.0**-23 * (size + normaliser.abs().max())
+    torch.testing.assert_close(kernels._rough_error(z, held), want, rtol=1e-12, atol=0)
+    exact = kernels.log_terms(z, held, direct=True)[:, 1:]
+    rough = (kernels._queries(z, held).float() @ held.keys[1:].float().mT).double()
+    assert bool(((rough - exact).abs() <= want[:, None]).all())
+
+
+def test_few_points_are_one_cluster():
+    assert [cluster(normal(n, 2))[1] for n in (1, 256, 257, 512, 513)] == [1, 1, 2, 2, 4]
+
+
+def test_the_direct_form_is_never_traded_for_the_expanded_one(monkeypatch):
+    monkeypatch.setattr(kernels, "share_needed", lambda *a: 1.0)
+    loc = normal(5_000, 2)
+    scale = torch.full_like(loc, math.exp(-12.0))
+    held = kernels.prepare(loc, scale, loc.new_zeros(5_000), order=cluster(loc))
+    z = loc[:600] + scale[:600]
+    want = kernels.logsumexp_terms(z, kernels.prepare(loc, scale, loc.new_zeros(5_000)))
+    torch.testing.assert_close(kernels.logsumexp_terms(z, held), want, rtol=1e-12, atol=1e-12)

@@ -472,3 +472,14 @@ def test_shape_of_pixels_in_the_message():
     decoder = lambda z: Independent(Normal(torch.zeros(*z.shape[:-1], 2, 3), 1.0), 2)  # noqa: E731
     with pytest.raises(ValueError, match=r"^x: expected shape \(B, 2, 3\), got \(3, 2\)$"):
         prior_sample_log_prob(decoder, StandardNormal(1), X, 2)
+
+
+def test_codes_come_in_the_dtype_of_x_and_a_decoder_needs_no_event_shape():
+    seen = []
+
+    def decoder(z):
+        seen.append(z.dtype)
+        return SimpleNamespace(log_prob=lambda x: torch.zeros(len(z), len(x)))
+
+    value = prior_sample_log_prob(decoder, StandardNormal(1), X.double(), 3, generator=rng())
+    assert set(seen) == {torch.float64} and value.tolist() == [0.0] * len(X)

@@ -271,3 +271,7 @@ def test_decomposition_is_computed_in_float64():
     far = torch.tensor([[-3000.0, -4000.0], [-4000.0, -3000.0]]).expand(2, 2, 2)
     parts = minibatch_decomposition(far, torch.full((2, 2), -3000.0), minibatch_weights("in-batch", 2))
     assert [part.item() for part in parts] == pytest.approx([math.log(2), math.log(2), -2 * math.log(2)], rel=1e-6)
+
+
+def test_two_draws_are_enough():
+    assert estimate(torch.tensor([1.0, 3.0])) == (2.0, 1.0, 2)

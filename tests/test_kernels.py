@@ -173,3 +173,52 @@ def test_rows_at_once_are_fewer_where_derivatives_are_kept(monkeypatch):
     kernels._by_rows(block, z.requires_grad_(), None, kernels.prepare(loc, scale, log_weight))
     kernels._by_rows(block, z.detach(), None, kernels.prepare(loc, scale, log_weight), loc.requires_grad_())
     assert seen == 2 * ([4] * 6 + [1])
+
+
+def test_log_terms_choose_the_form_by_the_bound():
+    loc, scale, log_weight, _ = components(50, 2, -12.0)
+    z, held = loc + scale, kernels.prepare(loc, scale, log_weight)
+    want = oracle_terms(z, loc, scale, log_weight).astype(np.float64)
+    np.testing.assert_allclose(kernels.log_terms(z, held).numpy(), want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("log_scale", [0.0, -9.0])
+def test_the_component_left_out_stays_out_of_every_derivative(log_scale):
+    loc, scale, log_weight, _ = components(6, 2, log_scale)
+    index, unit = torch.tensor([5, 0, 3]), scale.mean()
+    held, start = kernels.prepare(loc, scale, log_weight), loc[index] + scale[index]
+    others = [kernels.prepare(loc[k], scale[k], log_weight[k]) for k in (torch.arange(6) != n for n in index)]
+
+    def left_out(shift):
+        return kernels.logsumexp_terms(start + unit * shift, held, exclude=index)
+
+    def rest(shift):
+        z = start + unit * shift
+        return torch.cat([kernels.logsumexp_terms(z[[k]], other) for k, other in enumerate(others)])
+
+    results = []
+    for function in (left_out, rest):
+        shift = torch.zeros_like(start).requires_grad_()
+        value = function(shift)
+        (first,) = torch.autograd.grad(value.sum(), shift, create_graph=True)
+        results.append((value, first, *torch.autograd.grad(first.sum(), shift)))
+    for mine, want in zip(*results, strict=True):
+        torch.testing.assert_close(mine, want, rtol=1e-9, atol=1e-9)
+    value, score = kernels.logsumexp_and_score(start, held, exclude=index)
+    torch.testing.assert_close(value, results[1][0].detach(), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(unit * score, results[1][1].detach(), rtol=1e-9, atol=1e-9)
+    tracked = kernels.prepare(loc.clone().requires_grad_(), scale, log_weight)
+    value, score = kernels.logsumexp_and_score(start, tracked, exclude=index)
+    assert value.requires_grad and score.requires_grad
+    torch.testing.assert_close(unit * score.detach(), results[1][1].detach(), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("which", ["z", "loc", "values"])
+def test_averages_know_what_is_tracked(which):
+    loc, scale, log_weight, g = components(5, 2, 0.0)
+    arguments = {"z": loc[:2] + 1, "loc": loc, "values": torch.randn(5, 3, generator=g, dtype=torch.float64)}
+    arguments[which] = arguments[which].clone().requires_grad_()
+    held = kernels.prepare(arguments["loc"], scale, log_weight)
+    average = kernels.average_terms(arguments["z"], held, arguments["values"])
+    (slope,) = torch.autograd.grad(average.square().sum(), arguments[which])
+    assert slope.abs().max() > 1e-3

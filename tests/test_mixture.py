@@ -10,7 +10,7 @@ import torch
 from test_kernels import oracle_log_prob, oracle_terms
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from vaebook import DiagGaussianMixture
+from vaebook import DiagGaussianMixture, kernels
 
 
 def make(num=5, dim=3, seed=0, dtype=torch.float64, weighted=True, log_scale=-0.5):
@@ -198,7 +198,7 @@ def test_parameters_under_training_are_followed():
 
 MEMORY = """
 import resource, sys, torch
-from vaebook import DiagGaussianMixture
+from vaebook import DiagGaussianMixture, kernels
 
 num, points, dim = map(int, sys.argv[1:])
 g = torch.Generator().manual_seed(0)
@@ -393,3 +393,23 @@ def test_message_for_the_only_component():
     q = DiagGaussianMixture(torch.zeros(1, 1), torch.ones(1, 1))
     with pytest.raises(ValueError, match=r"^index: expected other components of positive weight to remain"):
         q.log_prob_leave_one_out(torch.zeros(1, 1), torch.zeros(1).long())
+
+
+def test_what_is_prepared_is_kept_and_by_clusters_only_where_there_are_many_pairs():
+    q, _ = make(num=2**12, dim=2)
+    few, many = kernels.MANY // 2**12 - 1, kernels.MANY // 2**12
+    assert q._components(few) is q._components(0) and q._components(0).clusters == 0 and q._order is None
+    assert q._components(many) is q._components(2 * many) and q._components(many).clusters == 16
+    q.scale = q.scale.clone()
+    assert q._components(0) is q._components(0)
+    tracked = DiagGaussianMixture(q.loc.clone().requires_grad_(), q.scale)
+    assert tracked._components(many).clusters == 0
+    with torch.no_grad():
+        assert tracked._components(many).clusters == 16 and tracked._components(0).clusters == 0
+
+
+def test_draws_have_all_the_bits_of_their_dtype():
+    z = DiagGaussianMixture(torch.zeros(1, 1).double(), torch.ones(1, 1).double()).sample(
+        (50,), generator=torch.Generator()
+    )
+    assert bool((z != z.float().double()).any())

@@ -9,6 +9,7 @@ import scipy.optimize
 import torch
 from torch.distributions import Normal
 
+from vaebook import npmle
 from vaebook.npmle import DiscretePrior, em, fit_npmle, fit_weights, log_gradient
 
 COIN = torch.tensor([[0.9, 0.2], [0.1, 0.8]], dtype=torch.float64)
@@ -299,4 +300,44 @@ def test_a_datum_that_no_atom_of_positive_weight_allows():
 )
 def test_bad_calls(call, error, message):
     with pytest.raises(error, match=message):
+        call()
+
+
+def test_no_step_is_taken_where_none_is_needed_and_none_beyond_the_limit():
+    equal = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).log()
+    torch.testing.assert_close(fit_weights(equal, max_steps=0).exp(), torch.full((2,), 0.5).double())
+    with pytest.raises(RuntimeError, match=r"^max_steps: "):
+        fit_weights(torch.tensor([[0.9, 0.2], [0.1, 0.8]]).log(), max_steps=0)
+
+
+def test_weights_are_normalised_exactly():
+    terms = torch.tensor([[0.9, 0.2], [0.1, 0.8]]).double().log()
+    log_weight = torch.tensor([0.5, 0.5]).double().log() + 5e-6
+    assert abs(float(em(terms, 0, log_weight=log_weight)[0].logsumexp(0))) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("atoms", "weight", "separation", "count"),
+    [
+        ([0.0, 0.9, 1.8], [0.1, 0.8, 0.1], 1.0, 1),  # the heaviest takes both; the lightest would take one
+        ([0.0, 5.0, 0.1], [0.5, 0.3, 0.2], 1.0, 2),  # what was merged once is not met again
+        ([1.0, 1.0, 2.0], [0.5, 0.3, 0.2], 0.0, 2),  # equal atoms are at distance 0
+    ],
+)
+def test_which_atoms_meet(atoms, weight, separation, count):
+    merged = npmle._merge(torch.tensor(atoms)[:, None].double(), torch.tensor(weight).double(), separation)
+    assert len(merged) == count
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: em(torch.tensor([[torch.nan, 0.0]]), 1),
+        lambda: em(torch.tensor([[torch.inf, 0.0]]), 1),
+        lambda: em(torch.tensor([[-torch.inf, -torch.inf]]), 1),
+        lambda: em(torch.tensor([[0.0, -torch.inf]]), 1, log_weight=torch.tensor([-torch.inf, 0.0])),
+    ],
+)
+def test_the_matrix_is_named(call):
+    with pytest.raises(ValueError, match=r"^log_likelihood: expected"):
         call()

@@ -195,3 +195,33 @@ def test_bad_decompositions(arguments, error, message):
         decompose_kl(*arguments, generator=seeded())
     with pytest.raises(ValueError, match="num_samples: expected an int at least 2, got 1"):
         decompose_kl(codes(), StandardNormal(3), num_samples=1)
+
+
+@pytest.mark.parametrize(
+    "function", [mutual_information, lambda q, n, **g: decompose_kl(q, StandardNormal(1), num_samples=n, **g)]
+)
+def test_draws_come_from_the_generator_alone(function):
+    q = DiagGaussianMixture(torch.tensor([[0.0], [1.0]]), torch.ones(2, 1))
+    state = torch.get_rng_state()
+    one, two, other = (function(q, 50, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert one == two != other
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda q: mutual_information_quadrature(q, tolerance=0), ValueError, "^tolerance: expected a number > 0"),
+        (lambda q: mutual_information_quadrature(q, tolerance="1"), TypeError, "^tolerance: "),
+        (lambda q: mutual_information_quadrature(q, max_nodes=2), ValueError, "^max_nodes: expected an int at least 3"),
+        (lambda q: decompose_kl(q, 3), TypeError, r"^prior: expected an object with log_prob\(z\), got int"),
+        (lambda q: mutual_information(q, 1), ValueError, "^num_samples: expected an int at least 2"),
+    ],
+)
+def test_arguments_are_named(call, error, message):
+    with pytest.raises(error, match=message):
+        call(DiagGaussianMixture(torch.zeros(1, 1), torch.ones(1, 1)))
+
+
+def test_two_samples_and_equal_scale_are_allowed():
+    assert mutual_information(DiagGaussianMixture(torch.zeros(1, 1), torch.ones(1, 1)), 2).num_samples == 2
