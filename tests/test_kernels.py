@@ -1,5 +1,7 @@
 """Both forms of a log-term against an oracle in extended precision, and the bound that chooses between them."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -222,3 +224,12 @@ def test_averages_know_what_is_tracked(which):
     average = kernels.average_terms(arguments["z"], held, arguments["values"])
     (slope,) = torch.autograd.grad(average.square().sum(), arguments[which])
     assert slope.abs().max() > 1e-3
+
+
+def test_averages_take_the_direct_form_where_the_bound_asks_for_it():
+    sigma = math.exp(-12.0)
+    loc = torch.tensor([[1.0], [1.0 + sigma], [-1.0]], dtype=torch.float64)
+    held = kernels.prepare(loc, torch.full_like(loc, sigma), torch.zeros_like(loc[:, 0]))
+    average = kernels.average_terms(loc[:1] + 0.3 * sigma, held, torch.tensor([[0.0], [1.0], [5.0]]))
+    log_odds = 0.5 * (0.3**2 - 0.7**2)  # of the second against the first
+    assert average.item() == pytest.approx(1 / (1 + math.exp(-log_odds)), abs=1e-9)

@@ -33,6 +33,7 @@ REASONS = {
     r"kernels\._by_rows: if tracked and": "computing again or keeping what derivatives need: the same values",
     r"kernels\.(_dense: terms = log_terms|_too_rough: )": "either form is right here; the choice is made for speed",
     r"kernels\._dense: def ": "every call says whether it wants the score",
+    r"kernels\.average_terms: if _tracked.* -> if _tracked\(z, (None, )?\*comp": "`attend` has these derivatives",
     r"kernels\.average_terms: return _by_rows": "what is tracked only decides how many rows go at once",
     r"kernels\._squared_distance: total = ": "a sum of that shape is broadcast to the other",
     r": def \(.* -> def \(.*(limit|max_\w+|tolerance|num_\w+|width|\w+_size)": "a default that says how hard is tried",
