@@ -218,3 +218,11 @@ def test_the_direct_form_is_never_traded_for_the_expanded_one(monkeypatch):
     z = loc[:600] + scale[:600]
     want = kernels.logsumexp_terms(z, kernels.prepare(loc, scale, loc.new_zeros(5_000)))
     torch.testing.assert_close(kernels.logsumexp_terms(z, held), want, rtol=1e-12, atol=1e-12)
+
+
+def test_clusters_are_considered_from_so_many_pairs_on():
+    loc = normal(2**13, 2)
+    held = kernels.prepare(loc, torch.ones_like(loc), loc.new_zeros(2**13), order=cluster(loc))
+    assert kernels.MANY == 256 * 2**13
+    assert bool(kernels.plan(loc[:256], held).precision.bool().all())
+    assert not kernels.plan(loc[:255], held).precision.any()

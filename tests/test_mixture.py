@@ -413,3 +413,8 @@ def test_draws_have_all_the_bits_of_their_dtype():
         (50,), generator=torch.Generator()
     )
     assert bool((z != z.float().double()).any())
+
+
+def test_without_validation_components_may_be_anything():
+    q = DiagGaussianMixture(torch.full((2, 1), torch.nan), torch.ones(2, 1), validate_args=False)
+    assert q.num_components == 2

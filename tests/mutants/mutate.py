@@ -33,6 +33,9 @@ REASONS = {
     r"kernels\._by_rows: if tracked and": "computing again or keeping what derivatives need: the same values",
     r"kernels\.(_dense: terms = log_terms|_too_rough: )": "either form is right here; the choice is made for speed",
     r"kernels\._dense: def ": "every call says whether it wants the score",
+    r"kernels\._chosen: results = ": "columns that nobody reads",
+    r"normaliser\.isinf\(\)": "a bound that is larger still",
+    r"allowed = max": "the rounding of half precision, to an order of magnitude",
     r"kernels\.average_terms: if _tracked.* -> if _tracked\(z, (None, )?\*comp": "`attend` has these derivatives",
     r"kernels\.average_terms: return _by_rows": "what is tracked only decides how many rows go at once",
     r"kernels\._squared_distance: total = ": "a sum of that shape is broadcast to the other",
@@ -66,7 +69,7 @@ REASONS = {
     "the certificate alone decides when to stop, and its mutants are killed",
 }
 """Pattern found in `module.function: was -> is` of a survivor: why no test can or should tell it apart."""
-REAL = r"tolerance|TOLERANCE|log\(|1e-|eps|finfo|limit|worst|error|bound|nothing|length|ROUGH|WORTH"
+REAL = r"tolerance|TOLERANCE|log\(|1e-|eps|finfo|limit|worst|error|bound|nothing|length|ROUGH|WORTH|allowed"
 """Words of a comparison between real numbers; where integers are compared, equality must be tested."""
 
 
