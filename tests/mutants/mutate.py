@@ -34,6 +34,8 @@ REASONS = {
     r"kernels\.(_dense: terms = log_terms|_too_rough: )": "either form is right here; the choice is made for speed",
     r"kernels\._dense: def ": "every call says whether it wants the score",
     r"kernels\._chosen: results = ": "columns that nobody reads",
+    r"logsumexp_terms: return _chosen.*score=False": "the score is computed too and dropped: slower, the same value",
+    r"super\(\)\.__init__\(torch\.Size\(\)": "the class makes its own checks and leaves torch none to make",
     r"normaliser\.isinf\(\)": "a bound that is larger still",
     r"allowed = max": "the rounding of half precision, to an order of magnitude",
     r"kernels\.average_terms: if _tracked.* -> if _tracked\(z, (None, )?\*comp": "`attend` has these derivatives",
