@@ -185,7 +185,7 @@ def main() -> int:
     result: dict[str, Any] = {"modules": {}, "survivors": []}
     if options.output.exists():
         result = json.loads(options.output.read_text(encoding="utf-8"))
-    others = [s for s in result["survivors"] if s["module"] not in options.modules]
+    others = [s | {"reason": reason(s)} for s in result["survivors"] if s["module"] not in options.modules]
     alive = others + survivors(mutants)
     modules = result["modules"] | summary(mutants)
     result = {"provenance": made, "modules": dict(sorted(modules.items())), "survivors": alive}
