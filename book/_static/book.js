@@ -2,7 +2,12 @@
 window.addEventListener("load", async () => {
   await window.MathJax?.startup?.promise;
   for (const box of document.querySelectorAll("mjx-container, div.math, figure, .pst-scrollable-table-container")) {
-    if (box.scrollWidth <= box.clientWidth + 1 || getComputedStyle(box).overflowX === "visible") {
+    const beyond = box.scrollWidth - box.clientWidth;
+    if (beyond <= 0 || getComputedStyle(box).overflowX === "visible") {
+      continue;
+    }
+    if (beyond === 1) {
+      box.style.overflow = "visible"; // a width that was rounded: nothing to scroll to
       continue;
     }
     const mark = () => box.classList.toggle("has-more", box.scrollLeft + box.clientWidth < box.scrollWidth - 4);
