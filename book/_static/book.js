@@ -7,7 +7,7 @@ window.addEventListener("load", async () => {
       continue;
     }
     if (beyond === 1) {
-      box.style.overflow = "visible"; // a width that was rounded: nothing to scroll to
+      box.style.overflow = "hidden"; // a width that was rounded: nothing to scroll to
       continue;
     }
     const mark = () => box.classList.toggle("has-more", box.scrollLeft + box.clientWidth < box.scrollWidth - 4);
