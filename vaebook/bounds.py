@@ -23,7 +23,13 @@ Decoder = Callable[[Tensor], Distribution]
 
 
 def elbo(
-    vae: Any, x: Tensor, *, num_samples: int = 1, beta: float = 1.0, generator: torch.Generator | None = None
+    vae: Any,
+    x: Tensor,
+    *,
+    num_samples: int = 1,
+    beta: float = 1.0,
+    index: Tensor | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Estimate the evidence lower bound with reparameterised samples.
 
@@ -36,6 +42,8 @@ def elbo(
         x: data, (B, P).
         num_samples: samples of z for each datum.
         beta: weight of the KL, >= 0; below 1 this is no bound on log p(x).
+        index: which component of the prior belongs to each datum, (B), long, and is left out of it:
+            `prior.log_prob_leave_one_out` is called, as for training with an `ExemplarPrior`. None leaves out none.
         generator: the source of randomness; None means torch's global one.
 
     Returns:
@@ -58,7 +66,12 @@ def elbo(
     check_number("beta", beta, minimum=0)
     q = _encode(vae, x)
     z, log_q = _reparameterise(q, _noise(q, num_samples, generator))
-    cost = _kl(q, vae.prior) if isinstance(vae.prior, StandardNormal) else log_q - _log_prior(vae.prior, z)
+    if isinstance(vae.prior, StandardNormal):
+        cost = _kl(q, vae.prior)
+    elif index is None:
+        cost = log_q - _log_prior(vae.prior, z)
+    else:
+        cost = log_q - vae.prior.log_prob_leave_one_out(z, index.expand(z.shape[:-1])).double()
     return (_log_likelihood(vae.decoder, z, x) - beta * cost).mean(0).to(x.dtype)
 
 

@@ -17,6 +17,7 @@ from vaebook import bounds, data
 from vaebook._checkpoint import check_vae, load, read_config, save
 from vaebook._checks import check_all, check_generator, check_int, check_number, check_tensor
 from vaebook.models import VAE
+from vaebook.priors import ExemplarPrior
 
 __all__ = ["History", "fit", "load", "read_config", "save"]
 _KEPT = "the model has its best weights so far"
@@ -51,6 +52,9 @@ def fit(
     r"""Train in place with Adam, and leave the best weights in the model.
 
     $\min_{\theta,\phi}\; -\frac1B\sum_{b=1}^B \mathrm{ELBO}_\beta(x_b)$, one sample of z a datum
+
+    Under an `ExemplarPrior`, whose exemplars must be x in the same order, each training datum is scored without its
+    own component; validation data are scored under all of it.
 
     The best weights are those of the epoch with the lowest validation loss, without validation those of the last
     epoch that was completed. They are left in the model also when training is interrupted or diverges.
@@ -102,7 +106,7 @@ def fit(
     try:
         for epoch in bar:
             vae.train()
-            batches = _batches(x, batch_size, generator, binarize)
+            batches = _batches(vae, x, batch_size, generator, binarize)
             history.train_loss.append(_train_epoch(vae, optimizer, batches, epoch, beta, generator))
             if validation is not None:
                 history.validation_loss.append(_evaluate(vae, validation, batch_size, epoch, beta))
@@ -123,14 +127,14 @@ def fit(
 def _train_epoch(
     vae: VAE,
     optimizer: torch.optim.Optimizer,
-    batches: Iterator[Tensor],
+    batches: Iterator[tuple[Tensor, Tensor | None]],
     epoch: int,
     beta: float,
     generator: torch.Generator | None,
 ) -> float:
     total = count = 0
-    for number, batch in enumerate(batches, start=1):
-        loss = _loss(vae, batch, f"epoch {epoch}, batch {number}", beta, generator)
+    for number, (batch, index) in enumerate(batches, start=1):
+        loss = _loss(vae, batch, f"epoch {epoch}, batch {number}", beta, generator, index)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -148,20 +152,32 @@ def _evaluate(vae: VAE, x: Tensor, batch_size: int, epoch: int, beta: float) -> 
     return float(torch.stack(losses).sum()) / len(x)
 
 
-def _loss(vae: VAE, batch: Tensor, where: str, beta: float, generator: torch.Generator | None) -> Tensor:
+def _loss(
+    vae: VAE,
+    batch: Tensor,
+    where: str,
+    beta: float,
+    generator: torch.Generator | None,
+    index: Tensor | None = None,
+) -> Tensor:
     """−mean ELBO, or a ValueError that says where it was not finite."""
     try:
-        loss = -bounds.elbo(vae, batch, beta=beta, generator=generator).mean()
+        loss = -bounds.elbo(vae, batch, beta=beta, index=index, generator=generator).mean()
         check_all("loss", loss.detach(), torch.isfinite(loss), "a finite value")
     except ValueError as error:  # elbo itself may be the one to meet the nan
         raise ValueError(f"fit: stopped in {where}: {str(error).splitlines()[0]}; {_KEPT}") from error
     return loss
 
 
-def _batches(x: Tensor, batch_size: int, generator: torch.Generator | None, binarize: bool) -> Iterator[Tensor]:
+def _batches(
+    vae: VAE, x: Tensor, batch_size: int, generator: torch.Generator | None, binarize: bool
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield batches, with the indices of their data where the prior has a component for each of them."""
+    leaves_out = isinstance(vae.prior, ExemplarPrior)
     order = torch.randperm(len(x), generator=generator, device=x.device)
     for index in order.split(batch_size):
-        yield data.binarize(x[index], generator) if binarize else x[index]
+        batch = data.binarize(x[index], generator) if binarize else x[index]
+        yield batch, index if leaves_out else None
 
 
 def _is_best(history: History) -> bool:
@@ -188,6 +204,8 @@ def _check_data(vae: object, x: object, validation: object, binarize: object) ->
     check_vae(vae)
     _check_bool("binarize", binarize)
     check_tensor("x", x, ("N", getattr(vae.encoder, "data_dim", "P")))
+    if isinstance(vae.prior, ExemplarPrior) and not torch.equal(vae.prior.exemplars, x):
+        raise ValueError("x: expected the exemplars of vae.prior, in their order, got other data")
     if validation is not None:
         check_tensor("validation", validation, ("M", x.shape[1]))
     for name, values in (("x", x), ("validation", validation)):
