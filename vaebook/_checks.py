@@ -11,6 +11,7 @@ from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.distributions import Independent, Normal
 
 
 def check_tensor(
@@ -65,6 +66,18 @@ def check_same_device(**tensors: Tensor) -> None:
     if len(set(devices.values())) > 1:
         got = ", ".join(f"{name} on {device}" for name, device in devices.items())
         raise ValueError(f"{next(iter(devices))}: expected all arguments on one device, got {got}")
+
+
+def check_diag_normal(name: str, value: object, num: int) -> Independent:
+    """Check that an encoder returned ``num`` Gaussians with diagonal covariance, Independent(Normal, 1)."""
+    if not (
+        isinstance(value, Independent) and isinstance(value.base_dist, Normal) and value.reinterpreted_batch_ndims == 1
+    ):
+        got = "Normal without an event dimension" if isinstance(value, Normal) else type(value).__name__
+        raise TypeError(f"{name}: expected it to return Independent(Normal, 1), got {got}")
+    if value.batch_shape != (num,):
+        raise ValueError(f"{name}: expected batch shape ({num},), got {tuple(value.batch_shape)}")
+    return value
 
 
 def check_int(name: str, value: object, *, minimum: int, maximum: int | None = None) -> int:

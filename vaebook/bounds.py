@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, Normal
+from torch.distributions import Distribution, Independent
 
-from vaebook._checks import check_generator, check_int, check_number, check_tensor
+from vaebook._checks import check_diag_normal, check_generator, check_int, check_number, check_tensor
 from vaebook.priors import StandardNormal
 
 Decoder = Callable[[Tensor], Distribution]
@@ -50,7 +50,8 @@ def elbo(
         One unbiased estimate a datum, (B), nats, in x's dtype. Differentiable.
 
     Raises:
-        TypeError: an argument, or what encoder or decoder return, is of the wrong kind.
+        TypeError: an argument, or what encoder or decoder return, is of the wrong kind; or index is given and the
+            prior cannot leave anything out.
         ValueError: a shape or number is out of range, or x is not finite.
 
     Example:
@@ -64,14 +65,10 @@ def elbo(
     check_tensor("x", x, ("B", "P"))
     check_int("num_samples", num_samples, minimum=1)
     check_number("beta", beta, minimum=0)
+    _check_index(vae.prior, index, len(x))
     q = _encode(vae, x)
     z, log_q = _reparameterise(q, _noise(q, num_samples, generator))
-    if isinstance(vae.prior, StandardNormal):
-        cost = _kl(q, vae.prior)
-    elif index is None:
-        cost = log_q - _log_prior(vae.prior, z)
-    else:
-        cost = log_q - vae.prior.log_prob_leave_one_out(z, index.expand(z.shape[:-1])).double()
+    cost = _kl(q, vae.prior) if isinstance(vae.prior, StandardNormal) else log_q - _log_prior(vae.prior, z, index)
     return (_log_likelihood(vae.decoder, z, x) - beta * cost).mean(0).to(x.dtype)
 
 
@@ -217,13 +214,7 @@ def quadrature_log_prob(
 
 
 def _encode(vae: Any, x: Tensor) -> Independent:
-    q = vae.encoder(x)
-    if not (isinstance(q, Independent) and isinstance(q.base_dist, Normal) and q.reinterpreted_batch_ndims == 1):
-        got = "Normal without an event dimension" if isinstance(q, Normal) else type(q).__name__
-        raise TypeError(f"vae.encoder: expected it to return Independent(Normal, 1), got {got}")
-    if q.batch_shape != x.shape[:1]:
-        raise ValueError(f"vae.encoder: expected batch shape ({len(x)},), got {tuple(q.batch_shape)}")
-    return q
+    return check_diag_normal("vae.encoder", vae.encoder(x), len(x))
 
 
 def _noise(q: Independent, num_samples: int, generator: torch.Generator | None) -> Tensor:
@@ -262,8 +253,21 @@ def _log_likelihood(decoder: Decoder, z: Tensor, x: Tensor) -> Tensor:
     return value.double()
 
 
-def _log_prior(prior: Any, z: Tensor) -> Tensor:
-    value = prior.log_prob(z)
+def _check_index(prior: Any, index: object, num: int) -> None:
+    if index is None:
+        return
+    if not hasattr(prior, "log_prob_leave_one_out"):
+        got = f"one for a prior without log_prob_leave_one_out, {type(prior).__name__}"
+        raise TypeError(f"index: expected None, got {got}")
+    if not isinstance(index, Tensor) or index.dtype != torch.long:
+        got = f"dtype {index.dtype}" if isinstance(index, Tensor) else type(index).__name__
+        raise TypeError(f"index: expected a tensor of dtype torch.int64, got {got}")
+    if index.shape != (num,):
+        raise ValueError(f"index: expected shape ({num},), one for each datum, got {tuple(index.shape)}")
+
+
+def _log_prior(prior: Any, z: Tensor, index: Tensor | None = None) -> Tensor:
+    value = prior.log_prob(z) if index is None else prior.log_prob_leave_one_out(z, index.expand(z.shape[:-1]))
     if value.shape != z.shape[:-1]:
         raise ValueError(f"prior: expected log_prob of shape {tuple(z.shape[:-1])}, got {tuple(value.shape)}")
     return value.double()

@@ -243,7 +243,7 @@ class VAE(nn.Module):
 
     Raises:
         TypeError: encoder or decoder is not a module, or prior lacks a method.
-        ValueError: the parts disagree on P or D.
+        ValueError: the parts disagree on P or D, or the prior is made of the codes of another encoder.
 
     Example:
         >>> from vaebook.priors import StandardNormal
@@ -266,6 +266,8 @@ class VAE(nn.Module):
         for name, of_prior in (("data_dim", None), ("latent_dim", prior_dim)):
             sizes = {"encoder": getattr(encoder, name, None), "decoder": getattr(decoder, name, None)}
             _check_agreement(name, sizes | {"prior": of_prior})
+        if getattr(prior, "encoder", encoder) is not encoder:  # it would be neither trained nor saved
+            raise ValueError("prior: expected one made of the codes of this encoder, got one of another encoder")
         self.encoder, self.decoder, self.prior = encoder, decoder, prior
 
     def forward(self, x: Tensor) -> torch.distributions.Distribution:

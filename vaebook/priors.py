@@ -11,13 +11,28 @@ itself, a `vaebook.DiagGaussianMixture`, serves as a prior as it is.
 from __future__ import annotations
 
 import math
+import warnings
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
-from vaebook._checks import check_generator, check_int, check_number, check_same_device, check_shape, check_tensor
+from vaebook._checks import (
+    check_all,
+    check_diag_normal,
+    check_generator,
+    check_int,
+    check_number,
+    check_positive,
+    check_same_device,
+    check_shape,
+    check_tensor,
+)
 from vaebook.mixture import DiagGaussianMixture
+
+MAX_STEPS = 1_000
+"""Steps of EM after which `fit_gmm` gives up; scikit-learn's own default, 100, is too few for many components."""
 
 
 class StandardNormal(nn.Module):
@@ -103,29 +118,93 @@ class StandardNormal(nn.Module):
 class _CodePrior(nn.Module):
     """A mixture whose components are codes of an encoder that belongs to someone else, the VAE."""
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, name: str, inputs: Tensor, letter: str) -> None:
         super().__init__()
         if not isinstance(encoder, nn.Module):
             raise TypeError(f"encoder: expected a torch.nn.Module, got {type(encoder).__name__}")
-        self._encoder = (encoder,)  # in a tuple, so that it is not registered, saved and counted twice
+        check_tensor(name, inputs, (letter, getattr(encoder, "data_dim", "P")))
+        # In a tuple, so that it is not registered, and so neither saved nor counted twice. `.to` and `.double` of the
+        # VAE change its encoder in place, and copy.deepcopy keeps the two together: this stays the VAE's own.
+        self._encoder = (encoder,)
+        self._check_inputs(name, inputs)
 
     @property
     def encoder(self) -> nn.Module:
         """The encoder that makes the components: the VAE's own."""
         return self._encoder[0]
 
+    @property
+    @torch.no_grad()
+    def latent_dim(self) -> int:
+        """D, as the encoder tells it or as its codes have it."""
+        known = getattr(self.encoder, "latent_dim", None)
+        return self.mixture().event_shape[0] if known is None else known
+
     def mixture(self) -> DiagGaussianMixture:
-        """Return the prior as a mixture; differentiable in everything that makes it."""
+        """Return the prior as a mixture, differentiable in everything that makes it."""
         raise NotImplementedError
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """Log-density in nats of z (*s, D), as (*s), in z's dtype. Differentiable; errors as those of the mixture."""
+        """Log-density in nats.
+
+        Encodes all that the components are made of, at every call. For many calls with fixed weights take
+        `mixture()` once, without gradients.
+
+        Args:
+            z: points, (*s, D), of any floating dtype.
+
+        Returns:
+            log p(z), (*s), computed in float64 and returned in z's dtype. Differentiable in z, the encoder and the
+            parameters.
+
+        Raises:
+            TypeError: z is not a floating-point tensor.
+            ValueError: its last dimension is not D, it is not finite, or it is on another device than the encoder.
+            TypeError, ValueError: as `mixture`.
+
+        Example:
+            >>> from vaebook.models import GaussianEncoder
+            >>> prior = VampPrior(GaussianEncoder(64, 2), torch.zeros(5, 64))
+            >>> prior.log_prob(torch.zeros(3, 2)).shape
+            torch.Size([3])
+        """
         return self.mixture().log_prob(z)
 
     @torch.no_grad()
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw samples, (*s, D); errors as those of the mixture."""
+        """Draw samples: a component, each as likely as the others, then a point of its Gaussian.
+
+        Args:
+            sample_shape: the shape s of the draw.
+            generator: the source of randomness; None means torch's global one.
+
+        Returns:
+            z, (*s, D), in the encoder's dtype, without gradients.
+
+        Raises:
+            TypeError: sample_shape is not a tuple of ints, or generator not a torch.Generator.
+            ValueError: sample_shape has a negative entry.
+            TypeError, ValueError: as `mixture`.
+
+        Example:
+            >>> from vaebook.models import GaussianEncoder
+            >>> prior = VampPrior(GaussianEncoder(64, 2), torch.zeros(5, 64))
+            >>> prior.sample((3,), generator=torch.Generator().manual_seed(0)).shape
+            torch.Size([3, 2])
+        """
         return self.mixture().sample(sample_shape, generator=generator)
+
+    def _encode(self, name: str, inputs: Tensor) -> Normal:
+        self._check_inputs(name, inputs)
+        return check_diag_normal("encoder", self.encoder(inputs), len(inputs)).base_dist
+
+    def _check_inputs(self, name: str, inputs: Tensor) -> None:
+        """Compare with the encoder's weights: someone may have moved one of the two alone."""
+        weights = [p for p in self.encoder.parameters() if p.is_floating_point()]
+        if weights and inputs.dtype not in {p.dtype for p in weights}:
+            raise TypeError(f"{name}: expected the dtype of the encoder, {weights[0].dtype}, got {inputs.dtype}")
+        if weights and inputs.device not in {p.device for p in weights}:
+            raise ValueError(f"{name}: expected the device of the encoder, {weights[0].device}, got {inputs.device}")
 
 
 class VampPrior(_CodePrior):
@@ -138,40 +217,45 @@ class VampPrior(_CodePrior):
 
     Args:
         encoder: the VAE's encoder. The VAE owns it: it is not among this module's parameters.
-        pseudo_inputs: initial values u, (K, P), for example training data.
+        pseudo_inputs: initial values u, (K, P), for example training data; copied.
 
     Raises:
-        TypeError: encoder is not a module, or pseudo_inputs not a floating-point tensor.
-        ValueError: pseudo_inputs have the wrong shape or are not finite.
+        TypeError: encoder is not a module, or pseudo_inputs not a tensor of the encoder's dtype.
+        ValueError: pseudo_inputs have the wrong shape, are not finite, or are on another device than the encoder.
 
     Example:
         >>> from vaebook.models import GaussianEncoder
         >>> prior = VampPrior(GaussianEncoder(64, 2), torch.zeros(5, 64))
         >>> prior.mixture()
         DiagGaussianMixture(num_components=5, dim=2)
-        >>> prior.sample((3,), generator=torch.Generator().manual_seed(0)).shape
-        torch.Size([3, 2])
 
-    Source: Tomczak & Welling, VAE with a VampPrior (2018), equation 9.
+    Source: Tomczak & Welling, VAE with a VampPrior (2018), section 3.
     """
 
     def __init__(self, encoder: nn.Module, pseudo_inputs: Tensor) -> None:
-        super().__init__(encoder)
-        check_tensor("pseudo_inputs", pseudo_inputs, ("K", getattr(encoder, "data_dim", "P")))
+        super().__init__(encoder, "pseudo_inputs", pseudo_inputs, "K")
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
-
-    @property
-    def latent_dim(self) -> int:
-        """D, that of the encoder."""
-        return self.encoder.latent_dim
 
     def extra_repr(self) -> str:
         """Show the sizes in `repr`."""
         return f"num_pseudo_inputs={len(self.pseudo_inputs)}, latent_dim={self.latent_dim}"
 
     def mixture(self) -> DiagGaussianMixture:
-        """Encode the pseudo-inputs: K components, differentiable in them and in the encoder."""
-        q = self.encoder(self.pseudo_inputs).base_dist
+        """Encode the pseudo-inputs and average their posteriors.
+
+        Returns:
+            The mixture, K components of equal weight, differentiable in the pseudo-inputs and in the encoder.
+
+        Raises:
+            TypeError: the encoder returns anything but Independent(Normal, 1), or has another dtype by now.
+            ValueError: its codes are not finite, a scale is not positive, or it is on another device by now.
+
+        Example:
+            >>> from vaebook.models import GaussianEncoder
+            >>> VampPrior(GaussianEncoder(64, 2), torch.zeros(5, 64)).mixture().num_components
+            5
+        """
+        q = self._encode("pseudo_inputs", self.pseudo_inputs)
         return DiagGaussianMixture(q.loc, q.scale)
 
 
@@ -186,12 +270,14 @@ class ExemplarPrior(_CodePrior):
 
     Args:
         encoder: the VAE's encoder, whose means are used. The VAE owns it.
-        exemplars: the training data, (N, P). They are not saved with the weights.
+        exemplars: the training data, (N, P). They are neither copied nor saved with the weights: whoever loads the
+            weights has to give the same exemplars again.
         scale: initial value of s.
 
     Raises:
-        TypeError: encoder is not a module, exemplars not a floating-point tensor, or scale no number.
-        ValueError: exemplars have the wrong shape or are not finite, or scale is not positive.
+        TypeError: encoder is not a module, exemplars not a tensor of the encoder's dtype, or scale no number.
+        ValueError: exemplars have the wrong shape, are not finite or on another device than the encoder, or scale is
+            not positive.
 
     Example:
         >>> from vaebook.models import GaussianEncoder
@@ -200,27 +286,36 @@ class ExemplarPrior(_CodePrior):
         >>> bool((prior.log_prob_leave_one_out(z, torch.arange(5)) < prior.log_prob(z)).all())
         True
 
-    Source: Norouzi, Fleet & Norouzi, Exemplar VAE (2020), equations 5 and 9.
+    Source: Norouzi, Fleet & Norouzi, Exemplar VAE (2020), section 3.
     """
 
+    exemplars: Tensor
+
     def __init__(self, encoder: nn.Module, exemplars: Tensor, scale: float = 1.0) -> None:
-        super().__init__(encoder)
-        check_tensor("exemplars", exemplars, ("N", getattr(encoder, "data_dim", "P")))
+        super().__init__(encoder, "exemplars", exemplars, "N")
         self.register_buffer("exemplars", exemplars.detach(), persistent=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(check_number("scale", scale, above=0))).to(exemplars))
-
-    @property
-    def latent_dim(self) -> int:
-        """D, that of the encoder."""
-        return self.encoder.latent_dim
 
     def extra_repr(self) -> str:
         """Show the sizes in `repr`."""
         return f"num_exemplars={len(self.exemplars)}, latent_dim={self.latent_dim}"
 
     def mixture(self) -> DiagGaussianMixture:
-        """Encode the exemplars: N components, differentiable in the encoder and in s."""
-        loc = self.encoder(self.exemplars).base_dist.loc
+        """Encode the exemplars and put equal Gaussians around their means.
+
+        Returns:
+            The mixture, N components of equal weight, differentiable in the encoder and in s.
+
+        Raises:
+            TypeError: the encoder returns anything but Independent(Normal, 1), or has another dtype by now.
+            ValueError: its means or s are not finite, s is not positive, or it is on another device by now.
+
+        Example:
+            >>> from vaebook.models import GaussianEncoder
+            >>> ExemplarPrior(GaussianEncoder(64, 2), torch.eye(5, 64), scale=0.5).mixture().scale[0]
+            tensor([0.5000, 0.5000], grad_fn=<SelectBackward0>)
+        """
+        loc = self._encode("exemplars", self.exemplars).loc
         return DiagGaussianMixture(loc, self.log_scale.exp().expand_as(loc))
 
     def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
@@ -236,7 +331,17 @@ class ExemplarPrior(_CodePrior):
             The log-density in nats, (*s), in z's dtype. Differentiable.
 
         Raises:
-            TypeError, ValueError: as `DiagGaussianMixture.log_prob_leave_one_out`.
+            TypeError, ValueError: as `DiagGaussianMixture.log_prob_leave_one_out`, for instance if there is a single
+                exemplar, and as `mixture`.
+
+        Example:
+            >>> from vaebook.models import GaussianEncoder
+            >>> prior = ExemplarPrior(GaussianEncoder(64, 1), torch.eye(2, 64))
+            >>> other = prior.encoder(prior.exemplars[1:]).mean  # under the other exemplar alone
+            >>> prior.log_prob_leave_one_out(other, torch.tensor([0])).detach()
+            tensor([-0.9189])
+
+        Source: Norouzi, Fleet & Norouzi, Exemplar VAE (2020), section 3.
         """
         return self.mixture().log_prob_leave_one_out(z, index)
 
@@ -247,13 +352,13 @@ class GaussianMixture(nn.Module):
     $p(z) = \sum_{k=1}^K w_k\,\mathcal N(z\mid m_k, L_kL_k^\top)$
 
     Args:
-        weight: w, (K), positive, summing to 1.
+        weight: w, (K), positive, summing to 1 within 1e-5; they are then normalised exactly.
         loc: the means m, (K, D).
-        scale_tril: lower triangular L, (K, D, D), with a positive diagonal.
+        scale_tril: L, (K, D, D), lower triangular with a positive diagonal.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes disagree, or values are out of range.
+        ValueError: shapes or devices disagree, or values are not finite or out of range.
 
     Example:
         >>> prior = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
@@ -266,42 +371,76 @@ class GaussianMixture(nn.Module):
     def __init__(self, weight: Tensor, loc: Tensor, scale_tril: Tensor) -> None:
         super().__init__()
         check_tensor("loc", loc, ("K", "D"))
-        num, dim = loc.shape
-        check_tensor("weight", weight, (num,))
-        check_tensor("scale_tril", scale_tril, (num, dim, dim))
-        self.latent_dim = dim
-        for name, value in (("weight", weight), ("loc", loc), ("scale_tril", scale_tril)):
+        num, self.latent_dim = loc.shape
+        check_positive("weight", check_tensor("weight", weight, (num,)))
+        _check_lower_triangular(check_tensor("scale_tril", scale_tril, (num, self.latent_dim, self.latent_dim)))
+        check_same_device(weight=weight, loc=loc, scale_tril=scale_tril)
+        total, allowed = float(weight.detach().double().sum()), max(1e-5, 8 * torch.finfo(weight.dtype).eps)
+        if abs(total - 1) > allowed:
+            raise ValueError(f"weight: expected values that sum to 1 within {allowed:g}, got {total:.6g}")
+        for name, value in (("weight", weight / total), ("loc", loc), ("scale_tril", scale_tril)):
             self.register_buffer(name, value.detach().clone())
-        self._distribution(torch.float64, validate_args=True)  # torch's own checks of values
 
     def extra_repr(self) -> str:
         """Show the sizes in `repr`."""
         return f"num_components={len(self.weight)}, latent_dim={self.latent_dim}"
 
-    def _distribution(self, dtype: torch.dtype, *, validate_args: bool = False) -> MixtureSameFamily:
-        weight, loc, scale_tril = (t.to(dtype) for t in (self.weight, self.loc, self.scale_tril))
-        parts = MultivariateNormal(loc, scale_tril=scale_tril, validate_args=validate_args)
-        return MixtureSameFamily(Categorical(weight, validate_args=validate_args), parts, validate_args=validate_args)
-
     def log_prob(self, z: Tensor) -> Tensor:
-        """Log-density in nats of z (*s, D), as (*s); computed in float64, returned in z's dtype. Differentiable."""
+        """Log-density in nats.
+
+        Args:
+            z: points, (*s, D), of any floating dtype.
+
+        Returns:
+            log p(z), (*s), computed in float64 and returned in z's dtype. Differentiable in z.
+
+        Raises:
+            TypeError: z is not a floating-point tensor.
+            ValueError: its last dimension is not D, it is not finite, or it is on another device than the prior.
+
+        Example:
+            >>> prior = GaussianMixture(torch.ones(1), torch.zeros(1, 2), 2 * torch.eye(2)[None])
+            >>> prior.log_prob(torch.zeros(3, 2))  # N(0, 4 I)
+            tensor([-3.2242, -3.2242, -3.2242])
+        """
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
         check_same_device(z=z, prior=self.loc)
+        each = MultivariateNormal(self.loc.double(), scale_tril=self.scale_tril.double(), validate_args=False)
+        weights = Categorical(logits=self.weight.double().log(), validate_args=False)
+        mixture = MixtureSameFamily(weights, each, validate_args=False)
         rows = z.double().reshape(-1, self.latent_dim)
-        distribution = self._distribution(torch.float64)
-        parts = [distribution.log_prob(part) for part in rows.split(2**14)]
-        return torch.cat(parts).reshape(z.shape[:-1]).to(z.dtype) if parts else z.new_empty(z.shape[:-1])
+        chunk = max(1, 2**23 // self.loc.numel())  # about 64 MiB of differences at once
+        return torch.cat([mixture.log_prob(part) for part in rows.split(chunk)]).reshape(z.shape[:-1]).to(z.dtype)
 
+    @torch.no_grad()
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
-        """Draw samples, (*s, D)."""
+        """Draw samples: a component by its weight, then a point of its Gaussian.
+
+        Args:
+            sample_shape: the shape s of the draw.
+            generator: the source of randomness; None means torch's global one.
+
+        Returns:
+            z, (*s, D), in the dtype of loc.
+
+        Raises:
+            TypeError: sample_shape is not a tuple of ints, or generator not a torch.Generator.
+            ValueError: sample_shape has a negative entry.
+
+        Example:
+            >>> prior = GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
+            >>> prior.sample((5,), generator=torch.Generator().manual_seed(0)).shape
+            torch.Size([5, 2])
+        """
         check_generator(generator)
         shape = check_shape("sample_shape", sample_shape)
+        # multinomial refuses to draw nothing
         index = torch.multinomial(self.weight, max(1, shape.numel()), replacement=True, generator=generator)
-        index = index[: shape.numel()]
-        noise = torch.randn(
-            len(index), self.latent_dim, 1, generator=generator, dtype=self.loc.dtype, device=self.loc.device
-        )
-        z = self.loc[index] + (self.scale_tril[index] @ noise)[..., 0]
+        index, like = index[: shape.numel()], {"dtype": self.loc.dtype, "device": self.loc.device}
+        z = torch.randn(len(index), self.latent_dim, generator=generator, **like)
+        for k in index.unique().tolist():  # one component at a time: all at once would copy L for every draw
+            own = index == k
+            z[own] = self.loc[k] + z[own] @ self.scale_tril[k].mT
         return z.reshape(*shape, self.latent_dim)
 
 
@@ -315,25 +454,28 @@ def fit_gmm(
 ) -> GaussianMixture:
     r"""Fit a mixture of K full Gaussians after training: the "ex-post density".
 
-    $\max_p \frac1M\sum_{m=1}^M \log p(z_m),\quad z_m\sim q_{agg}$, which as $M\to\infty$ is
+    $\max_p \frac1M\sum_{m=1}^M \log p(z_m),\quad z_m\sim q_{agg}$, which as $M\to\infty$ tends to
     $\min_p\mathrm{KL}(q_{agg}\,\Vert\,p)$
 
     Fitting to samples of q_agg is not the same as fitting to the means of its components, which leaves out their
-    widths. scikit-learn's EM fits, from k-means; it finds a local maximum.
+    widths. scikit-learn's EM fits, from k-means: it finds a local maximum, and stops where a step gains less than
+    1e-3 nats a sample.
 
     Args:
         data: the aggregated posterior, of which num_samples are drawn, or samples z of it, (M, D).
         num_components: K.
         num_samples: M, if data is a mixture.
         min_variance: added to the covariances' diagonals in every step, which keeps the likelihood bounded.
-        seed: of the samples and of the start.
+        seed: of the samples and of the start, below 2^32.
 
     Returns:
-        The fitted mixture, in float64.
+        The fitted mixture, in float64, on the device of the data.
 
     Raises:
         TypeError: data is neither a mixture nor a floating-point tensor, or a number is of the wrong type.
-        ValueError: there are fewer samples than components, or a number is out of range.
+        ValueError: there are fewer distinct samples than components, a number is out of range, or min_variance is too
+            small for the covariances to stay positive definite.
+        RuntimeError: EM does not converge in 1,000 steps.
 
     Example:
         >>> q_agg = DiagGaussianMixture(torch.tensor([[-3.0], [3.0]]), torch.ones(2, 1))
@@ -344,18 +486,44 @@ def fit_gmm(
     """
     check_int("num_components", num_components, minimum=1)
     check_int("num_samples", num_samples, minimum=1)
-    check_int("seed", seed, minimum=0)
+    check_int("seed", seed, minimum=0, maximum=2**32 - 1)
     check_number("min_variance", min_variance, above=0)
+    name, z = "data", data
     if isinstance(data, DiagGaussianMixture):
-        data = data.double().sample((num_samples,), generator=torch.Generator().manual_seed(seed))
-    check_tensor("data", data, ("M", "D"))
-    if len(data) < max(2, num_components):
-        wanted = f"at least {max(2, num_components)} samples for {num_components} components"
-        raise ValueError(f"data: expected {wanted}, got {len(data)}")
-    from sklearn.mixture import GaussianMixture as Fit  # here, because it takes a second to import
+        generator = torch.Generator(data.loc.device).manual_seed(seed)
+        name, z = "num_samples", data.double().sample((num_samples,), generator=generator)
+    z = check_tensor("data", z, ("M", "D")).detach().double()
+    wanted = f"at least {max(2, num_components)} samples for {num_components} components"
+    if len(z) < max(2, num_components):
+        raise ValueError(f"{name}: expected {wanted}, got {len(z)}")
+    if len(torch.unique(z, dim=0)) < num_components:
+        raise ValueError(f"{name}: expected {wanted}, got {len(torch.unique(z, dim=0))} distinct ones")
+    fitted = _em(z.cpu().numpy(), num_components, min_variance, seed)
+    return GaussianMixture(*(torch.from_numpy(array).to(z.device) for array in fitted))
 
-    fit = Fit(num_components, reg_covar=min_variance, random_state=seed).fit(data.detach().double().numpy())
-    covariance = torch.from_numpy(fit.covariances_)
-    return GaussianMixture(
-        torch.from_numpy(fit.weights_), torch.from_numpy(fit.means_), torch.linalg.cholesky(covariance)
-    )
+
+def _em(z: np.ndarray, num_components: int, min_variance: float, seed: int) -> tuple[np.ndarray, ...]:
+    """Return weights, means and lower triangular factors; no convergence is an error here, not a warning."""
+    from sklearn.exceptions import ConvergenceWarning  # here, because it takes a second to import
+    from sklearn.mixture import GaussianMixture as Fit
+
+    fit = Fit(num_components, reg_covar=min_variance, random_state=seed, max_iter=MAX_STEPS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        try:
+            fit.fit(z)
+            factors = np.linalg.cholesky(fit.covariances_)
+        except (ValueError, np.linalg.LinAlgError) as error:  # all else that it could refuse has been checked
+            wanted = "enough for all covariances to be positive definite"
+            raise ValueError(f"min_variance: expected {wanted}, got {min_variance:g}") from error
+    if not fit.converged_:
+        raise RuntimeError(
+            f"fit_gmm: expected EM to converge in {MAX_STEPS} steps, got a gain of more than 1e-3 nats in the last "
+            "one; take fewer components or a larger min_variance"
+        )
+    return fit.weights_, fit.means_, factors
+
+
+def _check_lower_triangular(scale_tril: Tensor) -> None:
+    check_all("scale_tril", scale_tril, scale_tril.triu(1) == 0, "zeros above the diagonal")
+    check_positive("scale_tril's diagonal", scale_tril.diagonal(dim1=-2, dim2=-1))

@@ -54,7 +54,8 @@ def fit(
     $\min_{\theta,\phi}\; -\frac1B\sum_{b=1}^B \mathrm{ELBO}_\beta(x_b)$, one sample of z a datum
 
     Under an `ExemplarPrior`, whose exemplars must be x in the same order, each training datum is scored without its
-    own component; validation data are scored under all of it.
+    own component; validation data are scored under all of it. (With binarize=True it is the data that are binarised
+    anew; the exemplars are encoded as they are.)
 
     The best weights are those of the epoch with the lowest validation loss, without validation those of the last
     epoch that was completed. They are left in the model also when training is interrupted or diverges.
@@ -204,13 +205,20 @@ def _check_data(vae: object, x: object, validation: object, binarize: object) ->
     check_vae(vae)
     _check_bool("binarize", binarize)
     check_tensor("x", x, ("N", getattr(vae.encoder, "data_dim", "P")))
-    if isinstance(vae.prior, ExemplarPrior) and not torch.equal(vae.prior.exemplars, x):
-        raise ValueError("x: expected the exemplars of vae.prior, in their order, got other data")
+    if isinstance(vae.prior, ExemplarPrior):
+        _check_exemplars(vae.prior.exemplars, x)
     if validation is not None:
         check_tensor("validation", validation, ("M", x.shape[1]))
     for name, values in (("x", x), ("validation", validation)):
         if binarize and values is not None:
             check_all(name, values, (values >= 0) & (values <= 1), "values in [0, 1]")
+
+
+def _check_exemplars(exemplars: Tensor, x: Tensor) -> None:
+    wanted, got = ((tuple(t.shape), t.dtype, t.device) for t in (exemplars, x))
+    if wanted != got or not torch.equal(exemplars, x):
+        differ = "other values" if wanted == got else f"shape {got[0]}, {got[1]} on {got[2]}"
+        raise ValueError(f"x: expected the exemplars of vae.prior, in their order, got {differ}")
 
 
 def _check_settings(
