@@ -57,6 +57,18 @@ def sine_decoder(noise=0.3):
 
 
 class TestElbo:
+    def test_index_leaves_the_own_component_out(self):
+        loc = torch.tensor([[-1.0], [0.5], [2.0]], dtype=torch.float64)
+        prior = DiagGaussianMixture(loc, torch.full_like(loc, 0.7))
+        vae, index = using(prior=prior), torch.tensor([2, 0, 0])
+        got, whole = (elbo(vae, X, num_samples=4, index=i, generator=rng(1)) for i in (index, None))
+        for row, own in enumerate(index.tolist()):
+            others = [n for n in range(3) if n != own]
+            rest = using(prior=DiagGaussianMixture(loc[others], torch.full((2, 1), 0.7, dtype=torch.float64)))
+            expected = elbo(rest, X, num_samples=4, generator=rng(1))  # the same noise
+            assert abs(float(got[row] - expected[row])) < 1e-12
+        assert (got - whole).abs().min() > 1e-3
+
     @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0, 2.0])
     def test_expectation_is_the_closed_form(self, beta):
         x, model = toy()
@@ -362,6 +374,9 @@ def using(**parts):
     return SimpleNamespace(**{**vars(VAE), **parts})
 
 
+MIXED = using(prior=DiagGaussianMixture(torch.zeros(2, 1).double(), torch.ones(2, 1).double()))
+
+
 @pytest.mark.parametrize("bound", [elbo, lambda vae, x: iwae_bound(vae, x, 2)])
 @pytest.mark.parametrize(
     ("error", "match", "vae", "x"),
@@ -405,6 +420,15 @@ def test_bad_vae(bound, error, match, vae, x):
         (ValueError, "beta: expected a number >= 0.*, got -1", lambda: elbo(VAE, X, beta=-1)),
         (TypeError, "beta: expected a number", lambda: elbo(VAE, X, beta="1")),
         (TypeError, "generator: expected", lambda: elbo(VAE, X, generator=3)),
+        (
+            TypeError,
+            "index: expected None, got one for a prior without log_prob_leave_one_out, StandardNormal",
+            lambda: elbo(VAE, X, index=torch.arange(3)),
+        ),
+        (TypeError, "index: expected a tensor of dtype torch.int64, got list", lambda: elbo(MIXED, X, index=[0, 1, 2])),
+        (TypeError, "index: expected .* got dtype torch.float32", lambda: elbo(MIXED, X, index=torch.ones(3))),
+        (ValueError, r"index: expected shape \(3,\), one for", lambda: elbo(MIXED, X, index=torch.zeros(3, 1).long())),
+        (ValueError, r"index: expected values in \[0, 2\)", lambda: elbo(MIXED, X, index=torch.arange(3))),
         (ValueError, "vae.prior: expected latent_dim 1, got 4", lambda: elbo(using(prior=StandardNormal(4)), X)),
         (ValueError, r"z: expected shape \(..., 4\)", lambda: iwae_bound(using(prior=StandardNormal(4)), X, 2)),
         (ValueError, "num_samples: expected an int at least 1", lambda: iwae_bound(VAE, X, 0)),

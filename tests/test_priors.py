@@ -1,15 +1,23 @@
-"""StandardNormal: density, sampler, and the two against each other."""
+"""Every prior: density, sampler, and the two against each other; gradients, leave-one-out, fits, bad input."""
 
 from __future__ import annotations
 
+import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
+import sklearn.mixture
 import torch
 from scipy import stats
+from torch.distributions import Independent, MultivariateNormal, Normal
 
-from vaebook.priors import StandardNormal
+from vaebook import priors
+from vaebook.aggregate import aggregated_posterior
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
+from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior, fit_gmm
 
 
 @pytest.mark.parametrize("dim", [1, 2, 7, 40])
@@ -103,5 +111,404 @@ def test_score_by_autograd():
     ],
 )
 def test_bad_input(error, match, call):
+    with pytest.raises(error, match=match):
+        call()
+
+
+# Priors made of codes, and fitted ones
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def encoder(latent_dim=2, seed=0):
+    """An encoder whose codes lie clearly apart and have all sorts of widths."""
+    made = GaussianEncoder(6, latent_dim, (5,), generator=rng(seed))
+    with torch.no_grad():
+        made.loc.weight.mul_(4)
+        made.log_scale.bias.sub_(0.5)
+    return made.double()
+
+
+def data(num=7, seed=1):
+    return 1.5 * torch.randn(num, 6, generator=rng(seed), dtype=torch.float64)
+
+
+def gmm(latent_dim=2):
+    weight = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    loc = torch.randn(3, latent_dim, generator=rng(5), dtype=torch.float64) * 2
+    tril = 0.4 * torch.randn(3, latent_dim, latent_dim, generator=rng(6), dtype=torch.float64).tril(-1)
+    return GaussianMixture(weight, loc, tril + torch.diag_embed(0.5 + torch.rand(3, latent_dim, generator=rng(7))))
+
+
+PRIORS = {
+    "normal": lambda dim: StandardNormal(dim).double(),
+    "vamp": lambda dim: VampPrior(encoder(dim), data(4)),
+    "exemplar": lambda dim: ExemplarPrior(encoder(dim), data(7), scale=0.6),
+    "q_agg": lambda dim: aggregated_posterior(encoder(dim), data(7)),
+    "gmm": gmm,
+}
+EVERY = pytest.mark.parametrize("name", PRIORS)
+
+
+def components(prior):
+    """Weights, means and covariances, taken apart by hand: what density and sampler are both held against."""
+    if isinstance(prior, StandardNormal):
+        dim = prior.latent_dim
+        return torch.ones(1), torch.zeros(1, dim), torch.eye(dim)[None]
+    if isinstance(prior, GaussianMixture):
+        return prior.weight, prior.loc, prior.scale_tril @ prior.scale_tril.mT
+    with torch.no_grad():
+        if isinstance(prior, VampPrior):
+            q = prior.encoder(prior.pseudo_inputs).base_dist
+            loc, scale = q.loc, q.scale
+        elif isinstance(prior, ExemplarPrior):
+            loc = prior.encoder(prior.exemplars).base_dist.loc
+            scale = torch.full_like(loc, 0.6)
+        else:
+            loc, scale = prior.loc, prior.scale
+    return torch.full((len(loc),), 1 / len(loc), dtype=torch.float64), loc, torch.diag_embed(scale.square())
+
+
+def by_scipy(prior, z):
+    weight, loc, covariance = (t.double().numpy() for t in components(prior))
+    parts = [
+        w * stats.multivariate_normal(m, c).pdf(z.numpy()) for w, m, c in zip(weight, loc, covariance, strict=True)
+    ]
+    return np.log(np.sum(parts, 0))
+
+
+@EVERY
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_density_is_the_sum_of_scipys_densities(name, dim):
+    prior = PRIORS[name](dim)
+    z = 2 * torch.randn(3, 4, dim, generator=rng(2), dtype=torch.float64)
+    with torch.no_grad():
+        got = prior.log_prob(z)
+    assert got.shape == (3, 4)
+    np.testing.assert_allclose(got, by_scipy(prior, z.reshape(-1, dim)).reshape(3, 4), rtol=1e-10, atol=1e-10)
+
+
+def grid(prior, dim, nodes):
+    """Nodes of a box that holds all mass, twelve standard deviations beyond every mean, and the volume of a cell."""
+    _, loc, covariance = components(prior)
+    reach = 12 * covariance.diagonal(dim1=-2, dim2=-1).max().sqrt()
+    low, high = (loc.min(0).values - reach).tolist(), (loc.max(0).values + reach).tolist()
+    axes = [torch.linspace(a, b, nodes, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
+    return torch.cartesian_prod(*axes).reshape(-1, dim), math.prod(float(axis[1] - axis[0]) for axis in axes)
+
+
+@EVERY
+@pytest.mark.parametrize(("dim", "nodes"), [(1, 20_001), (2, 1_501)])
+def test_every_density_integrates_to_one_and_its_draws_have_its_entropy(name, dim, nodes):
+    prior = PRIORS[name](dim)
+    z, volume = grid(prior, dim, nodes)
+    draws = prior.sample((20_000,), generator=rng(3))
+    with torch.no_grad():
+        log_prob, drawn = prior.log_prob(z), prior.log_prob(draws)
+    assert abs(float(log_prob.exp().sum()) * volume - 1) < 1e-9
+    negative_entropy = float((log_prob.exp() * log_prob).nan_to_num().sum()) * volume
+    error = float(drawn.std()) / math.sqrt(len(drawn))
+    assert abs(float(drawn.mean()) - negative_entropy) < 4 * error
+    with torch.no_grad():
+        wide = prior.log_prob(1.1 * draws)  # a sampler that takes another scale
+    assert abs(float(wide.mean()) - negative_entropy) > 6 * error
+
+
+def projected(prior, direction, z):
+    """P-values of a Kolmogorov-Smirnov test of draws along a direction against the mixture's own distribution."""
+    weight, loc, covariance = (t.double() for t in components(prior))
+    centre, spread = loc @ direction, (covariance @ direction @ direction).sqrt()
+
+    def cdf(t):
+        each = stats.norm.cdf((t[:, None] - centre.numpy()) / spread.numpy())
+        return each @ weight.numpy()
+
+    return stats.kstest((z @ direction).numpy(), cdf).pvalue
+
+
+@EVERY
+def test_draws_follow_the_density_along_every_direction(name):
+    prior, directions = PRIORS[name](3), torch.randn(4, 3, generator=rng(8), dtype=torch.float64)
+    z = prior.sample((4_000,), generator=rng(4)).double()
+    for direction in [*torch.eye(3).double(), *directions]:
+        assert projected(prior, direction, z) > 1e-4
+    mean = z.mean(0)
+    for wrong in (mean + 1.15 * (z - mean), z[torch.randperm(4_000, generator=rng()), :1].expand(-1, 3)):
+        assert min(projected(prior, d, wrong) for d in [*torch.eye(3).double(), *directions]) < 1e-6
+
+
+def test_a_log_variance_taken_for_a_log_scale_is_noticed():
+    """The sampler that was shipped elsewhere: exp(log-variance) as the standard deviation."""
+    prior = VampPrior(encoder(1), data(4))
+    with torch.no_grad():
+        prior.encoder.log_scale.bias -= 1  # standard deviations well below 1, as codes have them
+        q = prior.mixture()
+    wrong = DiagGaussianMixture(q.loc, q.scale.square()).sample((4_000,), generator=rng())
+    assert projected(prior, torch.ones(1).double(), wrong) < 1e-6
+
+
+@EVERY
+def test_every_sampler_has_shapes_dtype_and_seed(name):
+    prior = PRIORS[name](2)
+    before = torch.get_rng_state()
+    seeded = [prior.sample((3, 4), generator=rng(s)) for s in (0, 0, 1)]
+    assert torch.equal(before, torch.get_rng_state())
+    assert seeded[0].shape == (3, 4, 2) and seeded[0].dtype == torch.float64
+    assert torch.equal(seeded[0], seeded[1]) and not torch.equal(seeded[0], seeded[2])
+    assert not seeded[0].requires_grad
+    assert prior.sample().shape == (2,) and prior.sample((0,)).shape == (0, 2)
+    assert prior.log_prob(torch.zeros(0, 2, dtype=torch.float64)).shape == (0,)
+    assert prior.log_prob(torch.zeros(2, dtype=torch.float64)).shape == ()
+    if name in ("normal", "gmm"):
+        assert prior.float().sample((2,), generator=rng()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["vamp", "exemplar"])
+def test_gradients_reach_all_that_makes_the_prior(name):
+    prior = PRIORS[name](2)
+    z = torch.randn(5, 2, generator=rng(), dtype=torch.float64, requires_grad=True)
+    prior.log_prob(z).sum().backward()
+    own = prior.pseudo_inputs if name == "vamp" else prior.log_scale
+    heads = [prior.encoder.loc.weight] + ([prior.encoder.log_scale.weight] if name == "vamp" else [])
+    for leaf in (z, own, *heads, prior.encoder.body[0].weight):
+        assert leaf.grad is not None and float(leaf.grad.abs().max()) > 1e-6
+    step, at = 1e-6, (0, 0) if name == "vamp" else ()
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            own[at] += sign * step
+            values.append(float(prior.log_prob(z).sum()))
+            own[at] -= sign * step
+    assert (values[0] - values[1]) / (2 * step) == pytest.approx(float(own.grad[at]), rel=1e-5, abs=1e-8)
+
+
+def test_vamp_prior_at_the_data_is_the_aggregated_posterior():
+    x, z = data(9), 2 * torch.randn(50, 2, generator=rng(3), dtype=torch.float64)
+    vamp, q_agg = VampPrior(encoder(), x), aggregated_posterior(encoder(), x)
+    with torch.no_grad():
+        torch.testing.assert_close(vamp.log_prob(z), q_agg.log_prob(z), rtol=0, atol=1e-13)
+        torch.testing.assert_close(vamp.sample((9,), generator=rng()), q_agg.sample((9,), generator=rng()))
+        fewer = VampPrior(encoder(), x[:8]).log_prob(z)
+    assert (fewer - q_agg.log_prob(z)).abs().max() > 0.01
+
+
+def test_leave_one_out_is_the_direct_sum_over_the_others():
+    prior, z = PRIORS["exemplar"](2), torch.randn(2, 7, 2, generator=rng(), dtype=torch.float64)
+    index = torch.tensor([[0, 1, 2, 3, 4, 5, 6], [6, 6, 0, 0, 3, 2, 1]])
+    got = prior.log_prob_leave_one_out(z, index).detach()
+    loc = prior.encoder(prior.exemplars).mean.detach()
+    for s, b in np.ndindex(2, 7):
+        others = [Normal(loc[n], 0.6).log_prob(z[s, b]).sum() for n in range(7) if n != index[s, b]]
+        assert float(got[s, b]) == pytest.approx(float(torch.stack(others).logsumexp(0)) - math.log(6), abs=1e-12)
+
+
+@pytest.mark.parametrize("make", [lambda e: VampPrior(e, data(4)), lambda e: ExemplarPrior(e, data(7))])
+def test_a_prior_stays_tied_to_the_encoder_of_its_own_vae(make):
+    own = encoder()
+    vae = VAE(own, BernoulliDecoder(2, 6, (5,)).double(), make(own))
+    assert vae.prior.encoder is vae.encoder
+    assert vae.float().prior.encoder is vae.encoder
+    assert vae.prior.sample((2,), generator=rng()).dtype == torch.float32
+    twin = copy.deepcopy(vae.double())
+    assert twin.prior.encoder is twin.encoder and twin.encoder is not vae.encoder
+    with torch.no_grad():
+        twin.encoder.loc.bias += 1.0
+        z = torch.zeros(1, 2, dtype=torch.float64)
+        assert not torch.equal(twin.prior.log_prob(z), vae.prior.log_prob(z))
+    names = [name for name, _ in vae.named_parameters()]
+    assert len(names) == len(set(names)) and not any("prior.encoder" in name or "_encoder" in name for name in names)
+    assert sum(name.startswith("prior.") for name in names) == 1
+    assert {name for name in vae.state_dict() if name.startswith("prior.")} == {n for n in names if "prior." in n}
+    with pytest.raises(ValueError, match="prior: expected one made of the codes of this encoder"):
+        VAE(encoder(seed=1), vae.decoder, vae.prior)
+
+
+def test_an_encoder_need_not_tell_its_size():
+    class Encoder(torch.nn.Module):
+        def forward(self, x):
+            return Independent(Normal(x[:, :3], torch.ones_like(x[:, :3])), 1)
+
+    prior = VampPrior(Encoder(), torch.zeros(5, 6))
+    assert prior.latent_dim == 3
+    assert repr(prior) == "VampPrior(num_pseudo_inputs=5, latent_dim=3)"
+    assert repr(PRIORS["exemplar"](2)) == "ExemplarPrior(num_exemplars=7, latent_dim=2)"
+    assert repr(gmm()) == "GaussianMixture(num_components=3, latent_dim=2)"
+
+
+def test_pseudo_inputs_are_copied():
+    x = data(4)
+    prior = VampPrior(encoder(), x)
+    with torch.no_grad():
+        prior.pseudo_inputs.zero_()
+    assert x.abs().max() > 0
+
+
+# Fitted mixtures
+
+
+def test_gaussian_mixture_is_scikit_learns():
+    z = torch.cat(
+        [torch.randn(300, 3, generator=rng()) @ torch.randn(3, 3, generator=rng(1)), data(80)[:, :3]]
+    ).double()
+    theirs = sklearn.mixture.GaussianMixture(4, random_state=0, reg_covar=1e-6, max_iter=1000).fit(z.numpy())
+    ours = fit_gmm(z, 4)
+    np.testing.assert_allclose(ours.log_prob(z), theirs.score_samples(z.numpy()), rtol=1e-10)
+    assert float(ours.log_prob(z.float()).dtype == torch.float32)
+    np.testing.assert_allclose(ours.log_prob(z.repeat(400, 1))[-len(z) :], ours.log_prob(z), rtol=1e-13)  # in chunks
+
+
+def test_gmm_gradient_is_the_score():
+    z = torch.tensor([[0.3, -0.2]], dtype=torch.float64, requires_grad=True)
+    one = GaussianMixture(torch.ones(1), torch.ones(1, 2), 2 * torch.eye(2)[None])
+    one.log_prob(z).sum().backward()
+    torch.testing.assert_close(z.grad, (1 - z.detach()) / 4)
+
+
+def test_one_component_has_the_moments_of_q_agg_and_not_those_of_its_means():
+    q_agg = aggregated_posterior(encoder(), data(40))
+    fitted, num = fit_gmm(q_agg, 1, num_samples=40_000, seed=3), 40_000
+    z = q_agg.sample((num,), generator=rng(3))  # the same draws: maximum likelihood is their mean and covariance
+    torch.testing.assert_close(fitted.loc[0], z.mean(0), rtol=0, atol=1e-10)
+    covariance = fitted.scale_tril[0] @ fitted.scale_tril[0].mT
+    expected = torch.cov(z.T, correction=0) + 1e-6 * torch.eye(2)
+    torch.testing.assert_close(covariance, expected, rtol=0, atol=1e-10)
+    products = (z - q_agg.mean)[:, :, None] * (z - q_agg.mean)[:, None]
+    error = products.std(0) / math.sqrt(num)
+    assert ((covariance - q_agg.covariance).abs() < 4 * error + 2e-6).all()
+    means = fit_gmm(q_agg.loc, 1)
+    of_means = means.scale_tril[0] @ means.scale_tril[0].mT
+    within = q_agg.scale.square().mean(0)
+    torch.testing.assert_close(q_agg.covariance - of_means, torch.diag(within) - 1e-6 * torch.eye(2), rtol=0, atol=1e-9)
+    assert ((covariance - of_means).diagonal() > 10 * error.diagonal()).all()
+
+
+def test_fit_gmm_is_reproducible_and_does_not_warn():
+    q_agg = aggregated_posterior(encoder(), data(40))
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 (it must not move)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        one, two, other = (fit_gmm(q_agg, 3, num_samples=500, seed=s) for s in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(numpy_before, np.random.get_state()[1])  # noqa: NPY002
+    assert torch.equal(one.loc, two.loc) and not torch.equal(one.loc, other.loc)
+    assert one.loc.dtype == torch.float64 and fit_gmm(q_agg.loc.float(), 2).loc.dtype == torch.float64
+    again = GaussianMixture(one.weight, one.loc, one.scale_tril)
+    again.load_state_dict(one.state_dict())
+    assert torch.equal(again.log_prob(q_agg.loc), one.log_prob(q_agg.loc))
+
+
+def test_min_variance_keeps_a_component_of_equal_samples_bounded():
+    z = torch.cat([torch.zeros(50, 1), 5 + torch.randn(50, 1, generator=rng())])
+    assert float(fit_gmm(z, 2, min_variance=0.01).scale_tril.min()) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_no_convergence_is_one_error_and_no_warning(monkeypatch):
+    monkeypatch.setattr(priors, "MAX_STEPS", 2)
+    with warnings.catch_warnings(), pytest.raises(RuntimeError, match="expected EM to converge in 2 steps"):
+        warnings.simplefilter("error")
+        fit_gmm(torch.randn(500, 2, generator=rng()), 10)
+
+
+class Returns(torch.nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        return self.make(x[:, :2])
+
+
+def wrong(make):
+    return lambda: VampPrior(Returns(make), torch.zeros(3, 6)).log_prob(torch.zeros(1, 2))
+
+
+EYE, HALF = torch.eye(2)[None].expand(2, 2, 2), torch.full((2,), 0.5)
+INF = torch.full((2, 6), math.inf)
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "call"),
+    [
+        (TypeError, r"encoder: expected it to return Independent\(Normal, 1\), got tuple", wrong(lambda x: (x, x))),
+        (TypeError, "got Normal without an event dimension", wrong(lambda x: Normal(x, 1.0))),
+        (TypeError, "got MultivariateNormal", wrong(lambda x: MultivariateNormal(x, torch.eye(2)))),
+        (
+            ValueError,
+            r"encoder: expected batch shape \(3,\), got \(2,\)",
+            wrong(lambda x: Independent(Normal(x[:2], 1.0), 1)),
+        ),
+        (
+            ValueError,
+            "scale: expected positive values, got min 0",
+            wrong(lambda x: Independent(Normal(x, torch.zeros_like(x), validate_args=False), 1)),
+        ),
+        (TypeError, "encoder: expected a torch.nn.Module, got function", lambda: VampPrior(lambda x: x, data())),
+        (TypeError, "pseudo_inputs: expected a torch.Tensor, got list", lambda: VampPrior(encoder(), [[0.0]])),
+        (
+            ValueError,
+            r"pseudo_inputs: expected shape \(K, 6\), got \(3, 5\)",
+            lambda: VampPrior(encoder(), data(3)[:, 1:]),
+        ),
+        (ValueError, "pseudo_inputs: expected finite values, got inf", lambda: VampPrior(encoder(), INF.double())),
+        (
+            TypeError,
+            "pseudo_inputs: expected the dtype of the encoder, torch.float64",
+            lambda: VampPrior(encoder(), INF.sign()),
+        ),
+        (TypeError, "pseudo_inputs: expected the dtype", lambda: VampPrior(encoder(), data()).float().sample()),
+        (
+            ValueError,
+            "exemplars: expected the device of the encoder, meta",
+            lambda: ExemplarPrior(encoder().to("meta"), data()),
+        ),
+        (ValueError, r"exemplars: expected shape \(N, 6\)", lambda: ExemplarPrior(encoder(), data()[0])),
+        (ValueError, "scale: expected a number > 0, got 0", lambda: ExemplarPrior(encoder(), data(), scale=0.0)),
+        (TypeError, "scale: expected a number, got str", lambda: ExemplarPrior(encoder(), data(), scale="1")),
+        (ValueError, r"z: expected shape \(..., 2\)", lambda: VampPrior(encoder(), data()).log_prob(data())),
+        (TypeError, "generator: expected", lambda: VampPrior(encoder(), data()).sample((2,), generator=0)),
+        (TypeError, "sample_shape: expected a tuple", lambda: ExemplarPrior(encoder(), data()).sample(5)),
+        (
+            ValueError,
+            "index: expected other components",
+            lambda: ExemplarPrior(encoder(), data(1)).log_prob_leave_one_out(
+                torch.zeros(1, 2, dtype=torch.float64), torch.tensor([0])
+            ),
+        ),
+        (ValueError, "weight: expected values that sum to 1", lambda: GaussianMixture(HALF * 1.1, EYE[0], EYE)),
+        (ValueError, "weight: expected positive values, got min 0", lambda: GaussianMixture(HALF.round(), EYE[0], EYE)),
+        (ValueError, r"weight: expected shape \(2,\)", lambda: GaussianMixture(HALF[:1], EYE[0], EYE)),
+        (ValueError, "scale_tril: expected zeros above the diagonal", lambda: GaussianMixture(HALF, EYE[0], EYE + 1)),
+        (ValueError, "scale_tril's diagonal: expected positive", lambda: GaussianMixture(HALF, EYE[0], -EYE)),
+        (ValueError, "loc: expected finite", lambda: GaussianMixture(HALF, EYE[0] * math.inf, EYE)),
+        (ValueError, "z: expected finite", lambda: gmm().log_prob(torch.full((1, 2), math.nan))),
+        (TypeError, "sample_shape: expected a tuple", lambda: gmm().sample(3)),
+        (TypeError, "generator: expected", lambda: gmm().sample((3,), generator=1)),
+        (TypeError, "data: expected a torch.Tensor, got list", lambda: fit_gmm([[0.0]], 1)),
+        (ValueError, r"data: expected shape \(M, D\)", lambda: fit_gmm(torch.zeros(3), 1)),
+        (ValueError, "data: expected finite", lambda: fit_gmm(INF, 1)),
+        (ValueError, "data: expected at least 4 samples for 4 components, got 3", lambda: fit_gmm(data(3), 4)),
+        (
+            ValueError,
+            "data: expected at least 2 samples for 2 components, got 1 distinct",
+            lambda: fit_gmm(torch.ones(9, 2), 2),
+        ),
+        (
+            ValueError,
+            "num_samples: expected at least 4 samples for 4 components, got 3",
+            lambda: fit_gmm(aggregated_posterior(encoder(), data()), 4, num_samples=3),
+        ),
+        (ValueError, "num_components: expected an int at least 1", lambda: fit_gmm(data(), 0)),
+        (ValueError, "min_variance: expected a number > 0", lambda: fit_gmm(data(), 1, min_variance=0.0)),
+        (
+            ValueError,
+            "min_variance: expected enough for all covariances to be positive definite, got 1e-300",
+            lambda: fit_gmm(data(9)[:, :1].expand(-1, 2), 1, min_variance=1e-300),
+        ),
+        (ValueError, "seed: expected an int between 0 and 4294967295", lambda: fit_gmm(data(), 1, seed=2**32)),
+    ],
+)
+def test_bad_priors(error, match, call):
     with pytest.raises(error, match=match):
         call()

@@ -18,7 +18,7 @@ from vaebook import _checkpoint, bounds, data, training
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.ppca import PPCA
-from vaebook.priors import StandardNormal
+from vaebook.priors import ExemplarPrior, StandardNormal, VampPrior
 from vaebook.training import fit, load, read_config, save
 
 
@@ -53,6 +53,80 @@ def quick(vae, x=None, **kwargs):
 
 
 # Training
+
+
+def code_vae(make, x=None, num=40):
+    """A VAE under a prior made of its own codes, float64."""
+    g = generator(3)
+    encoder, decoder = GaussianEncoder(6, 2, (5,), generator=g), BernoulliDecoder(2, 6, (5,), generator=g)
+    encoder, decoder = encoder.double(), decoder.double()
+    return VAE(encoder, decoder, make(encoder, two_images(num).double() if x is None else x))
+
+
+@pytest.mark.parametrize("make", [lambda encoder, x: VampPrior(encoder, x[:4] + 0.1), ExemplarPrior])
+def test_priors_made_of_codes_are_trained_jointly_and_saved(make, tmp_path):
+    vae, x = code_vae(make), two_images().double()
+    own = next(vae.prior.parameters())
+    before, codes = own.detach().clone(), vae.encoder.loc.weight.detach().clone()
+    history = quick(vae, x, num_epochs=20)
+    assert history.train_loss[-1] < history.train_loss[0]
+    assert not torch.equal(own, before) and not torch.equal(vae.encoder.loc.weight, codes)
+    assert own.grad is not None and vae.prior.encoder is vae.encoder
+    save(tmp_path / "vae", vae)
+    again = load(tmp_path / "vae", code_vae(make))
+    z = torch.zeros(3, 2, dtype=torch.float64)
+    assert torch.equal(again.prior.log_prob(z), vae.prior.log_prob(z))
+    with pytest.raises(ValueError, match="build the model yourself and pass it"):
+        load(tmp_path / "vae")
+
+
+def test_exemplars_leave_one_out_in_training_and_never_in_validation(monkeypatch):
+    vae, x, seen, elbo = code_vae(ExemplarPrior), two_images().double(), [], bounds.elbo
+    values = torch.rand(40, 6, generator=generator(5), dtype=torch.float64).round()
+    monkeypatch.setattr(
+        bounds, "elbo", lambda v, b, **kw: seen.append((v.training, b, kw["index"])) or elbo(v, b, **kw)
+    )
+    quick(vae, x, validation=values, num_epochs=2)
+    training_steps = [(b, index) for training, b, index in seen if training]
+    assert all(torch.equal(x[index], b) for b, index in training_steps)
+    assert torch.equal(torch.cat([index for _, index in training_steps[:3]]).sort().values, torch.arange(40))
+    assert [index for training, _, index in seen if not training] == [None] * 6
+
+
+def test_exemplar_training_loss_is_that_of_a_direct_sum():
+    x = torch.rand(12, 6, generator=generator(5), dtype=torch.float64).round()
+    vae, replay = code_vae(ExemplarPrior, x), generator()
+    order = torch.randperm(12, generator=replay)
+    noise, q = torch.randn(12, 2, generator=replay, dtype=torch.float64), vae.encoder(x[order]).base_dist
+    z = q.loc + q.scale * noise
+    means, terms = vae.encoder(x).mean, []
+    for row, own in enumerate(order.tolist()):
+        others = [Normal(means[n], 1.0).log_prob(z[row]).sum() for n in range(12) if n != own]
+        log_prior = torch.stack(others).logsumexp(0) - math.log(11)
+        log_q = Normal(q.loc[row], q.scale[row]).log_prob(z[row]).sum()
+        terms.append(vae.decoder(z[row]).log_prob(x[own]) + log_prior - log_q)
+    expected = -float(torch.stack(terms).mean())
+    assert quick(vae, x, num_epochs=1, batch_size=12).train_loss == [pytest.approx(expected, abs=1e-12)]
+
+
+def test_vamp_training_leaves_nothing_out(monkeypatch):
+    seen, elbo = [], bounds.elbo
+    monkeypatch.setattr(bounds, "elbo", lambda v, b, **kw: seen.append(kw["index"]) or elbo(v, b, **kw))
+    quick(code_vae(VampPrior), two_images().double(), num_epochs=1)
+    assert seen == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("x", "got"),
+    [
+        (two_images().double().flip(0).roll(1, 0)[:20], r"shape \(20, 6\), torch.float64 on cpu"),
+        (1 - two_images().double(), "other values"),
+        (two_images(), r"shape \(40, 6\), torch.float32 on cpu"),
+    ],
+)
+def test_exemplars_must_be_the_training_data(x, got):
+    with pytest.raises(ValueError, match=f"x: expected the exemplars of vae.prior, in their order, got {got}"):
+        quick(code_vae(ExemplarPrior), x)
 
 
 def test_training_improves_the_elbo_and_stays_below_the_best_possible_value():

@@ -294,7 +294,7 @@ class ExemplarPrior(_CodePrior):
     def __init__(self, encoder: nn.Module, exemplars: Tensor, scale: float = 1.0) -> None:
         super().__init__(encoder, "exemplars", exemplars, "N")
         self.register_buffer("exemplars", exemplars.detach(), persistent=False)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(check_number("scale", scale, above=0))).to(exemplars))
+        self.log_scale = nn.Parameter(exemplars.new_tensor(math.log(check_number("scale", scale, above=0))))
 
     def extra_repr(self) -> str:
         """Show the sizes in `repr`."""
