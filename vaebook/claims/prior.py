@@ -1,0 +1,209 @@
+"""Claims of chapter aggregated/priors: which distributions learned from codes come near q_agg, and which do not."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vaebook.aggregate import aggregated_posterior
+from vaebook.claims.registry import Measurement, claim
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.models import GaussianEncoder
+from vaebook.priors import GaussianMixture, VampPrior, fit_gmm
+
+CHAPTER = "aggregated/priors"
+SAMPLES = 20_000
+
+
+def odd_bound(num_pseudo_inputs: int, half_distance: float, scale: float) -> float:
+    r"""Bound KL(q_agg | VampPrior) from below for two equal clusters and an odd number of pseudo-inputs.
+
+    $\mathrm{KL}\ge\frac{c^2}2$ with $c^{-1}=K\,(e^{\lambda}+\frac12e^{4\lambda})$, $\lambda=\frac{\pi^2s^2}{8a^2}$
+
+    Args:
+        num_pseudo_inputs: K, odd.
+        half_distance: a; the two clusters have their codes at -a and a.
+        scale: s, the standard deviation of all codes, those of pseudo-inputs included.
+
+    Returns:
+        The bound, in nats; it holds for every choice of pseudo-inputs.
+
+    Example:
+        >>> round(odd_bound(3, half_distance=3.0, scale=0.5), 4)
+        0.0212
+
+    Source: this book, claim prior/vamp-limit.
+    """
+    small = (math.pi * scale / half_distance) ** 2 / 8
+    return 0.5 / (num_pseudo_inputs * (math.exp(small) + 0.5 * math.exp(4 * small))) ** 2
+
+
+@claim(
+    "prior/vamp-limit",
+    statement=r"With $K=N$ and $u_n=x_n$ the VampPrior is $q_\mathrm{agg}$. For every $K$ and $u$ the mean of "
+    r"$\mathrm{KL}(q(z\mid x_n)\,\|\,p)$ is $I+\mathrm{KL}(q_\mathrm{agg}\,\|\,p)\ge I$, with equality iff "
+    r"$p=q_\mathrm{agg}$. The best KL need not fall as $K$ grows: for two equal clusters it is 0 for even $K$, and "
+    r"positive for odd $K$, with codes of one width $s$ at least $c^2/2$.",
+    conditions="The encoder is fixed and a function of x alone; pseudo-inputs have equal weights and are taken from "
+    "anywhere; equality of densities up to sets of measure 0. Two equal clusters: half of the data have the code "
+    "N(-a, s²), half N(a, s²), both of which some pseudo-input has too. The number: D = 1 and all codes of width s, "
+    r"$c^{-1}=K(e^\lambda+\frac12e^{4\lambda})$, $\lambda=\pi^2s^2/8a^2$.",
+    falsehood=r"More pseudo-inputs never hurt: with equal weights the best KL falls as $K$ grows.",
+    kind="quadrature",
+    source="Tomczak & Welling (2018), section 3, for the first sentence; Teicher (1963) on identifiability; the bound, "
+    "this book",
+    section=CHAPTER,
+)
+def vamp_limit(generator: torch.Generator) -> Measurement:
+    """Integrate rate, information and mismatch for random pseudo-inputs; bound all of K = 3 and 5, and search them."""
+    half, scale = 2 + float(torch.rand((), generator=generator)), 0.4 + 0.2 * float(torch.rand((), generator=generator))
+    data = half * torch.tensor([[-1.0], [1.0], [-1.0], [1.0]], dtype=torch.float64)
+    encoder = _shifted(scale)
+    q_agg = aggregated_posterior(encoder, data)
+    z = torch.linspace(-half - 15, half + 15, 8_001, dtype=torch.float64)[:, None]
+    information, lhs, rhs = _rate(q_agg, q_agg, z), [], []
+    for num in (1, 2, 3, 5):
+        u = 1.5 * half * torch.randn(num, 1, generator=generator, dtype=torch.float64)
+        prior = VampPrior(encoder, u).mixture()
+        rate, mismatch = _rate(q_agg, prior, z), _kl(q_agg, prior, z)
+        lhs += [rate, information + mismatch, rate]  # an equality as two inequalities, and the inequality
+        rhs += [information + mismatch, rate, information]
+    at_data = VampPrior(encoder, data)
+    off = (at_data.log_prob(z) - q_agg.log_prob(z)).abs().max().item()
+    bounds = [odd_bound(num, half, scale) for num in (3, 5)]
+    pairs = [_kl(q_agg, VampPrior(encoder, data[:num]).mixture(), z) for num in (2, 4)]
+    found = _best_on_grid(q_agg, scale, z, half)
+    return Measurement(
+        lhs=torch.tensor([*lhs, 0.0, *(-kl for kl in pairs), found], dtype=torch.float64),
+        rhs=torch.tensor([*rhs, off, 0.0, 0.0, bounds[0]], dtype=torch.float64),
+        falsehood_lhs=torch.tensor(pairs, dtype=torch.float64),  # best at K = 2 and 4: not above those at 3 and 5
+        falsehood_rhs=torch.tensor(bounds, dtype=torch.float64),
+        relation=">=",
+        tolerance=1e-9,
+    )
+
+
+def _shifted(scale: float) -> GaussianEncoder:
+    """Build an encoder whose code of u is N(u, s²)."""
+    encoder = GaussianEncoder(1, 1, ()).double()
+    with torch.no_grad():
+        for layer, weight, bias in ((encoder.loc, 1.0, 0.0), (encoder.log_scale, 0.0, math.log(scale))):
+            layer.weight.fill_(weight)
+            layer.bias.fill_(bias)
+    return encoder.requires_grad_(False)
+
+
+def _kl(q: DiagGaussianMixture, p: DiagGaussianMixture | GaussianMixture, z: Tensor) -> float:
+    """KL(q | p) for D = 1, by the trapezoid rule on the nodes z (S, 1)."""
+    with torch.no_grad():
+        log_q = q.log_prob(z)
+        return torch.trapezoid(log_q.exp() * (log_q - p.log_prob(z)), z[:, 0]).item()
+
+
+def _rate(q_agg: DiagGaussianMixture, p: DiagGaussianMixture, z: Tensor) -> float:
+    """Integrate the mean over the components of their KL to p, each by itself."""
+    each = [DiagGaussianMixture(q_agg.loc[[n]], q_agg.scale[[n]]) for n in range(q_agg.num_components)]
+    return sum(_kl(q, p, z) for q in each) / len(each)
+
+
+def _best_on_grid(q_agg: DiagGaussianMixture, scale: float, z: Tensor, half: float) -> float:
+    """Search all triples of pseudo-inputs on a grid that holds both clusters: the lowest KL(q_agg | p)."""
+    places = half * torch.linspace(-1.5, 1.5, 25, dtype=torch.float64)
+    each = torch.distributions.Normal(places, scale).log_prob(z[::20])  # (S, 25)
+    triples = torch.combinations(torch.arange(25), 3, with_replacement=True)
+    log_p = each[:, triples].logsumexp(-1) - math.log(3)
+    log_q = q_agg.log_prob(z[::20])[:, None]
+    return torch.trapezoid(log_q.exp() * (log_q - log_p), z[::20, 0], dim=0).min().item()
+
+
+@claim(
+    "prior/expost",
+    statement=r"A maximum-likelihood mixture of $K$ Gaussians $p_M$, fitted to $M$ independent draws of "
+    r"$q_\mathrm{agg}$, has $\mathrm{KL}(q_\mathrm{agg}\,\|\,p_M)\to\min_p\mathrm{KL}(q_\mathrm{agg}\,\|\,p)$ as "
+    r"$M\to\infty$, and its parameters tend to the set of minimisers. For $K=1$ that is $\mathcal N(m,S)$.",
+    conditions="Almost surely; encoder and K fixed; minimum over a compact set of parameters, such as bounded means "
+    "and covariances with eigenvalues between two positive numbers (without the lower one the likelihood has no "
+    "maximum); p_M a global maximum over that set, which EM does not promise. K = 1: (m, S) are the mean and the "
+    "covariance of q_agg, and the set contains them.",
+    falsehood=r"Fitting to the means $\mu_n$ is the same.",
+    kind="MC",
+    source="Wald (1949), White (1982); for a Gaussian, agg/pythagoras",
+    section=CHAPTER,
+)
+def expost(generator: torch.Generator) -> Measurement:
+    """Compare the moments of one Gaussian in two dimensions, and log-likelihood and KL of two components in one."""
+    seed = int(torch.randint(2**31, (), generator=generator))
+    loc = torch.randn(30, 2, generator=generator, dtype=torch.float64) @ torch.tensor([[1.0, 0.5], [0.0, 0.8]]).double()
+    scale = (-0.4 + 0.2 * torch.randn(30, 2, generator=generator, dtype=torch.float64)).exp()
+    plane = DiagGaussianMixture(loc, scale)
+    line = DiagGaussianMixture(0.6 * loc[:, :1] + 5 * (torch.arange(30) % 3 == 0)[:, None], scale[:, :1])
+    one, one_error = _moments_of_fit(plane, seed)
+    two, two_error, best = _two_components(line, seed)
+    mean_fit = fit_gmm(line.loc, 2, min_variance=1e-3)
+    of_means = fit_gmm(loc, 1)
+    within_left = (of_means.scale_tril[0] @ of_means.scale_tril[0].mT).diagonal()
+    lower = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])
+    exact = torch.cat([plane.mean, plane.covariance[lower]])
+    z = _nodes(line)
+    return Measurement(
+        lhs=torch.cat([one, two]),
+        rhs=torch.cat([exact, best]),
+        falsehood_lhs=torch.cat([within_left, torch.tensor([_kl(line, mean_fit, z)]).double()]),
+        falsehood_rhs=torch.cat([plane.variance, best[1:]]),
+        stderr=torch.cat([one_error, two_error]),
+        falsehood_stderr=torch.cat([one_error[[2, 4]], two_error[1:]]),
+    )
+
+
+def _moments_of_fit(q_agg: DiagGaussianMixture, seed: int) -> tuple[Tensor, Tensor]:
+    """Mean and covariance (lower triangle) of one fitted Gaussian, with standard errors from other draws."""
+    fit = fit_gmm(q_agg, 1, num_samples=SAMPLES, seed=seed)
+    covariance, lower = fit.scale_tril[0] @ fit.scale_tril[0].mT, (torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1]))
+    centred = q_agg.sample((SAMPLES,), generator=torch.Generator().manual_seed(seed + 1)) - q_agg.mean
+    products = (centred[:, :, None] * centred[:, None])[:, lower[0], lower[1]]
+    error = torch.cat([centred, products], 1).std(0) / math.sqrt(SAMPLES)
+    return torch.cat([fit.loc[0], covariance[lower]]), error
+
+
+def _two_components(q_agg: DiagGaussianMixture, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean log-likelihood of a fit on its own draws and its integrated KL, their errors, and the best of both.
+
+    The second error is the first: the KL's own is of smaller order.
+    """
+    draws = q_agg.sample((SAMPLES,), generator=torch.Generator().manual_seed(seed))
+    fit, z = fit_gmm(draws, 2), _nodes(q_agg)
+    values = fit.log_prob(draws)
+    best = _kl(q_agg, _integrated_em(q_agg, z), z)
+    log_q = q_agg.log_prob(z)
+    highest = torch.trapezoid(log_q.exp() * log_q, z[:, 0]) - best
+    error = (values.std() / math.sqrt(SAMPLES)).expand(2)
+    return (
+        torch.stack([values.mean(), torch.tensor(_kl(q_agg, fit, z)).double()]),
+        error,
+        torch.stack([highest, torch.tensor(best).double()]),
+    )
+
+
+def _nodes(q_agg: DiagGaussianMixture) -> Tensor:
+    reach = 12 * q_agg.scale.max()
+    return torch.linspace(*(f(q_agg.loc) + s * reach for f, s in ((torch.min, -1), (torch.max, 1))), 4_001)[
+        :, None
+    ].double()
+
+
+def _integrated_em(q_agg: DiagGaussianMixture, z: Tensor) -> DiagGaussianMixture:
+    """Run EM for two components on q_agg itself, expectations by quadrature: the limit of infinitely many draws."""
+    mass = q_agg.log_prob(z).exp()
+    mass, z = mass / mass.sum(), z[:, 0]
+    weight = torch.full((2,), 0.5, dtype=torch.float64)
+    loc = torch.stack([q_agg.loc.min(), q_agg.loc.max()])
+    variance = q_agg.variance.expand(2)
+    for _ in range(400):
+        log_terms = weight.log() + torch.distributions.Normal(loc, variance.sqrt()).log_prob(z[:, None])
+        share = mass[:, None] * log_terms.softmax(1)
+        weight = share.sum(0)
+        loc = (share * z[:, None]).sum(0) / weight
+        variance = (share * (z[:, None] - loc).square()).sum(0) / weight
+    return DiagGaussianMixture(loc[:, None], variance.sqrt()[:, None], weight.log())
