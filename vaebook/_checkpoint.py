@@ -199,12 +199,14 @@ def _build(source: Path, model: dict[str, Any], tensors: dict[str, Tensor]) -> V
 
 
 def _build_prior(description: dict[str, Any], encoder: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    if description["class"] == VampPrior.__name__:
+    name, arguments = description["class"], description["arguments"]
+    if name == VampPrior.__name__:
         return VampPrior(encoder, tensors["prior.pseudo_inputs"])
-    if description["class"] == GaussianMixture.__name__:
-        return GaussianMixture(*(tensors[f"prior.{name}"] for name in ("weight", "loc", "scale_tril")))
-    # A prior without tensors follows the encoder.
-    return _as_saved(REBUILDABLE[description["class"]](**description["arguments"]), "encoder", tensors)
+    if name == GaussianMixture.__name__:  # of the right size; its values are loaded
+        num, dim = arguments["num_components"], arguments["latent_dim"]
+        empty = GaussianMixture(torch.full((num,), 1 / num), torch.zeros(num, dim), torch.eye(dim).expand(num, -1, -1))
+        return _as_saved(empty, "prior", tensors)
+    return _as_saved(REBUILDABLE[name](**arguments), "encoder", tensors)  # without tensors: follows the encoder
 
 
 def _as_saved(module: nn.Module, part: str, tensors: dict[str, Tensor]) -> nn.Module:
