@@ -10,6 +10,7 @@ Matrix products of training run in bfloat16, everything else and all scores in f
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import safetensors
 import safetensors.torch
 import torch
 from harness import Experiment
+from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -48,9 +50,12 @@ CONFIG: dict[str, Any] = {
     "num_samples": 5000,
     "test_images": {"normal": 10_000, "vamp": 10_000, "exemplar": 1000},
     "slice_images": 50,
+    "doubling": [625, 1250, 2500, 5000, 10_000],
 }
 """What is run. Learning rate: cosine to 0; warm_up: epochs in which the weight of the KL rises to 1."""
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+CHUNK, PIECE = 50, 500
+"""Images that share one stream of noise, and images that are scored between two savings."""
 
 
 class NearestExemplars(ExemplarPrior):
@@ -229,41 +234,161 @@ class State:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
 
 
-def score(vae: VAE, prior: str, x: Tensor, first: int) -> dict[str, Any]:
-    """Estimate log p(x) of some test images, whose noise depends on their position alone; x starts at `first`."""
-    fixed, values, lower = frozen(vae), [], []
-    for start, part in zip(range(first, first + len(x), 50), x.split(50), strict=True):
-        generator = torch.Generator().manual_seed(start)
-        with torch.no_grad():
-            values.append(iwae_bound(fixed, part, CONFIG["num_samples"], generator=generator))
-            lower.append(elbo(fixed, part, num_samples=20, generator=generator))
-    return {
-        "log_prob": [round(v, 4) for v in torch.cat(values).tolist()],
-        "elbo": [round(v, 3) for v in torch.cat(lower).tolist()],
-    }
-
-
 def test_images(split: data.Split) -> Tensor:
     """Binarise the test images, once and for all."""
     return data.binarize(split.test, torch.Generator().manual_seed(1))
 
 
-def rounded(prior: str, seed: int, x: Tensor, best: dict[str, Tensor]) -> VAE:
-    """Build the model with weights rounded to float16."""
+def finished(experiment: Experiment, prior: str, seed: int, x: Tensor) -> VAE:
+    """Return a trained model, its weights rounded to float16, with the whole of its prior."""
     vae = build(prior, seed, x)
+    if prior == "exemplar":
+        vae = VAE(vae.encoder, vae.decoder, ExemplarPrior(vae.encoder, x))
+    with safetensors.safe_open(experiment.folder / f"{prior}-{seed}.safetensors", framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("best/")]  # noqa: SIM118 (not a dict)
+        best = {name.removeprefix("best/"): file.get_tensor(name) for name in names}
     vae.load_state_dict({name: t.half().float() for name, t in best.items()})
     return vae.eval()
+
+
+@torch.no_grad()
+def score(vae: VAE, x: Tensor, first: int, num_samples: int) -> dict[str, Any]:
+    """Estimate log p(x) of test images that start at position `first`; the noise depends on the position alone."""
+    vae, values, lower = frozen(vae), [], []
+    for start, part in zip(range(first, first + len(x), CHUNK), x.split(CHUNK), strict=True):
+        generator = torch.Generator().manual_seed(start)
+        values += iwae_bound(vae, part, num_samples, generator=generator).tolist()
+        lower += elbo(vae, part, num_samples=10, generator=generator).tolist()
+    return {"log_prob": [round(v, 4) for v in values], "elbo": [round(v, 3) for v in lower]}
+
+
+def score_all(experiment: Experiment, vae: VAE, name: str, x: Tensor) -> dict[str, list[float]]:
+    """Score in pieces, so that an interruption loses little."""
+    found: dict[str, list[float]] = {"log_prob": [], "elbo": []}
+    for first in range(0, len(x), PIECE):
+        part = experiment.piece(
+            f"score-{name}-{first}",
+            lambda first=first: score(vae, x[first : first + PIECE], first, CONFIG["num_samples"]),
+        )
+        found = {key: values + part[key] for key, values in found.items()}
+    return found
+
+
+def doubling(experiment: Experiment, vae: VAE, name: str, x: Tensor) -> list[dict[str, Any]]:
+    """Score a few images with ever more samples: what doubling them still changes."""
+    rows = []
+    for num in CONFIG["doubling"]:
+        part = experiment.piece(f"doubling-{name}-{num}", lambda num=num: score(vae, x, 0, num))
+        rows.append({"model": name, "num_samples": num, "nll": mean_and_error(part["log_prob"])[0]})
+    return rows
+
+
+def mean_and_error(log_prob: list[float]) -> tuple[float, float]:
+    """Return the mean negative log-likelihood of some images and its standard error."""
+    values = -torch.tensor(log_prob, dtype=torch.float64)
+    return round(float(values.mean()), 3), round(float(values.std() / math.sqrt(len(values))), 3)
+
+
+def row(prior: str, seed: int, log: dict[str, Any], scores: dict[str, list[float]]) -> dict[str, Any]:
+    """Sum up one model."""
+    best = min(log["validation"][CONFIG["warm_up"] // CONFIG["validate_every"] :], key=lambda entry: entry[1])
+    nll, stderr = mean_and_error(scores["log_prob"])
+    return {
+        "prior": prior,
+        "seed": seed,
+        "images": len(scores["log_prob"]),
+        "nll": nll,
+        "stderr": stderr,
+        "negative_elbo": mean_and_error(scores["elbo"])[0],
+        "validation": best[1],
+        "best_epoch": best[0],
+        "epochs": log["epoch"],
+        "training_seconds": round(log["seconds"]),
+    }
+
+
+def gap(first: list[float], second: list[float]) -> dict[str, Any]:
+    """Return by how much the second NLL is lower, on the images that both scored, with its standard error."""
+    num = min(len(first), len(second))
+    value, stderr = mean_and_error([a - b for a, b in zip(first[:num], second[:num], strict=True)])
+    return {"images": num, "nats": value, "stderr": stderr}
+
+
+def summarise(rows: list[dict[str, Any]], scores: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
+    """Bring every prior to all test images: where only some were scored, by the paired gap to the standard normal.
+
+    NLL(all) is estimated by NLL_normal(all) minus the mean gap on the images scored under both, whose standard
+    error is far below that of the images' own NLL.
+    """
+    summary = []
+    for prior in CONFIG["priors"]:
+        estimates, errors = [], []
+        for entry in (entry for entry in rows if entry["prior"] == prior):
+            base = scores[f"normal-{entry['seed']}"]["log_prob"]
+            paired = gap(base, scores[f"{prior}-{entry['seed']}"]["log_prob"])
+            estimates.append(mean_and_error(base)[0] - paired["nats"])
+            errors.append(paired["stderr"] if paired["images"] < len(base) else 0.0)
+        mean, count = sum(estimates) / len(estimates), len(estimates)
+        spread = math.sqrt(sum((e - mean) ** 2 for e in estimates) / max(1, count - 1))
+        half = float(stats.t.ppf(0.975, count - 1)) * spread / math.sqrt(count) if count > 1 else None
+        summary.append(
+            {
+                "prior": prior,
+                "seeds": count,
+                "nll": round(mean, 2),
+                "subset_stderr": round(math.sqrt(sum(e**2 for e in errors)) / count, 3),
+                "interval": None if half is None else [round(mean - half, 2), round(mean + half, 2)],
+            }
+        )
+    return summary
+
+
+def store(experiment: Experiment, split: data.Split, models: dict[str, VAE], content: dict[str, Any]) -> None:
+    """Write the weights of the first seed, the images of the slice, and the numbers."""
+    for prior in CONFIG["priors"]:
+        vae = copy.deepcopy(models[f"{prior}-{CONFIG['seeds'][0]}"]).half()
+        training.save(RESULTS / f"fashion-{prior}.safetensors", vae, {"prior": prior, "seed": CONFIG["seeds"][0]})
+    images = test_images(split)[: CONFIG["slice_images"]].to(torch.uint8)
+    safetensors.torch.save_file({"images": images}, RESULTS / "fashion-images.safetensors")
+    experiment.write(content)
 
 
 def main() -> None:
     """Train all models, score them, and store the results."""
     torch.set_num_threads(1)
-    only = sys.argv[1:] or [f"{prior}-{seed}" for seed in CONFIG["seeds"] for prior in CONFIG["priors"]]
     split, experiment = data.fashion_mnist(), Experiment("fashion", CONFIG)
-    for name in only:
-        prior, seed = name.split("-")[0], int(name.split("-")[1])
-        experiment.piece(f"train-{name}", lambda: train(experiment, prior, seed, split))
-    print("done")
+    x, logs, scores, models, curve = test_images(split), {}, {}, {}, []
+    for seed in CONFIG["seeds"]:
+        for prior in CONFIG["priors"]:
+            name = f"{prior}-{seed}"
+            logs[name] = experiment.piece(f"train-{name}", lambda p=prior, s=seed: train(experiment, p, s, split))
+            models[name] = finished(experiment, prior, seed, split.train)
+            scores[name] = score_all(experiment, models[name], name, x[: CONFIG["test_images"][prior]])
+            if seed == CONFIG["seeds"][0]:
+                curve += doubling(experiment, models[name], name, x[: CONFIG["slice_images"]])
+    rows = [row(*_parts(name), logs[name], scores[name]) for name in models]
+    gaps = [
+        {"seed": seed, "from": a, "to": b} | gap(scores[f"{a}-{seed}"]["log_prob"], scores[f"{b}-{seed}"]["log_prob"])
+        for seed in CONFIG["seeds"]
+        for a, b in (("normal", "vamp"), ("vamp", "exemplar"), ("normal", "exemplar"))
+    ]
+    first = {prior: scores[f"{prior}-{CONFIG['seeds'][0]}"]["log_prob"] for prior in CONFIG["priors"]}
+    content = {
+        "rows": rows,
+        "summary": summarise(rows, scores),
+        "gaps": gaps,
+        "doubling": curve,
+        "curves": [
+            {"model": name, "train": log["train"], "validation": log["validation"]} for name, log in logs.items()
+        ],
+        "slice": [{"prior": prior, "log_prob": values[: CONFIG["slice_images"]]} for prior, values in first.items()],
+    }
+    store(experiment, split, models, content)
+
+
+def _parts(name: str) -> tuple[str, int]:
+    prior, seed = name.split("-")
+    return prior, int(seed)
 
 
 if __name__ == "__main__":
