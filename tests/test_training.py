@@ -76,8 +76,6 @@ def test_priors_made_of_codes_are_trained_jointly_and_saved(make, tmp_path):
     again = load(tmp_path / "vae", code_vae(make))
     z = torch.zeros(3, 2, dtype=torch.float64)
     assert torch.equal(again.prior.log_prob(z), vae.prior.log_prob(z))
-    with pytest.raises(ValueError, match="build the model yourself and pass it"):
-        load(tmp_path / "vae")
 
 
 def test_exemplars_leave_one_out_in_training_and_never_in_validation(monkeypatch):
@@ -105,7 +103,7 @@ def test_exemplar_training_loss_is_that_of_a_direct_sum():
         log_prior = torch.stack(others).logsumexp(0) - math.log(11)
         log_q = Normal(q.loc[row], q.scale[row]).log_prob(z[row]).sum()
         terms.append(vae.decoder(z[row]).log_prob(x[own]) + log_prior - log_q)
-    expected = -float(torch.stack(terms).mean())
+    expected = -float(torch.stack(terms).mean().detach())
     assert quick(vae, x, num_epochs=1, batch_size=12).train_loss == [pytest.approx(expected, abs=1e-12)]
 
 

@@ -385,6 +385,11 @@ class GaussianMixture(nn.Module):
         """Show the sizes in `repr`."""
         return f"num_components={len(self.weight)}, latent_dim={self.latent_dim}"
 
+    def _distribution(self, dtype: torch.dtype) -> MixtureSameFamily:
+        parts = MultivariateNormal(self.loc.to(dtype), scale_tril=self.scale_tril.to(dtype), validate_args=False)
+        weights = Categorical(logits=self.weight.to(dtype).log(), validate_args=False)
+        return MixtureSameFamily(weights, parts, validate_args=False)
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats.
 
@@ -405,9 +410,7 @@ class GaussianMixture(nn.Module):
         """
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
         check_same_device(z=z, prior=self.loc)
-        each = MultivariateNormal(self.loc.double(), scale_tril=self.scale_tril.double(), validate_args=False)
-        weights = Categorical(logits=self.weight.double().log(), validate_args=False)
-        mixture = MixtureSameFamily(weights, each, validate_args=False)
+        mixture = self._distribution(torch.float64)
         rows = z.double().reshape(-1, self.latent_dim)
         chunk = max(1, 2**23 // self.loc.numel())  # about 64 MiB of differences at once
         return torch.cat([mixture.log_prob(part) for part in rows.split(chunk)]).reshape(z.shape[:-1]).to(z.dtype)
