@@ -26,10 +26,10 @@ PRIOR_SHARE = 0.1
 """How much of the proposal is the prior itself."""
 WIDTHS = (1.0, 2.0, 4.0)
 """Multiples of the encoder's scale at which a Gaussian of the proposal starts."""
-PRIOR_DRAWS = 8192
+PRIOR_DRAWS = 4096
 """How many draws of the prior are tried as explanations of a datum."""
-NUM_POINTS = 12
-"""From how many of these maxima of p(x, z) are looked for, besides from the encoder's mean."""
+NUM_POINTS = 16
+"""From how many points maxima of p(x, z) are looked for, besides from the encoder's mean."""
 CLIMBS = 4
 """Gauss-Newton steps from each of these points."""
 INFLATION = 1.2
@@ -152,7 +152,7 @@ def _start(
     target: _Target, x: Tensor, loc: Tensor, scale: Tensor, draws: Tensor, generator: torch.Generator | None
 ) -> _Proposal:
     """Gaussians at the encoder's mean, of several widths, and around maxima of p(x, z) found from several points."""
-    points = _good_draws(target.decoder, x, draws, generator)
+    points = _good_points(target, x, draws, generator)
     z, precision, evidence = _laplace(target, x, torch.cat([loc[:, None], points], 1), scale, draws)
     widths = torch.tensor(WIDTHS).to(loc)
     tril = INFLATION * torch.linalg.cholesky(torch.linalg.inv(precision))
@@ -164,13 +164,20 @@ def _start(
     )
 
 
-def _good_draws(decoder: Decoder, x: Tensor, draws: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Choose, for each datum, draws of the prior (B, K, D) by the likelihood that they give it, tempered."""
-    z = draws.to(x.dtype)[:, None]
-    parts = [_log_likelihood(decoder, chunk, x) for chunk in z.split(_chunks(len(z), x, None))]
-    log_weight = _temper(torch.cat(parts).mT, 2 * NUM_POINTS)  # (B, M)
-    uniform = torch.rand(log_weight.shape, generator=generator, dtype=torch.float64, device=x.device)
-    return draws[(log_weight - (-uniform.log()).log()).topk(min(NUM_POINTS, len(draws)), 1).indices]
+def _good_points(target: _Target, x: Tensor, draws: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Choose, for each datum, points (B, K, D) by the likelihood that they give it, none twice.
+
+    They are draws of the prior, or the means of its components where there are many of them: among draws of those,
+    several would come from the same component, and another that matters could be missed.
+    """
+    points, log_weight = draws, draws.new_zeros(len(draws))
+    if isinstance(target.prior, DiagGaussianMixture) and target.prior.num_components > NUM_POINTS:
+        points, log_weight = target.prior.loc.double(), target.prior.double().log_weight
+    z = points.to(x.dtype)[:, None]
+    parts = [_log_likelihood(target.decoder, chunk, x) for chunk in z.split(_chunks(len(z), x, None))]
+    uniform = torch.rand(len(x), len(z), generator=generator, dtype=torch.float64, device=x.device)
+    score = log_weight + torch.cat(parts).mT - (-uniform.log()).log()  # Gumbel's noise: sampling without replacement
+    return points[score.topk(min(NUM_POINTS, len(points)), 1).indices]
 
 
 def _laplace(target: _Target, x: Tensor, z: Tensor, scale: Tensor, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
