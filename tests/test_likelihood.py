@@ -17,7 +17,7 @@ from vaebook.likelihood import importance_log_prob
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.ppca import PPCA
-from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior, fit_gmm
+from vaebook.priors import ExemplarPrior, StandardNormal, VampPrior, fit_gmm
 from vaebook.training import fit
 
 
@@ -254,12 +254,3 @@ class TestErrors:
         vae = SimpleNamespace(encoder=lambda x: Normal(x[:, :2], 1.0), decoder=None, prior=StandardNormal(2))
         with pytest.raises(TypeError, match=r"vae\.encoder: expected it to return Independent"):
             importance_log_prob(vae, torch.zeros(2, 6), 10)
-
-
-def test_responsibilities_of_a_gaussian_mixture_are_those_of_its_terms():
-    prior = GaussianMixture(
-        torch.tensor([0.3, 0.7]), torch.tensor([[0.0, 0.0], [2.0, 1.0]]), torch.eye(2).repeat(2, 1, 1)
-    )
-    z = torch.randn(5, 2, generator=rng())
-    same = DiagGaussianMixture(prior.loc, torch.ones(2, 2), prior.weight.log())
-    torch.testing.assert_close(prior.responsibilities(z), same.responsibilities(z))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from vaebook._checks import check_generator, check_int, check_tensor
 from vaebook.bounds import Decoder, _chunks, _encode, _log_likelihood, _log_prior
@@ -85,7 +86,8 @@ def importance_log_prob(
 
     p̂(x) is unbiased for p(x); its logarithm is biased down by about half the square of the standard error. That
     error is sd(w)/(mean(w) √S), and can itself be trusted only if the effective number of samples is not small:
-    below some 50, take more samples and look whether the value moves.
+    below some 50, take more samples and look whether the value moves. A part of the posterior to which no Gaussian of
+    the proposal led shows in neither; it is left to the prior's share, and another seed may find it.
 
     Args:
         vae: an object with `.encoder(x)` → Independent(Normal, 1), `.decoder(z)` → a distribution of x, with mean and
@@ -228,8 +230,10 @@ def _nearest_gaussian(prior: Any, z: Tensor, draws: Tensor) -> tuple[Tensor, Ten
         index = torch.cat([prior.responsibilities(part).argmax(1) for part in rows.split(64)])
         loc, precision = prior.loc.double()[index], torch.diag_embed(prior.scale.double()[index] ** -2)
     elif isinstance(prior, GaussianMixture):
-        index = prior.responsibilities(rows).argmax(1)
-        loc, precision = prior.loc.double()[index], torch.cholesky_inverse(prior.scale_tril.double())[index]
+        means, factors = prior.loc.double(), prior.scale_tril.double()
+        each = MultivariateNormal(means, scale_tril=factors, validate_args=False).log_prob(rows[:, None])
+        index = (each + prior.weight.double().log()).argmax(1)
+        loc, precision = means[index], torch.cholesky_inverse(factors)[index]
     else:
         loc, precision = draws.mean(0).expand_as(rows), torch.linalg.inv(draws.mT.cov().reshape(z.shape[-1], -1))
         precision = precision.expand(len(rows), -1, -1)
