@@ -16,7 +16,7 @@ LAYERS = [
     {"mixture", "estimators"},
     {"models", "priors", "ppca", "modes"},
     {"bounds", "aggregate", "npmle", "_checkpoint"},
-    {"training", "surgery", "certificates", "inference", "distributed"},
+    {"training", "surgery", "certificates", "inference", "likelihood", "distributed"},
     {"diagnosis", "__main__", "claims"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

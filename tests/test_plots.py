@@ -51,6 +51,26 @@ def test_image_strip_fills_rows_and_hides_the_rest():
     plt.close("all")
 
 
+def test_image_pairs_put_partners_below():
+    images, partners = torch.zeros(3, 6), torch.ones(3, 6)
+    grid = plots.image_pairs({"a": (images, partners), "b": (partners, images)}, shape=(2, 3), second="near")
+    assert grid.shape == (4, 3)
+    shown = [float(row[0].images[0].get_array().max()) for row in grid]
+    assert shown == [0, 1, 1, 0]
+    assert [row[0].get_ylabel() for row in grid] == ["a", "near", "b", "near"]
+    plt.close("all")
+
+
+def test_intervals_lie_where_they_should(axes):
+    mean, width = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.25])
+    plots.intervals(axes, ["first", "second"], {"x": (mean, width), "y": (mean + 1, width)}, xlabel="nats")
+    ends = axes.collections[0].get_segments()
+    np.testing.assert_allclose([[end[0, 0], end[1, 0]] for end in ends], [[0.5, 1.5], [-2.25, -1.75]])
+    assert ends[0][0, 1] < 0 < 1 - 0.3 < ends[1][0, 1] < 1  # beside its name, the first series above the second
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["first", "second"] and axes.yaxis_inverted()
+    assert [t.get_text() for t in axes.get_legend().get_texts()] == ["x", "y"]
+
+
 def test_curves_differ_in_colour_and_dash(axes):
     plots.curves(axes, torch.arange(3.0), {"a": torch.zeros(3), "b": torch.ones(3)}, xlabel="x", ylabel="nats")
     first, second = axes.lines
@@ -81,6 +101,17 @@ def test_curves_differ_in_colour_and_dash(axes):
             lambda a: plots.curves(a, torch.zeros(3), {"a": torch.zeros(2)}),
             ValueError,
             r"lines\['a'\]: expected shape \(3,\)",
+        ),
+        (lambda a: plots.image_pairs({}), ValueError, "pairs: expected at least one, got none"),
+        (
+            lambda a: plots.image_pairs({"a": (torch.zeros(2, 64), torch.zeros(3, 64))}),
+            ValueError,
+            r"pairs\['a'\]\[1\]: expected shape \(2, 64\)",
+        ),
+        (
+            lambda a: plots.intervals(a, ["a", "b"], {"x": (torch.zeros(2), torch.zeros(1))}),
+            ValueError,
+            r"series\['x'\], half-widths: expected shape \(2,\)",
         ),
     ],
 )

@@ -218,5 +218,79 @@ def curves(axes: Axes, x: Tensor, lines: Mapping[str, Tensor], *, xlabel: str = 
     return axes
 
 
+def image_pairs(
+    pairs: Mapping[str, tuple[Tensor, Tensor]], *, shape: tuple[int, int] = (8, 8), second: str = "nearest"
+) -> np.ndarray:
+    """Show rows of images above rows of partners, such as samples above the training images nearest to them.
+
+    Args:
+        pairs: name → images and their partners, each (K, P), from 0 (white) to 1 (black).
+        shape: height and width in pixels, with P their product.
+        second: what the rows of partners, which are drawn in blue, are called.
+
+    Returns:
+        The Axes, (2 × number of names, K).
+
+    Raises:
+        TypeError, ValueError: arguments of the wrong kind or shape.
+
+    Example:
+        >>> image_pairs({"prior": (torch.zeros(3, 64), torch.ones(3, 64))}).shape
+        (2, 3)
+    """
+    if not pairs:
+        raise ValueError("pairs: expected at least one, got none")
+    num = len(next(iter(pairs.values()))[0])
+    _, grid = plt.subplots(2 * len(pairs), num, figsize=(0.55 * num + 0.9, 1.12 * len(pairs)), squeeze=False)
+    for block, (name, both) in enumerate(pairs.items()):
+        for below, (label, images) in enumerate(zip((name, second), both, strict=True)):
+            check_tensor(f"pairs[{name!r}][{below}]", images, (num, shape[0] * shape[1]))
+            row = grid[2 * block + below]
+            for axes, image in zip(row, _array(images), strict=True):
+                axes.imshow(image.reshape(shape), cmap="Blues" if below else "gray_r", vmin=0, vmax=1)
+                axes.set(xticks=[], yticks=[])
+                axes.spines[:].set_visible(False)
+            row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+    return grid
+
+
+def intervals(
+    axes: Axes, names: Sequence[str], series: Mapping[str, tuple[Tensor, Tensor]], *, xlabel: str = ""
+) -> Axes:
+    """Draw means with their intervals from left to right, one line a name, the series beside each other.
+
+    Args:
+        axes: where to draw.
+        names: what the lines are called, from the top down.
+        series: name → means and half-widths of the intervals, each (number of names).
+        xlabel: label of the abscissa, with its unit.
+
+    Returns:
+        The axes, with a legend if there are two series or more.
+
+    Raises:
+        TypeError, ValueError: arguments of the wrong kind or shape.
+
+    Example:
+        >>> figure, axes = plt.subplots()
+        >>> value = torch.tensor([1.0, 2.0])
+        >>> axes = intervals(axes, ["a", "b"], {"gain": (value, 0.1 * value)})
+    """
+    place, markers = np.arange(len(names)), "osD^v"
+    for k, (name, (mean, width)) in enumerate(series.items()):
+        for what, value in (("means", mean), ("half-widths", width)):
+            check_tensor(f"series[{name!r}], {what}", value, (len(names),))
+        shift = 0.6 * ((k + 0.5) / len(series) - 0.5)
+        style = {"color": COLORS[k % len(COLORS)], "fmt": markers[k % len(markers)]}
+        axes.errorbar(_array(mean), place + shift, xerr=_array(width), ms=4, capsize=2.5, label=name, **style)
+    axes.axvline(0, color="black", linewidth=0.7)
+    axes.set_yticks(place, names)
+    axes.invert_yaxis()
+    axes.set_xlabel(xlabel)
+    if len(series) > 1:
+        axes.legend()
+    return axes
+
+
 def _array(value: Tensor) -> np.ndarray:
     return value.detach().cpu().numpy()
