@@ -14,8 +14,8 @@ LAYERS = [
     {"_checks", "tables", "attention"},  # below everything
     {"kernels", "data", "plots"},
     {"mixture", "estimators"},
-    {"models", "priors", "ppca", "modes"},
-    {"bounds", "aggregate", "npmle", "_checkpoint"},
+    {"models", "priors", "modes"},
+    {"bounds", "aggregate", "npmle", "ppca", "_checkpoint"},
     {"training", "surgery", "certificates", "inference", "distributed"},
     {"diagnosis", "__main__", "claims"},
 ]
