@@ -5,10 +5,10 @@ PARTS := style site code chapters
 PEERS := pykeops numpyro
 PORT ?= 8000
 export OMP_NUM_THREADS := 1
-export PYTHON TORCH_INDEX CHAPTER
+export PYTHON TORCH_INDEX CHAPTER ONLY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench book mutants serve pdf test test-slow $(PARTS:%=check-%) check-chapter execute lab lock clean
+.PHONY: help setup bench book experiments mutants serve pdf test test-slow $(PARTS:%=check-%) check-chapter execute lab lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ test-slow: setup  ## the tests that take minutes
 
 execute: setup  ## run stale chapters and store their outputs (ALL=1: all; CHAPTER=mixture/index: one)
 	@$(PY) book/_tools/execute.py $(if $(ALL),--all) $(if $(CHAPTER),--chapter '$(CHAPTER)') $(if $(KEEP),--keep '$(KEEP)')
+
+experiments: setup  ## run the long experiments again, hours in all (ONLY=name: one); goes on where it was interrupted
+	@$(PY) book/experiments/harness.py $(if $(ONLY),"$$ONLY")
 
 bench: setup  ## time log q_agg against other libraries (15 minutes); writes book/results/scale.json
 	@[ -d _build/bench ] || $(PY) -m pip install -q --disable-pip-version-check --target _build/bench -c requirements.txt $(PEERS)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import nbval.plugin
 
+sys.path.insert(0, str(Path(__file__).parent / "book" / "experiments"))
 sys.path.insert(0, str(Path(__file__).parent / "book" / "_tools"))
 
 from compare import Output

@@ -71,7 +71,7 @@ def save(path: str | os.PathLike[str], vae: VAE, config: dict[str, Any] | None =
     tensors = {name: t.detach().cpu().contiguous().clone() for name, t in vae.state_dict().items()}
     # One entry: safetensors writes several in random order, and the same model should give the same file.
     header = {"vaebook": json.dumps(content | {"sha256": _digest(content, tensors)})}
-    _write_atomically(target, safetensors.torch.save(tensors, header))
+    write_atomically(target, safetensors.torch.save(tensors, header))
 
 
 def load(path: str | os.PathLike[str], vae: VAE | None = None) -> VAE:
@@ -230,7 +230,8 @@ def _digest(content: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _write_atomically(target: Path, content: bytes) -> None:
+def write_atomically(target: Path, content: bytes) -> None:
+    """Put a file in place when it is complete; until then one that was there stays as it was."""
     # A scratch folder beside the target: same file system, cleaned up whatever happens, usual permissions.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         part = Path(scratch) / target.name

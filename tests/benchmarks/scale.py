@@ -10,18 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import statistics
-import subprocess
+import sys
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "book" / "experiments"))
+
 import torch
+from harness import ROOT, provenance
 from torch import Tensor
 
 from vaebook import DiagGaussianMixture, kernels
@@ -33,12 +32,12 @@ from vaebook.priors import StandardNormal
 from vaebook.tables import table
 from vaebook.training import fit
 
-ROOT = Path(__file__).resolve().parents[2]
 DIMS, SIZES, POINTS, ROUNDS, SEED = (2, 10, 40), (1_000, 10_000, 60_000), 2_000, 5, 0
 CHUNKS = (20, 200, 1_000)
 """Points at once that are tried for each peer that would else hold all pairs."""
 SHORT, PAUSE = 0.1, 0.05
 """Seconds below which a call is repeated, and seconds between methods: some libraries' threads spin for a while."""
+LIBRARIES = ("torch", "scikit-learn", "pykeops", "numpyro", "jax", "numpy")
 PEERS = ("MixtureSameFamily", "scikit-learn", "KeOps", "NumPyro")
 NO_DENSITY = ("floor: GEMM and exp", "choice of clusters alone")
 """Methods that are measured for comparison and compute no log-density."""
@@ -273,31 +272,6 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def provenance() -> dict[str, Any]:
-    """Say what the numbers were measured on."""
-    versions = {}
-    for name in ("torch", "scikit-learn", "pykeops", "numpyro", "jax", "numpy"):
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            versions[name] = None
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    cpu = [
-        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "machine": f"{cpu[0] if cpu else platform.processor()}, {os.cpu_count()} cores, {platform.system()}",
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "seed": SEED,
-        "points": POINTS,
-    }
-
-
 def as_json(result: dict[str, Any]) -> str:
     """Write one line a row: a change of one number is a change of one line."""
     parts = [f'"provenance": {json.dumps(result["provenance"], indent=1)}']
@@ -326,7 +300,12 @@ def main() -> None:
                 columns["error, nats"] = ["" if r["error"] is None else r["error"] for r in found]
                 columns["settings"] = [" ".join(map(str, r["settings"].values())) for r in found]
                 print(table(columns), flush=True)
-    result = {"provenance": provenance(), "rows": rows, "ratios": ratios(rows), "exponents": exponents(rows)}
+    result = {
+        "provenance": provenance(LIBRARIES) | {"seed": SEED, "points": POINTS},
+        "rows": rows,
+        "ratios": ratios(rows),
+        "exponents": exponents(rows),
+    }
     options.output.parent.mkdir(parents=True, exist_ok=True)
     temporary = options.output.with_suffix(".tmp")
     temporary.write_text(as_json(result), encoding="utf-8")
