@@ -1,4 +1,4 @@
-"""Probabilistic PCA on digits, in closed form: which distribution of codes gives held-out digits the most likelihood?
+"""Score probabilistic PCA on digits, in closed form, under three distributions of its codes.
 
 For D = 1 … 32 latent dimensions and eleven splits into 1,297 digits for training and 500 held out (the book's fixed
 one, whose validation and test images are held out together, and ten random ones), three distributions over z:
@@ -60,7 +60,7 @@ def log_likelihoods(split: int | str, dim: int) -> dict[str, Tensor]:
 
 
 def information(split: int | str, dim: int) -> dict[str, float]:
-    """The parts of the KL term: rate (exact), mutual information and mismatch with their standard errors."""
+    """Return the parts of the KL term: rate (exact), mutual information and mismatch with their standard errors."""
     train, _ = split_of(split)
     q_agg = PPCA.fit(train, dim).aggregated_posterior(train)
     generator = torch.Generator().manual_seed(dim)
@@ -150,6 +150,7 @@ def findings(rows: list[dict]) -> dict:
 
 def main() -> None:
     """Compute all rows, resuming where an earlier run stopped, and write the results."""
+    torch.set_num_threads(1)
     experiment = Experiment("ppca", CONFIG)
     rows = [
         experiment.piece(f"{split}-{dim}", lambda s=split, d=dim: row(s, d))
