@@ -15,8 +15,8 @@ LAYERS = [
     {"kernels", "data", "plots"},
     {"mixture", "estimators"},
     {"models", "priors", "modes"},
-    {"bounds", "aggregate", "npmle", "ppca", "_checkpoint"},
-    {"training", "surgery", "certificates", "inference", "distributed"},
+    {"bounds", "aggregate", "npmle", "ppca", "tilted", "_checkpoint"},
+    {"training", "surgery", "certificates", "inference", "distributed", "selection"},
     {"diagnosis", "__main__", "claims"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

@@ -102,9 +102,7 @@ class TiltedFull:
     def _parts(self, precision: Tensor, shift: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Return shares (rows, K), means (rows, K, D) and Cholesky factors of precisions, for parts of the rows."""
         size = max(1, CELLS // self._precision.numel())
-        return [
-            self._tilt(h, eta) for h, eta in zip(precision.split(size), shift.split(size), strict=True)
-        ]
+        return [self._tilt(h, eta) for h, eta in zip(precision.split(size), shift.split(size), strict=True)]
 
     def _tilt(self, precision: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         own = (self._precision @ self._loc[..., None])[..., 0]

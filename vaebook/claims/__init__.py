@@ -13,6 +13,7 @@ from vaebook.claims import agg
 from vaebook.claims import agg_surgery
 from vaebook.claims import agg_bounds
 from vaebook.claims import est
+from vaebook.claims import prior_sampling
 from vaebook.claims import agg_attention
 from vaebook.claims import gen
 from vaebook.claims import gen_limits
@@ -38,5 +39,6 @@ __all__ = [
     "gen_vae",
     "index",
     "ledger",
+    "prior_sampling",
     "verify",
 ]
