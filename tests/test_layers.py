@@ -16,7 +16,7 @@ LAYERS = [
     {"mixture", "estimators"},
     {"models", "priors", "modes"},
     {"bounds", "aggregate", "npmle", "ppca", "tilted", "_checkpoint"},
-    {"training", "surgery", "certificates", "inference", "distributed", "selection"},
+    {"training", "surgery", "certificates", "inference", "likelihood", "distributed", "selection"},
     {"diagnosis", "__main__", "claims"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

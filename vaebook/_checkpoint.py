@@ -20,22 +20,25 @@ import torch
 from torch import Tensor, nn
 
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
-from vaebook.priors import StandardNormal
+from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior
 
 REBUILDABLE: dict[str, type[nn.Module]] = {
     cls.__name__: cls for cls in (GaussianEncoder, BernoulliDecoder, GaussianDecoder, StandardNormal)
 }
-"""Classes that `load` may call. Each keeps every argument of its constructor as an attribute of that name."""
+"""Classes that `load` may call. Each keeps every argument of its constructor as an attribute of that name.
+The priors with parameters or data of their own are made from their tensors: `_describe_prior`, `_build_prior`."""
 FORMAT = 1
 """Version of what is in the header; `load` refuses others."""
 _PARTS = ("encoder", "decoder", "prior")
+_FROM_TENSORS = (VampPrior.__name__, GaussianMixture.__name__)
 
 
 def save(path: str | os.PathLike[str], vae: VAE, config: dict[str, Any] | None = None) -> None:
     """Write the model into one file, all or nothing.
 
     The file appears under its name only when it is complete; until then a file that was there stays as it was.
-    Saved is the state_dict: a prior that is no module, such as an aggregated posterior, has to be given again.
+    Saved is the state_dict: a prior that is no module, such as an aggregated posterior, has to be given again, and so
+    have the data of an `ExemplarPrior`. A smaller file: `save(path, copy.deepcopy(vae).half())`, `load(path).float()`.
 
     Args:
         path: where to; the folder must exist.
@@ -80,7 +83,8 @@ def load(path: str | os.PathLike[str], vae: VAE | None = None) -> VAE:
     Args:
         path: the file.
         vae: a model of the same architecture to load the weights into; None builds one, on the CPU, which is
-            possible if encoder, decoder and prior are of the classes of this package.
+            possible if encoder, decoder and prior are of the classes of this package, except for an `ExemplarPrior`:
+            its exemplars are not in the file.
 
     Returns:
         The model: vae itself if one was given. If there is an error, vae has not been touched.
@@ -154,8 +158,20 @@ def _describe(vae: VAE) -> dict[str, Any]:
         known = REBUILDABLE.get(cls.__name__) is cls
         names = [name for name in inspect.signature(cls).parameters if name != "generator"] if known else []
         arguments = {name: getattr(module, name) for name in names}
-        model[part] = {"class": cls.__name__, "arguments": arguments if known else None}
+        model[part] = {"class": cls.__name__, "arguments": arguments if known else _describe_prior(module, vae.encoder)}
     return json.loads(json.dumps(model))  # tuples become lists, as they will in the file
+
+
+def _describe_prior(prior: object, encoder: nn.Module) -> dict[str, Any] | None:
+    """Sizes of a prior that is made from tensors; none of one that uses another encoder, which is not in the file."""
+    if type(prior) is GaussianMixture:
+        return {"num_components": len(prior.weight), "latent_dim": prior.latent_dim}
+    if type(prior) is VampPrior and prior.encoder is encoder:
+        return {"num_pseudo_inputs": len(prior.pseudo_inputs)}
+    if type(prior) is ExemplarPrior and prior.encoder is encoder:
+        sha256 = _digest({}, {"exemplars": prior.exemplars.cpu().contiguous()})
+        return {"num_exemplars": len(prior.exemplars), "sha256": sha256[:16]}
+    return None
 
 
 def _call(part: dict[str, Any]) -> str:
@@ -167,17 +183,36 @@ def _call(part: dict[str, Any]) -> str:
 
 def _build(source: Path, model: dict[str, Any], tensors: dict[str, Tensor]) -> VAE:
     for part in _PARTS:
-        if model[part]["class"] not in REBUILDABLE or model[part]["arguments"] is None:
+        name, allowed = model[part]["class"], [*REBUILDABLE, *(_FROM_TENSORS if part == "prior" else ())]
+        if name not in allowed or model[part]["arguments"] is None:
+            reason = "its exemplars are not in the file, " if name == ExemplarPrior.__name__ else ""
             raise ValueError(
-                f"{source}: {part}: expected one of {', '.join(REBUILDABLE)}, got {_call(model[part])}; "
-                "build the model yourself and pass it as `vae`"
+                f"{source}: {part}: expected one of {', '.join(allowed)}, got {_call(model[part])}; "
+                f"{reason}build the model yourself and pass it as `vae`"
             )
     try:
-        vae = VAE(**{part: REBUILDABLE[model[part]["class"]](**model[part]["arguments"]) for part in _PARTS})
-    except (TypeError, ValueError) as error:
+        encoder, decoder = (REBUILDABLE[model[part]["class"]](**model[part]["arguments"]) for part in _PARTS[:2])
+        encoder, decoder = _as_saved(encoder, "encoder", tensors), _as_saved(decoder, "decoder", tensors)
+        return VAE(encoder, decoder, _build_prior(model["prior"], encoder, tensors))
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{source}: expected a model that this version can build, got: {error}") from error
-    dtypes = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    return vae.to(dtypes.pop()) if len(dtypes) == 1 else vae
+
+
+def _build_prior(description: dict[str, Any], encoder: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
+    name, arguments = description["class"], description["arguments"]
+    if name == VampPrior.__name__:
+        return VampPrior(encoder, tensors["prior.pseudo_inputs"])
+    if name == GaussianMixture.__name__:  # of the right size; its values are loaded
+        num, dim = arguments["num_components"], arguments["latent_dim"]
+        empty = GaussianMixture(torch.full((num,), 1 / num), torch.zeros(num, dim), torch.eye(dim).expand(num, -1, -1))
+        return _as_saved(empty, "prior", tensors)
+    return _as_saved(REBUILDABLE[name](**arguments), "encoder", tensors)  # without tensors: follows the encoder
+
+
+def _as_saved(module: nn.Module, part: str, tensors: dict[str, Tensor]) -> nn.Module:
+    """Give a new module the dtype that the tensors of a part have, if they have one."""
+    dtypes = {t.dtype for name, t in tensors.items() if name.startswith(f"{part}.") and t.is_floating_point()}
+    return module.to(dtypes.pop()) if len(dtypes) == 1 else module
 
 
 def _check_fits(source: Path, vae: VAE, tensors: dict[str, Tensor]) -> None:

@@ -112,6 +112,7 @@ def _log_sum_by_group(log_weight: Tensor, group: Tensor, num_groups: int) -> Ten
 
 @contextmanager
 def evaluation_mode(encoder: object) -> Iterator[None]:
+    """Put a module, or the module of a method, in evaluation mode, and restore it afterwards."""
     owner = getattr(encoder, "__self__", encoder)  # a bound method such as vae.encode belongs to a module
     modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
     training = [module.training for module in modules]

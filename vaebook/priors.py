@@ -283,6 +283,14 @@ class GaussianMixture(nn.Module):
         parts = MultivariateNormal(loc, scale_tril=scale_tril, validate_args=validate_args)
         return MixtureSameFamily(Categorical(weight, validate_args=validate_args), parts, validate_args=validate_args)
 
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """Probability of each component given z (S, D), as (S, K), in z's dtype."""
+        check_tensor("z", z, ("S", self.latent_dim), empty=True)
+        check_same_device(z=z, prior=self.loc)
+        distribution = self._distribution(torch.float64)
+        log_terms = distribution.component_distribution.log_prob(z.double()[:, None]) + self.weight.double().log()
+        return log_terms.softmax(1).to(z.dtype)
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats of z (*s, D), as (*s); computed in float64, returned in z's dtype. Differentiable."""
         check_tensor("z", z, ("...", self.latent_dim), empty=True)

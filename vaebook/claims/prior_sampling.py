@@ -23,7 +23,7 @@ NEAR = 0.1
 
 
 def _gains(x: Tensor, num_train: int, dim: int) -> tuple[DiagGaussianMixture, Estimate, Estimate, Estimate]:
-    """Return q_agg, and its gains over the prior: held out, leave-one-out on the training set, and with own components."""
+    """Return q_agg and its gains over the prior: held out, and on the training set without and with own components."""
     train, held_out = x[:num_train], x[num_train:]
     model = PPCA.fit(train, dim)
     q_agg, own = model.aggregated_posterior(train), torch.arange(num_train)
