@@ -122,7 +122,8 @@ def choose_prior(
     candidates and cancels. If the model overfits badly, so that its ELBO is far better on the training data than on
     others, gains are too large, and held-out data are worth having.
 
-    The criterion is held-out likelihood under the decoder, not the look of samples.
+    The criterion is held-out likelihood under the decoder, not the look of samples. Time is spent on fitting
+    mixtures and on N × num_data pairs: seconds for 1,000 data, minutes for 50,000.
 
     Args:
         vae: a trained model on the CPU: `.encoder` as for `aggregated_posterior`, `.decoder(z)` → a distribution of x,

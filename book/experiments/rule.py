@@ -162,22 +162,35 @@ def score(case: str) -> dict[str, Any]:
 
 def summary(rows: list[dict]) -> dict[str, dict]:
     """For each policy the mean regret with a 95 % bootstrap interval over cases, the largest, and the hit rate."""
-    out = {}
-    for policy in CONFIG["policies"]:
-        regret = np.array([row["regret"][policy] for row in rows])
-        hits = sum(row["hit"][policy] for row in rows)
-        draws = np.random.RandomState(0).choice(regret, (10_000, len(regret))).mean(1)
-        wilson = stats.binomtest(hits, len(rows)).proportion_ci(method="wilson")
-        out[policy] = {
-            "mean_regret": float(regret.mean()),
-            "mean_regret_interval": [float(q) for q in np.quantile(draws, [0.025, 0.975])],
-            "largest_regret": float(regret.max()),
-            "worst_case": rows[int(regret.argmax())]["case"],
-            "hits": hits,
-            "hit_rate": hits / len(rows),
-            "hit_rate_interval": [float(wilson.low), float(wilson.high)],
-        }
-    return out
+    names = [row["case"] for row in rows]
+    return {
+        policy: scores([row["regret"][policy] for row in rows], [row["hit"][policy] for row in rows], names)
+        for policy in CONFIG["policies"]
+    }
+
+
+def scores(regret: list[float], hit: list[bool], names: list[str]) -> dict[str, Any]:
+    """Summarise one policy."""
+    draws = np.random.RandomState(0).choice(regret, (10_000, len(regret))).mean(1)
+    wilson = stats.binomtest(sum(hit), len(hit)).proportion_ci(method="wilson")
+    return {
+        "mean_regret": float(np.mean(regret)),
+        "mean_regret_interval": [float(q) for q in np.quantile(draws, [0.025, 0.975])],
+        "largest_regret": max(regret),
+        "worst_case": names[int(np.argmax(regret))],
+        "hits": sum(hit),
+        "hit_rate": sum(hit) / len(hit),
+        "hit_rate_interval": [float(wilson.low), float(wilson.high)],
+    }
+
+
+def hindsight(rows: list[dict]) -> dict[str, float]:
+    """Return the regret without caution, the largest estimated gain deciding. It was computed after the scores."""
+    regret = []
+    for row in rows:
+        predicted = {"prior": 0.0, **row["predicted_gain"]}
+        regret.append(row["held_out"][row["best"]] - row["held_out"][max(predicted, key=predicted.get)])
+    return {"mean_regret": float(np.mean(regret)), "largest_regret": max(regret)}
 
 
 def main() -> None:
@@ -186,7 +199,9 @@ def main() -> None:
     experiment = Experiment("rule", CONFIG)
     rows = [experiment.piece(case, lambda case=case: score(case)) for case in CONFIG["cases"]]
     rows = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-    experiment.write({"rule": RULE, "num_cases": len(rows), "summary": summary(rows), "rows": rows})
+    experiment.write(
+        {"rule": RULE, "num_cases": len(rows), "summary": summary(rows), "hindsight": hindsight(rows), "rows": rows}
+    )
 
 
 def _digits() -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from harness import read_result
-from rule import CONFIG, RULE, score, summary
+from rule import CONFIG, RULE, hindsight, score, summary
 
 RESULT = read_result("rule", CONFIG)
 ROWS = {row["case"]: row for row in RESULT["rows"]}
@@ -31,6 +31,10 @@ def test_summary_follows_from_the_rows():
         stored = RESULT["summary"][policy]
         for key, value in made.items():
             assert stored[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-3, abs=1e-4)), key
+
+
+def test_hindsight_follows_from_the_rows():
+    assert RESULT["hindsight"] == pytest.approx(hindsight(RESULT["rows"]), rel=1e-3, abs=1e-4)
 
 
 def test_rows_are_consistent():
