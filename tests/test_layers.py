@@ -14,9 +14,9 @@ LAYERS = [
     {"_checks", "tables", "attention"},  # below everything
     {"kernels", "data", "plots"},
     {"mixture", "estimators"},
-    {"models", "priors", "ppca", "modes"},
-    {"bounds", "aggregate", "npmle", "_checkpoint"},
-    {"training", "surgery", "certificates", "inference", "likelihood", "distributed"},
+    {"models", "priors", "modes"},
+    {"bounds", "aggregate", "npmle", "ppca", "tilted", "_checkpoint"},
+    {"training", "surgery", "certificates", "inference", "likelihood", "distributed", "selection"},
     {"diagnosis", "__main__", "claims"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

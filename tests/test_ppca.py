@@ -16,6 +16,7 @@ from torch.distributions import Independent, Normal
 
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.ppca import PPCA
+from vaebook.priors import GaussianMixture
 
 
 def normal(*shape, seed=0):
@@ -258,7 +259,7 @@ def elsewhere():
         (ValueError, r"x: expected shape \(N, 2\), got \(2,\)", lambda: MODEL.aggregated_posterior(ZERO)),
         (
             TypeError,
-            "q_z: expected a DiagGaussianMixture, got Normal",
+            "q_z: expected a DiagGaussianMixture or a GaussianMixture, got Normal",
             lambda: MODEL.log_prob_under(Normal(0, 1), ZERO),
         ),
         (
@@ -289,3 +290,33 @@ def test_fit_of_small_data_is_the_fit_of_large_ones_scaled():
 def test_constant_data_have_rank_zero():
     with pytest.raises(ValueError, match=r"^latent_dim: expected at most 0 \(the data have rank 0\), got 1, which"):
         PPCA.fit(torch.ones(4, 3), 1)
+
+
+def full_mixture(d, n=4, seed=7):
+    tril = torch.tril(normal(n, d, d, seed=seed))
+    tril.diagonal(dim1=1, dim2=2).abs_().add_(0.2)
+    return GaussianMixture(normal(n, seed=seed).softmax(0), 2 * normal(n, d, seed=seed + 1), tril)
+
+
+@pytest.mark.parametrize("d", [1, 3, 5])
+def test_log_prob_under_a_mixture_with_full_covariances_is_dense(d):
+    x, model = toy(d=d)
+    q, w = full_mixture(d), model.weight.numpy()
+    noise = model.noise_variance * np.eye(len(w))
+    terms = [
+        math.log(weight)
+        + stats.multivariate_normal(w @ mu + model.mean.numpy(), w @ lower @ lower.T @ w.T + noise).logpdf(x.numpy())
+        for weight, mu, lower in zip(q.weight.tolist(), q.loc.numpy(), q.scale_tril.numpy(), strict=True)
+    ]
+    np.testing.assert_allclose(model.log_prob_under(q, x), logsumexp(np.stack(terms), 0), rtol=0, atol=1e-10)
+
+
+def test_full_and_diagonal_mixtures_agree_where_both_apply():
+    x, model = toy(d=3)
+    q = mixture(3)
+    same = GaussianMixture(q.log_weight.exp(), q.loc, torch.diag_embed(q.scale))
+    np.testing.assert_allclose(model.log_prob_under(same, x), model.log_prob_under(q, x), rtol=0, atol=1e-11)
+    with pytest.raises(TypeError, match=r"^leave_out_index: expected None for a GaussianMixture"):
+        model.log_prob_under(same, x, leave_out_index=torch.zeros(len(x), dtype=torch.long))
+    with pytest.raises(ValueError, match=r"^q_z: expected a mixture in 3 dimensions, got GaussianMixture"):
+        model.log_prob_under(full_mixture(2), x)

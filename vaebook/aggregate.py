@@ -57,7 +57,7 @@ def aggregated_posterior(encoder: Callable[[Tensor], Codes], x: Tensor, batch_si
     check_int("batch_size", batch_size, minimum=1)
     if not callable(encoder):
         raise TypeError(f"encoder: expected a callable, got {type(encoder).__name__}")
-    with _evaluation_mode(encoder), torch.no_grad():
+    with evaluation_mode(encoder), torch.no_grad():
         codes = [_loc_and_scale(encoder(batch), len(batch)) for batch in x.split(batch_size)]
     widths = {loc.shape[1] for loc, _ in codes}
     if len(widths) > 1:
@@ -111,7 +111,8 @@ def _log_sum_by_group(log_weight: Tensor, group: Tensor, num_groups: int) -> Ten
 
 
 @contextmanager
-def _evaluation_mode(encoder: object) -> Iterator[None]:
+def evaluation_mode(encoder: object) -> Iterator[None]:
+    """Put a module, or the module of a method, in evaluation mode, and restore it afterwards."""
     owner = getattr(encoder, "__self__", encoder)  # a bound method such as vae.encode belongs to a module
     modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
     training = [module.training for module in modules]

@@ -19,6 +19,7 @@ from torch.distributions import Independent, Normal
 
 from vaebook._checks import check_int, check_number, check_same_device, check_tensor
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.priors import GaussianMixture
 
 
 class PPCA:
@@ -222,23 +223,27 @@ class PPCA:
         codes = self.posterior(x).base_dist
         return DiagGaussianMixture(codes.loc, codes.scale.contiguous())
 
-    def log_prob_under(self, q_z: DiagGaussianMixture, x: Tensor, *, leave_out_index: Tensor | None = None) -> Tensor:
-        r"""Log-likelihood with a diagonal Gaussian mixture in the place of the prior.
+    def log_prob_under(
+        self, q_z: DiagGaussianMixture | GaussianMixture, x: Tensor, *, leave_out_index: Tensor | None = None
+    ) -> Tensor:
+        r"""Log-likelihood with a Gaussian mixture in the place of the prior.
 
-        $\log\sum_n w_n\mathcal N(y \mid \Lambda^{1/2}\mu_n, \Lambda\Sigma_n + \sigma^2 I) + \log p(\text{rest})$
+        $\log\sum_n w_n\mathcal N(y \mid \Lambda^{1/2}\mu_n, \Lambda^{1/2}\Sigma_n\Lambda^{1/2} + \sigma^2 I)
+        + \log p(\text{rest})$
 
         With q_z = `aggregated_posterior(x)` this is p_agg, the density of decoded codes: N components, closed form.
 
         Args:
-            q_z: the mixture over z, in D dimensions.
+            q_z: the mixture over z, in D dimensions, with diagonal or with full covariances.
             x: points, (*s, P).
-            leave_out_index: for each point a component of q_z to leave out (the rest renormalised), (*s), long.
+            leave_out_index: for each point a component of q_z to leave out (the rest renormalised), (*s), long;
+                for diagonal mixtures.
 
         Returns:
             The log-density, (*s), float64.
 
         Raises:
-            TypeError: q_z is not a DiagGaussianMixture, or another argument is of the wrong kind.
+            TypeError: q_z is no such mixture, or another argument is of the wrong kind.
             ValueError: shapes or devices disagree, x is not finite, or an index is out of range.
 
         Example:
@@ -250,18 +255,31 @@ class PPCA:
 
         Source: this book, chapter continuous/generative.
         """
-        if not isinstance(q_z, DiagGaussianMixture):
-            raise TypeError(f"q_z: expected a DiagGaussianMixture, got {type(q_z).__name__}")
+        full = isinstance(q_z, GaussianMixture)
+        if not (full or isinstance(q_z, DiagGaussianMixture)):
+            raise TypeError(f"q_z: expected a DiagGaussianMixture or a GaussianMixture, got {type(q_z).__name__}")
+        if full and leave_out_index is not None:
+            raise TypeError("leave_out_index: expected None for a GaussianMixture, whose components are no data")
         if q_z.loc.shape[1] != self.weight.shape[1]:
             raise ValueError(f"q_z: expected a mixture in {self.weight.shape[1]} dimensions, got {q_z!r}")
         check_same_device(q_z=q_z.loc, weight=self.weight)
         y, log_rest = self._split(x)
-        loc = q_z.loc.double() * self._strength.sqrt()
-        scale = (q_z.scale.double().square() * self._strength + self.noise_variance).sqrt()
-        decoded = DiagGaussianMixture(loc, scale, q_z.double().log_weight)
+        decoded = self._decoded_full(q_z) if full else self._decoded(q_z)
         if leave_out_index is None:
             return log_rest + decoded.log_prob(y)
         return log_rest + decoded.log_prob_leave_one_out(y, leave_out_index)
+
+    def _decoded(self, q_z: DiagGaussianMixture) -> DiagGaussianMixture:
+        """Return the distribution of y when z comes from q_z."""
+        loc = q_z.loc.double() * self._strength.sqrt()
+        scale = (q_z.scale.double().square() * self._strength + self.noise_variance).sqrt()
+        return DiagGaussianMixture(loc, scale, q_z.double().log_weight)
+
+    def _decoded_full(self, q_z: GaussianMixture) -> GaussianMixture:
+        length = self._strength.sqrt()
+        factor = length[:, None] * q_z.scale_tril.double()
+        covariance = factor @ factor.mT + self.noise_variance * torch.eye(len(length)).to(factor)
+        return GaussianMixture(q_z.weight.double(), q_z.loc.double() * length, torch.linalg.cholesky(covariance))
 
     def _centred(self, x: Tensor) -> Tensor:
         check_tensor("x", x, ("...", len(self.mean)))

@@ -14,6 +14,7 @@ from vaebook.claims import agg_surgery
 from vaebook.claims import agg_bounds
 from vaebook.claims import est
 from vaebook.claims import prior
+from vaebook.claims import prior_sampling
 from vaebook.claims import agg_attention
 from vaebook.claims import gen
 from vaebook.claims import gen_limits
@@ -40,5 +41,6 @@ __all__ = [
     "index",
     "ledger",
     "prior",
+    "prior_sampling",
     "verify",
 ]
