@@ -404,3 +404,11 @@ def test_latent_is_the_protocol_of_the_mixture_and_the_prior():
     for latent in (StandardNormal(2), DiagGaussianMixture(torch.zeros(1, 2), torch.ones(1, 2))):
         assert all(callable(getattr(latent, name)) for name in ("log_prob", "sample"))
     assert {name for name in vars(models.Latent) if not name.startswith("_")} == {"log_prob", "sample"}
+
+
+def test_sample_takes_what_was_fitted_in_double_precision():
+    vae = VAE(GaussianEncoder(4, 2, (3,)), BernoulliDecoder(2, 4, (3,)), StandardNormal(2))
+    latent = StandardNormal(2).double()
+    got = vae.sample(3, latent=latent, generator=torch.Generator().manual_seed(0))
+    z = latent.sample((3,), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(got, vae.decoder(z.float()).mean)

@@ -294,7 +294,8 @@ class VAE(nn.Module):
 
         Args:
             num_samples: S.
-            latent: where z comes from instead of the prior, for example the aggregated posterior.
+            latent: where z comes from instead of the prior, for example the aggregated posterior. Its draws are
+                converted to the dtype of the decoder's weights: what is fitted after training is in float64.
             generator: the source of randomness; None means torch's global one.
 
         Returns:
@@ -313,7 +314,8 @@ class VAE(nn.Module):
         check_int("num_samples", num_samples, minimum=1)
         check_generator(generator)
         source = self.prior if latent is None else _check_method("latent", latent, "sample")
-        return self.decoder(source.sample((num_samples,), generator=generator)).mean
+        z = source.sample((num_samples,), generator=generator)
+        return self.decoder(z.to(next(self.decoder.parameters(), z).dtype)).mean
 
 
 class _GreyBernoulli(Bernoulli):
