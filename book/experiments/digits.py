@@ -22,6 +22,7 @@ from scipy import stats
 from torch import Tensor
 
 from vaebook import DiagGaussianMixture, data, training
+from vaebook._checkpoint import write_atomically
 from vaebook.aggregate import aggregated_posterior
 from vaebook.bounds import elbo
 from vaebook.likelihood import importance_log_prob
@@ -246,7 +247,7 @@ def main() -> None:
     for dim, beta in CONFIG["stored"]:
         for model in CONFIG["models"]:
             stored = path(model, dim, beta)
-            stored.write_bytes((experiment.folder / stored.name).read_bytes())
+            write_atomically(stored, (experiment.folder / stored.name).read_bytes())
     experiment.write({"summary": summarise(tables["rows"]), "doubling": doubling} | tables)
 
 

@@ -224,8 +224,16 @@ class State:
             print(f"{self.path}: truncated or corrupted ({error}); training starts anew", file=sys.stderr)
             self.path.unlink()
             return
+        weights = {n.removeprefix("vae/"): t for n, t in tensors.items() if n.startswith("vae/")}
+        wanted, got = ({n: tuple(t.shape) for n, t in group.items()} for group in (self.vae.state_dict(), weights))
+        if wanted != got:
+            name = next(n for n in sorted(wanted.keys() | got.keys()) if wanted.get(n) != got.get(n))
+            raise ValueError(
+                f"{self.path}: {name}: expected shape {wanted.get(name, 'none')}, got {got.get(name, 'none')}; "
+                "this is the checkpoint of another model: remove it"
+            )
         self.log, self.best = log, {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
-        self.vae.load_state_dict({n.removeprefix("vae/"): t for n, t in tensors.items() if n.startswith("vae/")})
+        self.vae.load_state_dict(weights)
         self.generator.set_state(tensors["generator"])
         moments: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

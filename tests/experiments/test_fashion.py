@@ -13,9 +13,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from vaebook import data, training
-from vaebook.models import VAE
-from vaebook.priors import ExemplarPrior
+from vaebook import bounds, data, training
+from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
+from vaebook.priors import ExemplarPrior, StandardNormal
 
 BOOK = Path(__file__).resolve().parents[2] / "book"
 RESULT = json.loads((BOOK / "results" / "fashion.json").read_text(encoding="utf-8"))
@@ -78,6 +78,58 @@ def test_slice_of_the_exemplar_prior_comes_out_of_weights_and_training_images(fa
     vae.prior.exemplars = x  # those of the half-precision model are rounded
     got = fashion.score(vae, images(), 0, RESULT["config"]["num_samples"])["log_prob"]
     assert agrees(got, slice_of("exemplar"))
+
+
+def state(fashion, path, hidden=3):
+    generator = torch.Generator().manual_seed(0)
+    encoder = GaussianEncoder(4, 2, (hidden,), generator=generator)
+    vae = VAE(encoder, BernoulliDecoder(2, 4, (hidden,), generator=generator), StandardNormal(2))
+    return fashion.State(path, vae, torch.optim.Adam(vae.parameters(), lr=1e-2), generator)
+
+
+def take_a_step(made):
+    x = torch.bernoulli(torch.full((5, 4), 0.5), generator=made.generator)
+    loss = -bounds.elbo(made.vae, x, generator=made.generator).mean()
+    made.optimizer.zero_grad()
+    loss.backward()
+    made.optimizer.step()
+    return loss.item()
+
+
+def test_training_goes_on_where_it_was_interrupted(fashion, tmp_path):
+    made = state(fashion, tmp_path / "x.safetensors")
+    take_a_step(made)
+    made.log["epoch"], made.best = 7, {"a": torch.ones(2)}
+    made.save()
+    expected = [take_a_step(made) for _ in range(3)]
+    again = state(fashion, tmp_path / "x.safetensors")
+    again.resume()
+    assert again.log["epoch"] == 7
+    assert torch.equal(again.best["a"], torch.ones(2))
+    assert [take_a_step(again) for _ in range(3)] == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_truncated_checkpoint_is_reported_and_removed(fashion, tmp_path, capsys):
+    path = tmp_path / "x.safetensors"
+    state(fashion, path).save()
+    path.write_bytes(path.read_bytes()[:-100])
+    made = state(fashion, path)
+    made.resume()
+    assert made.log["epoch"] == 0
+    assert not path.exists()
+    assert "truncated or corrupted" in capsys.readouterr().err
+
+
+def test_checkpoint_of_other_shapes_is_one_error_and_changes_nothing(fashion, tmp_path):
+    path = tmp_path / "x.safetensors"
+    state(fashion, path, hidden=5).save()
+    made = state(fashion, path)
+    before = {name: t.clone() for name, t in made.vae.state_dict().items()}
+    with pytest.raises(ValueError, match=r"decoder.body.0.bias: expected shape \(3,\), got \(5,\)"):
+        made.resume()
+    assert all(torch.equal(t, before[name]) for name, t in made.vae.state_dict().items())
+    assert path.exists()
 
 
 def test_stored_images_are_the_first_test_images(fashion):
