@@ -32,7 +32,7 @@ def odd_bound(num_pseudo_inputs: int, half_distance: float, scale: float) -> flo
 
     Example:
         >>> round(odd_bound(3, half_distance=3.0, scale=0.5), 4)
-        0.0212
+        0.0215
 
     Source: this book, claim prior/vamp-limit.
     """
