@@ -161,6 +161,8 @@ def fit_npmle(
 
     Every round adds, near each atom, the place where D_G is largest; finds the best weights and drops atoms of
     weight 0; moves the atoms uphill; and merges those that meet. It stops once log D_G exceeds the tolerance nowhere.
+    The likelihoods are then determined up to the tolerance, but not the number of atoms: whether the lightest are
+    there at all can depend on rounding.
 
     Args:
         log_likelihood: places (K, D) → log p(x_n|z_k), (N, K), float64 and differentiable.
