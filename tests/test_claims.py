@@ -86,6 +86,8 @@ def test_falsehood_may_have_its_own_left_side_and_error():
 def test_nan_neither_holds_nor_rejects(bad):
     assert not evidence(lhs=bad, rhs=1.0, falsehood_rhs=5.0, tolerance=1e-3).holds
     assert not evidence(lhs=1.0, rhs=1.0, falsehood_rhs=bad, tolerance=1e-3).falsehood_rejected
+    assert "nan = 1.000" in repr(evidence(lhs=bad, rhs=1.0, falsehood_rhs=5.0, tolerance=1e-3))
+    assert "1.000 = nan" in repr(evidence(lhs=1.0, rhs=1.0, falsehood_rhs=bad, tolerance=1e-3))
 
 
 def test_what_a_reader_sees():
@@ -93,6 +95,22 @@ def test_what_a_reader_sees():
     assert "holds" in text and "rejected" in text and "≤ 1" in text and "≥ 1000" in text
     text = repr(evidence(lhs=1.0, rhs=3.0, falsehood_rhs=1.0, stderr=0.1))
     assert "FAILS" in text and "NOT REJECTED" in text
+
+
+def test_rounding_decides_nothing_that_a_reader_sees():
+    """Within the tolerance: a zero that is not quite one, and which of two entries is the farther off."""
+    numbers = {"falsehood_rhs": torch.tensor([9.0, 9.0]), "tolerance": 1e-10}
+    rounded = [
+        evidence(lhs=torch.tensor([0.0, 1.0], dtype=torch.float64) + noise, rhs=torch.tensor([0.0, 1.0]), **numbers)
+        for noise in (torch.zeros(2), torch.tensor([3e-17, 9e-11]), torch.tensor([-4e-11, 0.0]))
+    ]
+    assert all(e.holds for e in rounded) and len({repr(e) for e in rounded}) == 1
+    assert "0 = 0" in repr(rounded[0]) and "< 1" in repr(rounded[0])
+    off = evidence(lhs=torch.tensor([0.0, 1.0]), rhs=torch.tensor([0.0, 2.0]), **numbers)
+    assert "1.000 = 2.000" in repr(off) and "< 1" not in repr(off)
+    tie = torch.tensor([5.0, 7.0], dtype=torch.float64)
+    tied = [evidence(lhs=tie, rhs=tie, falsehood_rhs=tie + 2 + e, tolerance=1e-3) for e in (tie * 1e-15, -tie * 1e-15)]
+    assert all("5.000 = 7.000" in repr(e) for e in tied)
 
 
 @pytest.mark.parametrize(

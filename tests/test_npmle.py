@@ -196,7 +196,7 @@ def test_fit_against_weights_on_a_fine_grid():
     torch.testing.assert_close((gaussian(x, 0.4)(prior.atoms) + prior.log_weight).logsumexp(1), prior.log_prob)
     assert isinstance(prior, DiscretePrior) and 0 <= prior.certificate <= 1e-8
     assert log_gradient(fine, prior.log_prob).max() <= 1e-8
-    assert 1 < len(prior.atoms) <= 12
+    assert 1 < int((prior.log_weight.exp() > 1e-6).sum()) <= 12  # lighter ones come and go with rounding
 
 
 def test_fit_in_two_dimensions_finds_the_corners():

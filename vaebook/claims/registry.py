@@ -7,6 +7,7 @@ both. `Evidence` then computes whether the claim holds and whether the falsehood
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -129,8 +130,12 @@ class Evidence:
 
     @property
     def shown(self) -> tuple[str, str]:
-        """Residual and margin as the book prints them, no finer than they deserve."""
-        return f"{self.residual:.1f}", _coarse(self.margin)
+        """Residual and margin as the book prints them, no finer than they deserve.
+
+        Within a tolerance lies rounding, which is another on another processor.
+        """
+        within = self.measurement.stderr is None and self.residual < 1
+        return "< 1" if within else f"{self.residual:.1f}", _coarse(self.margin)
 
     def _repr_markdown_(self) -> str:
         title = f"**Check of `{self.claim.id}`** ({self.claim.kind}; off by in {self._unit})"
@@ -139,6 +144,13 @@ class Evidence:
     def __repr__(self) -> str:
         """Show the two comparisons side by side."""
         return f"{self.claim.id} ({self.claim.kind}; off by in {self._unit})\n{self._table()}"
+
+    def _entry(self, lhs: Number, rhs: Number, index: int) -> tuple[float, float]:
+        """Both sides of one comparison; what differs from 0 by less than the tolerance is 0."""
+        sides = [side.flatten()[index].item() for side in torch.broadcast_tensors(_tensor(lhs), _tensor(rhs))]
+        tolerance = self.measurement.tolerance or 0.0
+        left, right = (0.0 if abs(side) < tolerance else side for side in sides)
+        return left, right
 
     @property
     def _unit(self) -> str:
@@ -150,11 +162,15 @@ class Evidence:
         lhs = m.lhs if m.falsehood_lhs is None else m.falsehood_lhs
         unit = m.tolerance if m.stderr is None else m.stderr
         falsehood_unit = unit if m.falsehood_stderr is None else m.falsehood_stderr
-        off = _off(m.lhs, m.rhs, m.relation, unit)
-        best = int(_off(lhs, m.falsehood_rhs, m.relation, falsehood_unit).argmin())
+        off = _off(m.lhs, m.rhs, m.relation, unit).flatten()
+        margins = _off(lhs, m.falsehood_rhs, m.relation, falsehood_unit).flatten()
         # Shown is the entry nearest to changing the verdict; of a claim that is at ease everywhere, the first.
-        worst = int(torch.where(off < 0.05, 0.0, off).argmax())
-        shown = [_entry(m.lhs, m.rhs, worst), _entry(lhs, m.falsehood_rhs, best)]
+        # Of entries that differ by rounding only, the first. An entry that is not a number is the worst.
+        off = torch.where(off < (0.05 if m.tolerance is None else 1.0), 0.0, off).nan_to_num(math.inf, math.inf)
+        margins = margins.nan_to_num(0.0, math.inf)
+        worst = int((off >= (1 - 1e-6) * off.max()).nonzero()[0])
+        best = int((margins <= (1 + 1e-6) * margins.min()).nonzero()[0])
+        shown = [self._entry(m.lhs, m.rhs, worst), self._entry(lhs, m.falsehood_rhs, best)]
         sign = {"==": "=", "<=": "≤", ">=": "≥"}[m.relation]
         return table(
             {
@@ -273,11 +289,6 @@ def _violations(lhs: Number, rhs: Number, relation: str) -> Tensor:
 
 def _off(lhs: Number, rhs: Number, relation: str, unit: Number) -> Tensor:
     return _violations(lhs, rhs, relation) / _tensor(unit)
-
-
-def _entry(lhs: Number, rhs: Number, index: int) -> tuple[float, float]:
-    lhs, rhs = torch.broadcast_tensors(_tensor(lhs), _tensor(rhs))
-    return lhs.flatten()[index].item(), rhs.flatten()[index].item()
 
 
 def _coarse(value: float) -> str:
