@@ -87,7 +87,7 @@ def test_nan_neither_holds_nor_rejects(bad):
     assert not evidence(lhs=bad, rhs=1.0, falsehood_rhs=5.0, tolerance=1e-3).holds
     assert not evidence(lhs=1.0, rhs=1.0, falsehood_rhs=bad, tolerance=1e-3).falsehood_rejected
     assert "nan = 1.000" in repr(evidence(lhs=bad, rhs=1.0, falsehood_rhs=5.0, tolerance=1e-3))
-    assert "1.000 = nan" in repr(evidence(lhs=1.0, rhs=1.0, falsehood_rhs=bad, tolerance=1e-3))
+    assert "9.000 = nan" in repr(evidence(lhs=1.0, rhs=1.0, falsehood_lhs=9.0, falsehood_rhs=bad, tolerance=1e-3))
 
 
 def test_what_a_reader_sees():
