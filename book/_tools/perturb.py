@@ -8,6 +8,7 @@ weights, noise and made-up data; the digits; stored weights; and every product o
 from __future__ import annotations
 
 import functools
+import warnings
 
 import numpy as np
 import torch
@@ -41,16 +42,10 @@ class _Noise:
         self._pool = torch.from_numpy(self._random.random(2**20))
 
     def factor(self, like: torch.Tensor, size: float) -> torch.Tensor:
-        shift = int(self._random.integers(len(self._pool)))
-        repeats = -(-like.numel() // len(self._pool))
-        parts = self._pool.roll(shift).repeat(repeats) if repeats > 1 else self._take(shift, like.numel())
-        return (1 - size * parts[: like.numel()].view(like.shape)).to(like.dtype)
-
-    def _take(self, shift: int, count: int) -> torch.Tensor:
-        end = shift + count
-        if end <= len(self._pool):
-            return self._pool[shift:end]
-        return torch.cat([self._pool[shift:], self._pool[: end - len(self._pool)]])
+        start = int(self._random.integers(len(self._pool)))
+        end = start + like.numel()
+        pool = self._pool if end <= len(self._pool) else self._pool.repeat(-(-end // len(self._pool)))
+        return (1 - size * pool[start:end].view(like.shape)).to(like.dtype)
 
 
 _LIBRARY = torch.library.Library("aten", "IMPL")
@@ -63,7 +58,9 @@ def _override(name: str, change: object) -> None:
         out = kernel.call_boxed(keys, *args, **kwargs)
         return change(out) if out.is_floating_point() and out.numel() else out
 
-    _LIBRARY.impl(name, changed, "CPU", with_keyset=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a kernel is replaced
+        _LIBRARY.impl(name, changed, "CPU", with_keyset=True)
 
 
 def _changed(function: object, change: object) -> object:

@@ -19,14 +19,6 @@ CONFIG = RESULT["config"]
 SETTINGS = [(dim, beta) for dim in CONFIG["latent_dims"] for beta in CONFIG["betas"]]
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(RESULT["provenance"]["threads"])
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def digits():
     folder = str(BOOK / "experiments")
@@ -82,19 +74,28 @@ def test_slice_comes_out_of_the_stored_weights(digits, dim, beta):
     assert not agrees(got["normal"], select("slice", latent_dim=dim, beta=beta, prior="vamp")[0])
 
 
-@pytest.mark.usefixtures("one_thread")
-def test_a_model_trains_to_the_same_weights(digits):
-    """The whole way from data to weights, where the arithmetic is that of the machine that made the results."""
-    if RESULT["provenance"]["capability"] != torch.backends.cpu.get_cpu_capability():
-        pytest.skip("other vector instructions, other rounding, other weights after an epoch")
-    if RESULT["provenance"]["versions"]["torch"] != torch.__version__:
-        pytest.skip("another version of torch")
+def distance(one, two):
+    """Relative distance of all weights of two models."""
+    a, b = (torch.cat([tensor.flatten() for tensor in vae.state_dict().values()]) for vae in (one, two))
+    return float((a - b).norm() / b.norm())
+
+
+def test_a_model_trains_to_the_stored_weights(digits):
+    """The whole way from data to weights. Another processor rounds otherwise: they agree to a float16's last digit."""
     dim, beta = CONFIG["stored"][2]
     trained, history = digits.train("normal", dim, beta, 0)
     (row,) = select("models", latent_dim=dim, beta=beta, seed=0, model="normal")
     assert (len(history.train_loss), history.best_epoch) == (row["epochs"], row["best_epoch"])
-    stored = digits.load("normal", dim, beta).state_dict()
-    assert all(torch.equal(tensor, stored[name]) for name, tensor in trained.state_dict().items())
+    # No rounding decides which epoch is best: the others are worse by far more than rounding moves a loss.
+    best, second = sorted(history.validation_loss)[:2]
+    assert second - best > 1e-3 * best
+    stored = digits.load("normal", dim, beta)
+    assert distance(trained, stored) < 2**-11
+    x = digits.binary()[2][: CONFIG["slice_images"]]
+    scores = digits.score(trained, None, x, CONFIG["num_samples"])
+    (slice_,) = select("slice", latent_dim=dim, beta=beta, prior="normal")
+    assert agrees(scores, slice_)
+    assert distance(digits.build("normal", dim, 0), stored) > 0.1
 
 
 @pytest.mark.parametrize(("dim", "beta"), SETTINGS)
