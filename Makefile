@@ -8,7 +8,7 @@ export OMP_NUM_THREADS := 1
 export PYTHON TORCH_INDEX CHAPTER ONLY
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench book experiments mutants serve pdf test test-slow $(PARTS:%=check-%) check-chapter execute lab lock clean
+.PHONY: help setup bench book experiments mutants serve pdf stability test test-slow $(PARTS:%=check-%) check-chapter execute lab lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ bench: setup  ## time log q_agg against other libraries (15 minutes); writes boo
 
 mutants: setup  ## change the package one operator at a time and see what no test notices (40 minutes); writes book/results/mutants.json
 	@$(PY) tests/mutants/mutate.py
+
+stability: setup  ## change all numbers in their last digits and see how far the chapters' results move (15 minutes); writes book/results/stability.json
+	@$(PY) book/_tools/stability.py
 
 lab: setup  ## open JupyterLab; a chapter's .md opens as a notebook, saving writes .md and .ipynb
 	@JUPYTER_CONFIG_PATH=book/_tools/lab $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/book

@@ -30,6 +30,8 @@ def start(seed: int, threads: int) -> None:
         _override(name, lambda out: out.mul_(noise.factor(out, torch.finfo(out.dtype).eps)))
     data.digits = _changed(data.digits, lambda split: _change_split(split, noise))
     training.load = _changed(training.load, lambda vae: _change_weights(vae, noise))
+    # Stored weights are in half precision, which is too coarse for the change.
+    torch.nn.Module.float = _changed(torch.nn.Module.float, lambda module: _change_weights(module, noise))
     torch.set_num_threads(threads)
     torch.set_num_threads = lambda count: None
 
