@@ -63,7 +63,7 @@ assert bool((made()[1] <= 1).all())
 
 
 def test_what_is_changed_and_by_how_much():
-    """Draws, initial weights, data and stored weights by up to a ten-millionth or a last digit; products by rounding."""
+    """Draws, weights, data and stored weights by up to a ten-millionth or a last digit; products by rounding."""
     code = CHANGES.format(tools=str(TOOLS), weights=str(ROOT / "book" / "results" / "digits-normal-2-1.safetensors"))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -77,7 +77,7 @@ TOY = {
     "a count": "print(int((1e7 * z.abs()).frac().gt(0.5).sum()))",
     "an arg-max of equals": "print(int((z[:50] @ torch.ones(50, 500)).argmax()))",
     "a difference of equals": "print(float(1 - (w / w.norm()) @ (w / w.norm())))",
-    "a chaotic run": "x = z.abs().double()\nfor _ in range(99): x = 3.9 * x.frac() * (1 - x.frac())\nprint(float(x[0]))",
+    "a chaotic run": "x = w.frac().abs()\nfor _ in range(99): x = 3.9 * x * (1 - x)\nprint(float(x[0]))",
     "a picture": "import matplotlib.pyplot as plt\nplt.imshow((1e7 * z[:100]).frac().view(10, 10))\nplt.show()",
 }
 SETUP = "import torch\nz = torch.randn(500, generator=torch.Generator().manual_seed(0))\nw = z.double()"
