@@ -94,7 +94,7 @@ def test_dropout_is_off_for_the_pass_and_modes_come_back(method):
     before = [m.training for m in module.modules()]
     first, second = (aggregated_posterior(encoder, X, 8) for _ in range(2))
     assert torch.equal(first.loc, second.loc)
-    assert torch.equal(first.loc, module.eval()(X).mean)
+    torch.testing.assert_close(first.loc, module.eval()(X).mean)  # batches may round otherwise than the whole
     module.train()
     module.frozen.eval()
     assert [m.training for m in module.modules()] == before
