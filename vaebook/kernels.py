@@ -221,8 +221,8 @@ def dense(z: Tensor, components: Components, exclude: Tensor | None = None, *, s
         value = terms.logsumexp(-1, keepdim=True) + reference
         if not score:
             return value
-        pull = (components.loc - z[:, None]) / components.scale / components.scale
-        return torch.cat([value, (terms.softmax(-1)[..., None] * pull).sum(1)], -1)
+        weighted = (components.loc - z[:, None]) / components.scale * terms.softmax(-1)[..., None]
+        return torch.cat([value, (weighted / components.scale).sum(1)], -1)
 
     return _by_rows(block, z, components, exclude, score)
 
