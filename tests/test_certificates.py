@@ -184,3 +184,62 @@ def test_no_gradients_are_left_behind():
 def test_bad_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3, 1e-9, 1e-30, 1e-154, 1e-200, 1e-300])
+@pytest.mark.parametrize("loc", [[[0.0, 0.0], [1.0, 1.0]], [[0.0, 0.0], [1.0, 1.0], [1.0, 1.0]], [[2.0, -1.0]] * 3])
+def test_bounds_hold_and_are_numbers_down_to_the_smallest_scales(loc, scale):
+    loc = torch.tensor(loc, dtype=torch.float64)
+    q = DiagGaussianMixture(loc, torch.full_like(loc, scale))
+    bounds = mutual_information_bounds(q)
+    assert all(map(math.isfinite, bounds))
+    assert 0 <= bounds.lower + 1e-12 and bounds.lower <= bounds.upper <= bounds.gaussian_upper
+    if scale < 1e-2:
+        _, counts = merge_duplicates(q)
+        share = counts.double() / counts.sum()
+        assert (bounds.lower, bounds.upper) == pytest.approx([float(-share @ share.log())] * 2, abs=1e-12)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-5, 0.1])
+@pytest.mark.parametrize("dim", [2, 6])
+def test_gaussian_cap_of_means_on_a_line_against_many_digits(dim, scale):
+    """All variance along one direction: the determinant is that of a matrix of rank one and a small multiple of I."""
+    direction = torch.arange(1.0, dim + 1).double()
+    loc = torch.linspace(-1, 1, 5).double()[:, None] * direction
+    variance = float(direction.square().sum() * torch.linspace(-1, 1, 5).double().square().mean())
+    want = 0.5 * math.log1p(variance / scale**2)
+    assert gaussian_cap(DiagGaussianMixture(loc, torch.full_like(loc, scale))) == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1e-200, 0.0), (1e-9, 0.0), (5.0, 1e3), (1e-4, 1e4), (1e100, 0.0)])
+def test_units_of_z_change_no_information(a, b):
+    q = random_mixture(9, 3)
+    moved = DiagGaussianMixture(a * q.loc + b, a * q.scale, q.log_weight)
+    close = pytest.approx(mutual_information_bounds(q), rel=1e-9, abs=1e-12 * max(1, abs(b / a)))
+    assert mutual_information_bounds(moved) == close
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-160, 1e160])
+def test_mmd_at_extreme_scales_is_a_number(scale):
+    q = DiagGaussianMixture(torch.zeros(2, 2).double(), torch.full((2, 2), scale, dtype=torch.float64))
+    for bandwidth in (1e-200, 1e-3, 1.0, 1e3, 1e200):
+        assert 0 <= mmd_squared(q, bandwidth) <= 2
+    # A point against N(0, I) in two dimensions, or what is spread so thin that it meets nothing.
+    want = 1 - 2 * 0.25 / 1.25 + 0.25 / 2.25 if scale < 1 else 0.25 / 2.25
+    assert mmd_squared(q, 0.5) == pytest.approx(want, rel=1e-12)
+
+
+def test_further_apart_than_the_largest_number():
+    loc = torch.tensor([[0.0], [1e200]], dtype=torch.float64)
+    bounds = mutual_information_bounds(DiagGaussianMixture(loc, torch.full_like(loc, 1e-200)))
+    assert bounds[:3] == pytest.approx([math.log(2)] * 3) and bounds.gaussian_upper == math.inf
+
+
+@pytest.mark.parametrize("number", [10**30, -(10**30), 10**400, -(10**400)])
+def test_integers_of_many_digits(number):
+    with pytest.raises(ValueError, match=r"^num_data: expected an int at .*, got one of (31|401) digits"):
+        mismatch_bound(1.0, number)
+    if abs(number) > 10**300:
+        for call in (lambda: mismatch_bound(number, 10), lambda: mmd_squared(random_mixture(), number)):
+            with pytest.raises(ValueError, match=r"^(rate|bandwidth): expected a finite number, got one of 401 digits"):
+                call()

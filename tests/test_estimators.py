@@ -275,3 +275,44 @@ def test_decomposition_is_computed_in_float64():
 
 def test_two_draws_are_enough():
     assert estimate(torch.tensor([1.0, 3.0])) == (2.0, 1.0, 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-23, 1e-7, 1.0, 1e4])
+def test_log_densities_in_low_precision_are_right_or_an_error(dtype, scale):
+    spread = torch.full((2, 1), scale, dtype=torch.float64).to(dtype)
+    if not bool((spread > 0).all()) or not bool(spread.isfinite().all()):
+        return  # no number of this dtype
+    z, loc = torch.tensor([[0.5], [2.0]]).to(dtype), torch.tensor([[0.5], [2.0]]).to(dtype)
+    gap = (z.double()[:, 0, None] - loc.double()[:, 0]) / spread.double()[0, 0]
+    want = -0.5 * gap**2 - spread.double()[0, 0].log() - 0.5 * math.log(2 * math.pi)
+    least = torch.promote_types(dtype, torch.float32)
+    if float(want.min()) < torch.finfo(least).min:
+        with pytest.raises(ValueError, match=r"^z: expected log-densities that are finite, got -inf at index"):
+            pairwise_log_prob(z, loc, spread)
+        z, want = loc[[0, 0]], want[[0, 0]][:, [0, 0]]
+        loc = z
+    got = pairwise_log_prob(z, loc, spread)
+    assert got.dtype == least
+    torch.testing.assert_close(got[0], want.to(least), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_results_are_at_least_single_precision(dtype):
+    log_q, weights = torch.zeros(3, 4, 4).to(dtype), minibatch_weights("in-batch", 4)
+    parts = minibatch_decomposition(log_q, torch.zeros(3, 4).to(dtype), weights)
+    for result in (minibatch_log_prob(log_q, weights), minibatch_information(log_q, weights), *parts):
+        assert result.dtype == torch.float32
+
+
+def test_units_of_z_shift_log_densities_and_change_no_information():
+    g = torch.Generator().manual_seed(0)
+    z, loc = torch.randn(2, 6, 3, generator=g, dtype=torch.float64)
+    scale = torch.rand(6, 3, generator=g, dtype=torch.float64) + 0.2
+    weights = minibatch_weights("equal", 6, 20)
+    want = pairwise_log_prob(z, loc, scale)
+    for a, b in ((1e-200, 0.0), (1e-5, 0.0), (3.0, 50.0), (1e150, 0.0)):
+        got = pairwise_log_prob(a * z + b, a * loc + b, a * scale)
+        torch.testing.assert_close(got + math.log(a), want, rtol=1e-9, atol=1e-9)
+        info = minibatch_information(got.sum(-3), weights)
+        torch.testing.assert_close(info, minibatch_information(want.sum(-3), weights), rtol=1e-9, atol=1e-9)

@@ -11,8 +11,8 @@ import vaebook
 
 PACKAGE = Path(vaebook.__file__).parent
 LAYERS = [
-    {"_checks", "tables", "attention"},  # below everything
-    {"kernels", "data", "plots"},
+    {"_checks", "tables", "kernels"},  # below everything
+    {"clusters", "data", "plots"},
     {"mixture", "estimators"},
     {"models", "priors", "modes"},
     {"bounds", "aggregate", "npmle", "ppca", "tilted", "_checkpoint"},

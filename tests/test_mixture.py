@@ -1,5 +1,7 @@
 """`DiagGaussianMixture` against independent oracles: direct sums in extended precision, scipy, torch, enumeration."""
 
+import copy
+import itertools
 import subprocess
 import sys
 
@@ -10,7 +12,7 @@ import torch
 from test_kernels import oracle_log_prob, oracle_terms
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from vaebook import DiagGaussianMixture, kernels
+from vaebook import DiagGaussianMixture, clusters, kernels
 
 
 def make(num=5, dim=3, seed=0, dtype=torch.float64, weighted=True, log_scale=-0.5):
@@ -70,13 +72,13 @@ def test_weights_are_normalised_so_that_density_and_sampler_agree():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_computed_in_float64_and_returned_in_the_dtype_of_z(dtype):
+def test_computed_in_float64_and_returned_in_the_dtype_of_z_or_float32(dtype):
     q, _ = make(log_scale=-4.0)
     z = q.loc[:2].to(dtype)
     log_prob, score = q.log_prob_and_score(z)
     for got in (q.log_prob(z), log_prob, score, q.responsibilities(z), q.log_prob_marginals(z)):
-        assert got.dtype == dtype
-    np.testing.assert_array_equal(q.log_prob(z), q.log_prob(z.double()).to(dtype))
+        assert got.dtype == torch.promote_types(dtype, torch.float32)
+    np.testing.assert_array_equal(q.log_prob(z), q.log_prob(z.double()).to(q.log_prob(z).dtype))
 
 
 def test_score_is_the_gradient():
@@ -198,7 +200,7 @@ def test_parameters_under_training_are_followed():
 
 MEMORY = """
 import resource, sys, torch
-from vaebook import DiagGaussianMixture, kernels
+from vaebook import DiagGaussianMixture, clusters, kernels
 
 num, points, dim = map(int, sys.argv[1:])
 g = torch.Generator().manual_seed(0)
@@ -299,8 +301,13 @@ def test_it_is_a_torch_distribution():
     q, _ = make()
     assert q.batch_shape == () and q.event_shape == (3,) and not q.has_rsample
     assert repr(q) == "DiagGaussianMixture(num_components=5, dim=3)"
-    with pytest.raises(NotImplementedError):
-        q.rsample()
+    for name in ("rsample", "entropy", "cdf", "icdf", "enumerate_support", "expand"):
+        with pytest.raises(NotImplementedError, match=rf"^{name}: \w+ .* \w+"):
+            getattr(q, name)((2,))
+    with pytest.raises(NotImplementedError, match=r"^mode: .*find_modes"):
+        _ = q.mode
+    with pytest.raises(NotImplementedError, match=r"^entropy: "):
+        q.perplexity()
 
 
 def test_draws_of_nothing_and_malformed_shapes():
@@ -397,15 +404,16 @@ def test_message_for_the_only_component():
 
 def test_what_is_prepared_is_kept_and_by_clusters_only_where_there_are_many_pairs():
     q, _ = make(num=2**12, dim=2)
-    few, many = kernels.MANY // 2**12 - 1, kernels.MANY // 2**12
-    assert q._components(few) is q._components(0) and q._components(0).clusters == 0 and q._order is None
-    assert q._components(many) is q._components(2 * many) and q._components(many).clusters == 16
+    few, many = clusters.PAIRS // 2**12 - 1, clusters.PAIRS // 2**12
+    assert q._prepared(few) is q._prepared(0) and isinstance(q._prepared(0), kernels.Components)
+    assert q._prepared(many) is q._prepared(2 * many) and isinstance(q._prepared(many), clusters.Clusters)
     q.scale = q.scale.clone()
-    assert q._components(0) is q._components(0)
+    assert q._prepared(0) is q._prepared(0)
     tracked = DiagGaussianMixture(q.loc.clone().requires_grad_(), q.scale)
-    assert tracked._components(many).clusters == 0
+    assert isinstance(tracked._prepared(many), kernels.Components)
     with torch.no_grad():
-        assert tracked._components(many).clusters == 16 and tracked._components(0).clusters == 0
+        assert isinstance(tracked._prepared(many), clusters.Clusters)
+        assert isinstance(tracked._prepared(0), kernels.Components)
 
 
 def test_draws_have_all_the_bits_of_their_dtype():
@@ -418,3 +426,359 @@ def test_draws_have_all_the_bits_of_their_dtype():
 def test_without_validation_components_may_be_anything():
     q = DiagGaussianMixture(torch.full((2, 1), torch.nan), torch.ones(2, 1), validate_args=False)
     assert q.num_components == 2
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num", [5, 3_000])
+@pytest.mark.parametrize("first_call_inside", [False, True])
+def test_mixtures_made_in_inference_mode_work_outside_it(dtype, num, first_call_inside):
+    plain, g = make(num=num, dim=2, dtype=torch.float64)
+    z = plain.sample((1_000,), generator=g)
+    with torch.inference_mode():
+        given = [x.to(dtype) * 1 for x in (plain.loc, plain.scale, plain.log_weight)]
+        q = DiagGaussianMixture(*given)
+        if first_call_inside:
+            q.log_prob(z)
+    want = DiagGaussianMixture(*(x.to(dtype) for x in (plain.loc, plain.scale, plain.log_weight)))
+    inside, z = z.clone().requires_grad_(), z.requires_grad_()
+    torch.testing.assert_close(q.log_prob(z), want.log_prob(z))
+    for mixture, points in ((q, inside), (want, z)):
+        (slope,) = torch.autograd.grad(mixture.log_prob(points).sum(), points, create_graph=True)
+        slope.square().sum().backward()
+    torch.testing.assert_close(inside.grad, z.grad)
+    torch.testing.assert_close(q.double().covariance, want.double().covariance)
+    assert not any(x.is_inference() for x in (q.loc, q.scale, q.log_weight, q.sample((2,)), q.variance))
+    q.loc += 1.0
+    torch.testing.assert_close(q.log_prob(z + 1), DiagGaussianMixture(q.loc, q.scale, q.log_weight).log_prob(z + 1))
+
+
+CHANGES = {
+    "loc in place": lambda q, array: q.loc.add_(0.5),
+    "loc behind the version counter": lambda q, array: q.loc.data.fill_(0.25),
+    "a single mean": lambda q, array: q.loc.data[-1].mul_(1.5),
+    "a detached alias": lambda q, array: q.loc.detach().numpy().__imul__(1.25),
+    "the array that loc was made of": lambda q, array: array.__iadd__(0.5),
+    "two means change places": lambda q, array: q.loc.data.copy_(q.loc.data.flip(0)),
+    "scale in place": lambda q, array: q.scale.mul_(1.5),
+    "a single scale": lambda q, array: q.scale.data[0].mul_(1.5),
+    "scale behind the version counter": lambda q, array: q.scale.data.mul_(0.75),
+    "another loc": lambda q, array: setattr(q, "loc", q.loc + 0.5),
+    "another scale": lambda q, array: setattr(q, "scale", 2 * q.scale),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("num_points", [3, 3_000])  # without clusters and with them
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_result_is_of_components_that_were_changed_since(change, num_points, dtype):
+    start, g = make(num=2_500, dim=2, dtype=dtype)
+    array = start.loc.numpy().copy()
+    q = DiagGaussianMixture(torch.from_numpy(array), start.scale.clone(), start.log_weight)
+    z, copy_before = start.sample((num_points,), generator=g), q.double()
+    before = q.log_prob(z)
+    torch.testing.assert_close(copy_before.log_prob(z), before)
+    CHANGES[change](q, array)
+    fresh = DiagGaussianMixture(q.loc.clone(), q.scale.clone(), q.log_weight)
+    torch.testing.assert_close(q.log_prob(z), fresh.log_prob(z), rtol=0, atol=1e-9 if dtype == torch.float64 else 1e-4)
+    torch.testing.assert_close(q.log_prob_and_score(z)[1], fresh.log_prob_and_score(z)[1])
+    torch.testing.assert_close(q.posterior_mean(z[:9], q.loc), fresh.posterior_mean(z[:9], q.loc))
+    assert (q.log_prob(z) - before).abs().max() > 1e-5
+
+
+def test_copies_and_slices_keep_their_clusters(monkeypatch):
+    q, g = make(num=6_000, dim=2, dtype=torch.float32)
+    z, found, original = q.sample((2_000,), generator=g), [], clusters.cluster
+    monkeypatch.setattr(clusters, "cluster", lambda points: found.append(len(points)) or original(points))
+    want = q.log_prob(z)
+    for same in (q.double(), q.double().double(), copy.copy(q), copy.deepcopy(q), q.to("cpu"), q[:]):
+        torch.testing.assert_close(same.log_prob(z), want)
+    assert found == [6_000]
+    later, _ = make(num=6_000, dim=2, dtype=torch.float32, seed=1)
+    torch.testing.assert_close(later.double().log_prob(z), later.log_prob(z))  # what a copy found serves the original
+    assert found == [6_000, 6_000]
+    mask = torch.rand(6_000, generator=g) < 0.8
+    for rows in (slice(0, 4_500), slice(None, None, 1), mask, torch.randperm(6_000, generator=g)[:4_000]):
+        part = q[rows]
+        fresh = DiagGaussianMixture(part.loc, part.scale, part.double().log_weight)
+        torch.testing.assert_close(part.log_prob(z), fresh.log_prob(z), rtol=0, atol=1e-5)
+        assert found.pop() == part.num_components  # by the fresh one alone
+        assert found == [6_000, 6_000]
+    for rows in (slice(0, 2_500), torch.cat([torch.arange(3_000)] * 2)):  # too few, or twice the same
+        part = q[rows]
+        fresh = DiagGaussianMixture(part.loc, part.scale, part.double().log_weight)
+        torch.testing.assert_close(part.log_prob(z), fresh.log_prob(z), rtol=0, atol=1e-5)
+
+
+def test_some_components_by_their_places():
+    q, g = make(num=6)
+    z = torch.randn(4, 3, generator=g, dtype=torch.float64)
+    for rows in (
+        slice(1, 4),
+        torch.tensor([True, False, True, True, False, False]),
+        torch.tensor([4, 0]),
+        [2, 3, 3],
+        5,
+    ):
+        part, index = q[rows], torch.arange(6)[rows].reshape(-1)
+        assert torch.equal(part.loc, q.loc[index]) and torch.equal(part.scale, q.scale[index])
+        np.testing.assert_allclose(part.log_weight.logsumexp(0).item(), 0, atol=1e-15)
+        whole = oracle_log_prob(z, q.loc[index], q.scale[index], q.log_weight[index].log_softmax(0))
+        np.testing.assert_allclose(part.log_prob(z).numpy(), whole, rtol=1e-12)
+    none = DiagGaussianMixture(q.loc[:2], q.scale[:2], torch.tensor([0.0, -torch.inf]).double())
+    for empty in (slice(0, 0), slice(1, 2)):
+        with pytest.raises(ValueError, match=r"^rows: expected at least one component of positive weight"):
+            none[empty]
+
+
+@pytest.mark.parametrize("num", [4, 50])
+def test_draws_from_more_components_than_multinomial_takes(monkeypatch, num):
+    q, _ = make(num=num, dim=1)
+    log_weight = q.log_weight.clone()
+    log_weight[[0, -1]] = -torch.inf
+    q = DiagGaussianMixture(q.loc, q.scale, log_weight.log_softmax(0))
+    monkeypatch.setattr("vaebook.mixture.CATEGORIES", num - 1)
+    z, n = q.sample_with_index((20_000,), generator=torch.Generator().manual_seed(0))
+    assert z.shape == (20_000, 1) and not bool(((n == 0) | (n == num - 1)).any())
+    counts = np.bincount(n.numpy(), minlength=num)[1:-1]
+    assert scipy.stats.chisquare(counts, 20_000 * q.log_weight.exp().numpy()[1:-1]).pvalue > 1e-4
+    assert q.sample((0,)).shape == (0, 1)
+    always = torch.ones(1, dtype=torch.float64)  # a mark at the very end belongs to the last that has weight
+    monkeypatch.setattr(torch, "rand", lambda *shape, **_: always)
+    assert q.sample_with_index((1,))[1].tolist() == [num - 2]
+
+
+def test_draws_from_more_components_than_2_to_the_24():
+    num = 2**24 + 1
+    q = DiagGaussianMixture(torch.arange(num)[:, None].float(), torch.full((1, 1), 1e-3).expand(num, 1))
+    z, n = q.sample_with_index((1_000,), generator=torch.Generator().manual_seed(0))
+    assert bool(((z[:, 0] - n).abs() <= 1.0).all()) and 0.4 < float((n > num // 2).float().mean()) < 0.6
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_results_are_at_least_single_precision_and_moments_safe(dtype):
+    loc = torch.tensor([[-300.0, 0.5], [300.0, 0.25], [300.0, 0.0]], dtype=dtype)
+    q = DiagGaussianMixture(loc, torch.full_like(loc, 300.0))
+    exact = DiagGaussianMixture(loc.double(), torch.full_like(loc, 300.0).double())
+    least = torch.promote_types(dtype, torch.float32)
+    z = loc.clone()
+    results = {
+        "mean": (q.mean, exact.mean),
+        "variance": (q.variance, exact.variance),
+        "stddev": (q.stddev, exact.stddev),
+        "covariance": (q.covariance, exact.covariance),
+        "log_weight": (q.log_weight, exact.log_weight),
+        "log_prob": (q.log_prob(z), exact.log_prob(z.double())),
+        "score": (q.log_prob_and_score(z)[1], exact.log_prob_and_score(z.double())[1]),
+        "marginals": (q.log_prob_marginals(z), exact.log_prob_marginals(z.double())),
+        "responsibilities": (q.responsibilities(z), exact.responsibilities(z.double())),
+        "posterior_mean": (q.posterior_mean(z, loc), exact.posterior_mean(z.double(), loc.double())),
+        "leave one out": (
+            q.log_prob_leave_one_out(z, torch.arange(3)),
+            exact.log_prob_leave_one_out(z.double(), torch.arange(3)),
+        ),
+    }
+    for name, (got, want) in results.items():
+        assert got.dtype == least, name
+        torch.testing.assert_close(got, want.to(least), rtol=1e-5, atol=1e-5, msg=name)
+    draws = q.sample((2_000,), generator=torch.Generator().manual_seed(0))
+    assert draws.dtype == least and bool(draws.isfinite().all()) and len(draws[:, 0].unique()) > 1_900
+
+
+def test_half_precision_in_many_dimensions():
+    """8,192 dimensions of scale 1e-3: the density and its draws are beyond float16."""
+    loc = torch.randn(3, 8192, generator=torch.Generator().manual_seed(0)).half()
+    q = DiagGaussianMixture(loc, torch.full_like(loc, 1e-3))
+    z = q.sample((4,), generator=torch.Generator().manual_seed(1))
+    want = oracle_log_prob(z.double(), q.loc.double(), q.scale.double(), q.double().log_weight)
+    np.testing.assert_allclose(q.log_prob(z).numpy(), want, rtol=1e-6)
+
+
+UNITS = [(1e-200, 0.0), (1e-30, 0.0), (3.0, -7.0), (0.1, 1e6), (1e30, 1e31), (1e150, 0.0)]
+
+
+@pytest.mark.parametrize(("a", "b"), UNITS)
+def test_units_of_z_change_nothing_but_the_unit(a, b):
+    q, g = make(num=7, dim=3)
+    z, index = q.sample((20,), generator=g), torch.arange(7)[torch.arange(20) % 7]
+    other, moved = DiagGaussianMixture(a * q.loc + b, a * q.scale, q.log_weight), a * z + b
+    close = {"rtol": 1e-6, "atol": max(1e-8, 1e-13 * abs(b / a))}  # a and b are no powers of two
+    shift = 3 * np.log(a)
+    torch.testing.assert_close(other.log_prob(moved) + shift, q.log_prob(z), **close)
+    torch.testing.assert_close(
+        other.log_prob_leave_one_out(moved, index) + shift, q.log_prob_leave_one_out(z, index), **close
+    )
+    torch.testing.assert_close(other.log_prob_marginals(moved) + shift / 3, q.log_prob_marginals(z), **close)
+    torch.testing.assert_close(a * other.log_prob_and_score(moved)[1], q.log_prob_and_score(z)[1], **close)
+    torch.testing.assert_close(other.responsibilities(moved), q.responsibilities(z), **close)
+    torch.testing.assert_close((other.mean - b) / a, q.mean, **close)
+    torch.testing.assert_close(other.stddev / a, q.stddev, **close)
+    if 1e-150 < a < 1e150:
+        torch.testing.assert_close(other.covariance / a / a, q.covariance, **close)
+        torch.testing.assert_close(other.variance / a / a, q.variance, **close)
+    draws = [m.sample((50,), generator=torch.Generator().manual_seed(3)) for m in (q, other)]
+    torch.testing.assert_close((draws[1] - b) / a, draws[0], **close)
+
+
+@pytest.mark.parametrize("far", [1e20, 1e150, 1e155, 1e160, 1e300])
+def test_far_away_a_result_is_right_or_an_error(far):
+    q = DiagGaussianMixture(torch.tensor([[-1.0], [1.0]]).double(), torch.ones(2, 1).double())
+    z = torch.tensor([[far], [-far]], dtype=torch.float64)
+    torch.testing.assert_close(q.responsibilities(z), torch.tensor([[0.0, 1.0], [1.0, 0.0]]).double())
+    torch.testing.assert_close(q.posterior_mean(z, q.loc), torch.tensor([[1.0], [-1.0]]).double())
+    torch.testing.assert_close(q.log_prob_and_score(z)[1], -z, rtol=1e-15, atol=0)
+    want = torch.full((2,), -(far**2) / 2 if far < 1e154 else -torch.inf, dtype=torch.float64)
+    torch.testing.assert_close(q.log_prob(z), want)
+    point = z.clone().requires_grad_()
+    torch.testing.assert_close(torch.autograd.grad(q.log_prob(point).sum(), point)[0], -z)
+
+
+@pytest.mark.parametrize("scale", [1e-100, 1e-155, 1e-200, 1e-300])
+def test_score_at_tiny_scales_is_right_or_an_error(scale):
+    q = DiagGaussianMixture(torch.tensor([[0.0], [1.0]]).double(), torch.full((2, 1), scale, dtype=torch.float64))
+    z = torch.tensor([[3 * scale], [-scale]], dtype=torch.float64)
+    torch.testing.assert_close(scale * q.log_prob_and_score(z)[1], -z / scale, rtol=1e-14, atol=0)
+    torch.testing.assert_close(q.responsibilities(z), torch.tensor([[1.0, 0.0]]).double().expand(2, 2))
+    if scale < 1e-154:
+        with pytest.raises(ValueError, match=r"^score: expected finite values, got one too large for torch.float64"):
+            q.log_prob_and_score(z + 0.5)
+
+
+def test_moments_that_are_no_numbers_are_errors_and_others_right():
+    for far in (1e160, 1e300):
+        loc = torch.tensor([[-far], [far]], dtype=torch.float64)
+        apart = DiagGaussianMixture(loc, torch.ones_like(loc))
+        assert apart.stddev.item() == pytest.approx(far) and apart.mean.item() == 0
+        for name in ("variance", "covariance"):
+            with pytest.raises(ValueError, match=f"^{name}: expected finite values"):
+                getattr(apart, name)
+        together = DiagGaussianMixture(loc.abs(), torch.ones_like(loc))
+        for moment in (together.variance, together.covariance, together.stddev):
+            assert moment.item() == pytest.approx(1, rel=1e-15)
+    single = DiagGaussianMixture(torch.tensor([[-1e20], [1e20]]), torch.ones(2, 1))
+    with pytest.raises(ValueError, match=r"^variance: .* too large for torch.float32"):
+        _ = single.variance
+    assert single.double().variance.item() == pytest.approx(1e40)
+
+
+@pytest.mark.parametrize("error", [1e-2, 1e-3, 3e-5])
+def test_weights_that_are_off_are_refused(error):
+    loc = torch.zeros(2, 1).double()
+    for sign in (1, -1):
+        with pytest.raises(ValueError, match="log_weight: expected natural logarithms that log-sum to 0 within 1e-05"):
+            DiagGaussianMixture(loc, loc + 1, torch.tensor([0.25, 0.75]).double().log() + sign * error)
+
+
+@pytest.mark.parametrize(
+    ("name", "make_bad", "error"),
+    [
+        ("sparse", lambda: torch.eye(2).to_sparse(), TypeError),
+        ("compressed", lambda: torch.eye(2).to_sparse_csr(), TypeError),
+        ("float8", lambda: torch.ones(2, 2).to(torch.float8_e4m3fn), TypeError),
+        ("complex", lambda: torch.ones(2, 2, dtype=torch.complex64), TypeError),
+        ("bool", lambda: torch.ones(2, 2, dtype=torch.bool), TypeError),
+        ("quantised", lambda: torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.quint8), TypeError),
+        ("nested", lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(2)]), (TypeError, ValueError)),
+        ("meta", lambda: torch.ones(2, 2, device="meta"), (TypeError, ValueError)),
+        ("numpy", lambda: np.ones((2, 2)), TypeError),
+    ],
+)
+def test_tensors_of_other_kinds_are_refused_by_name(name, make_bad, error):
+    bad, good = make_bad(), torch.ones(2, 2)
+    q = DiagGaussianMixture(good, good)
+    for argument, call in {
+        "loc": lambda: DiagGaussianMixture(bad, bad if name == "meta" else good),
+        "(scale|loc)": lambda: DiagGaussianMixture(good, bad),
+        "z": lambda: q.log_prob(bad),
+        "(values|z)": lambda: q.posterior_mean(good, bad),
+    }.items():
+        with pytest.raises(error, match=f"^{argument}: expected"):
+            call()
+
+
+def test_shapes_of_draws_may_be_lists_sizes_and_ints_of_numpy():
+    q, _ = make()
+    for shape in ((5,), [5], torch.Size([5]), (np.int64(5),), [np.uint8(5)]):
+        assert q.sample(shape).shape == (5, 3)
+    assert q.sample([]).shape == (3,) and q.sample([2, np.int32(3)]).shape == (2, 3, 3)
+    for bad in ((10**30,), [10**400], (2**62, 2**62)):
+        with pytest.raises(ValueError, match="sample_shape: expected fewer than 2"):
+            q.sample(bad)
+
+
+def test_a_mixture_is_a_prior():
+    q, g = make(num=4)
+    log_weight, loc, scale = q.components()
+    assert q.latent_dim == 3 and q.config() == {} and log_weight.dtype == loc.dtype == scale.dtype == torch.float64
+    z = torch.randn(5, 3, generator=g, dtype=torch.float64)
+    np.testing.assert_allclose(q.log_prob(z).numpy(), oracle_log_prob(z, loc, scale, log_weight))
+
+
+def test_another_dtype_or_device():
+    q, _ = make()
+    assert q.double() is q and q.to("cpu") is q and q.to(torch.float64) is q
+    single = q.to(torch.float32)
+    assert single.loc.dtype == single.scale.dtype == torch.float32
+    assert torch.equal(single.double().log_weight, q.log_weight)
+    z = q.loc[:1]
+    torch.testing.assert_close(single.log_prob(z), q.log_prob(z), rtol=0, atol=1e-5)
+    torch.testing.assert_close(q.log_prob(z), DiagGaussianMixture(q.loc, q.scale, q.log_weight).log_prob(z))
+    off = DiagGaussianMixture(q.loc.float(), q.scale.float(), validate_args=False).double()
+    assert torch.isnan(off.log_prob(torch.full((3,), torch.nan)))
+
+
+class Array:
+    def __array__(self, dtype=None, copy=None):
+        return np.full((3, 2), 0.5)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4", np.int64])
+def test_mixtures_of_arrays(dtype, tmp_path):
+    loc = np.arange(6).reshape(3, 2).astype(dtype)
+    np.save(tmp_path / "loc.npy", loc)
+    mapped = np.load(tmp_path / "loc.npy", mmap_mode="r")
+    spreads = [
+        {"scale": np.full((3, 2), 0.5)},
+        {"var": np.full((3, 2), 0.25)},
+        {"log_var": np.full((3, 2), 2 * np.log(0.5))},
+        {"scale": Array()},
+        {"scale": [[0.5, 0.5]] * 3},
+        {"scale": torch.full((3, 2), 0.5, requires_grad=True)},
+    ]
+    for given, spread in itertools.product((loc, mapped, loc[::-1][::-1]), spreads):
+        q = DiagGaussianMixture.from_arrays(given, **spread)
+        assert q.loc.dtype == (torch.float64 if np.dtype(dtype).itemsize == 8 else torch.float32)
+        np.testing.assert_array_equal(q.loc.numpy(), loc.astype(float))
+        np.testing.assert_allclose(q.scale.numpy(), 0.5, rtol=1e-15)
+    q = DiagGaussianMixture.from_arrays(loc, scale=Array(), log_weight=np.log([0.5, 0.25, 0.25]))
+    before = q.log_prob(torch.zeros(2))
+    loc += 1
+    assert q.log_prob(torch.zeros(2)) == before  # it has its own
+    np.testing.assert_allclose(q.log_weight.exp().numpy(), [0.5, 0.25, 0.25], rtol=1e-6)
+
+
+def test_spreads_that_look_like_others():
+    loc, wide = np.zeros((3, 2)), np.full((3, 2), 2.0)
+    for name in ("scale", "var"):
+        with pytest.raises(ValueError, match=f"^{name}: expected positive values, got only negative ones; .* log_var"):
+            DiagGaussianMixture.from_arrays(loc, **{name: -wide})
+    with pytest.warns(UserWarning, match="^log_var: all values are positive"):
+        assert DiagGaussianMixture.from_arrays(loc, log_var=wide).scale[0, 0].item() == pytest.approx(np.e)
+    tiny = DiagGaussianMixture.from_arrays(loc.astype(np.float32), log_var=np.full((3, 2), -400.0, np.float32))
+    assert tiny.scale[0, 0].item() == pytest.approx(np.exp(-200.0))
+    for bad, error, message in (
+        ({}, TypeError, "scale: expected exactly one of scale, var and log_var, got none"),
+        ({"var": wide, "scale": wide}, TypeError, r"scale: expected exactly one .*, got \['scale', 'var'\]"),
+        ({"scale": "wide"}, TypeError, "scale: expected an array of real numbers"),
+        ({"scale": wide > 1}, TypeError, "scale: expected an array of real numbers"),
+        ({"scale": wide * 1j}, TypeError, "scale: expected an array of real numbers"),
+        ({"scale": [object()]}, TypeError, "scale: expected an array of real numbers"),
+        ({"var": 0 * wide}, ValueError, "var: expected positive values, got min 0"),
+        ({"var": wide[:2]}, ValueError, r"scale: expected shape \(3, 2\)"),
+        ({"log_var": np.nan * wide}, ValueError, "log_var: expected finite values"),
+        ({"log_var": -1e6 * wide}, ValueError, "scale: expected positive values"),
+    ):
+        with pytest.raises(error, match=f"^{message}"):
+            DiagGaussianMixture.from_arrays(loc, **bad)

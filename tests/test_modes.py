@@ -76,3 +76,29 @@ def test_modes_far_from_the_origin(offset):
     near = find_modes(DiagGaussianMixture(loc, torch.full_like(loc, 0.003)))
     far = find_modes(DiagGaussianMixture(loc + offset, torch.full_like(loc, 0.003)))
     torch.testing.assert_close(far - offset, near, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("weight", [0.1, 0.3, 0.5, 0.9])
+def test_weights_move_modes(weight):
+    """Against a search on a grid, and by their number: a light component is a shoulder of the other."""
+    log_weight = torch.tensor([weight, 1 - weight]).double().log()
+    q = DiagGaussianMixture(
+        torch.tensor([[-1.1], [1.1]]).double(), torch.ones(2, 1).double(), log_weight.log_softmax(0)
+    )
+    line = np.linspace(-4, 4, 80_001)
+    peaks, _ = scipy.signal.find_peaks(
+        np.logaddexp(np.log(weight) - (line + 1.1) ** 2 / 2, np.log(1 - weight) - (line - 1.1) ** 2 / 2)
+    )
+    np.testing.assert_allclose(sorted(find_modes(q)[:, 0].tolist()), line[peaks], atol=2e-4)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1e-200, 0.0), (1e-6, 0.0), (7.0, 1e4), (1e100, 0.0), (1e150, 1e151)])
+def test_units_of_z_move_modes_and_nothing_else(a, b):
+    loc = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 0.5]], dtype=torch.float64)
+    scale = torch.tensor([[1.0, 0.5], [0.7, 0.7], [1.0, 0.5]], dtype=torch.float64)
+    want = find_modes(DiagGaussianMixture(loc, scale))
+    starts = a * torch.cat([loc, loc + 0.3]) + b
+    for given in (None, starts):
+        got = find_modes(DiagGaussianMixture(a * loc + b, a * scale), given)
+        assert len(got) == len(want) == 2
+        torch.testing.assert_close((got - b) / a, want, rtol=1e-7, atol=1e-7)

@@ -225,3 +225,22 @@ def test_arguments_are_named(call, error, message):
 
 def test_two_samples_and_equal_scale_are_allowed():
     assert mutual_information(DiagGaussianMixture(torch.zeros(1, 1), torch.ones(1, 1)), 2).num_samples == 2
+
+
+@pytest.mark.parametrize(
+    ("far", "scale"), [(1e14, 1.0), (1e15, 3.0), (1.0, 1e-14), (1.0, 1e-20), (1e160, 1e100), (0.5, 1e-300)]
+)
+def test_quadrature_where_the_scale_is_lost_in_the_digits_of_the_mean(far, scale):
+    """Two components at the same place, two far apart: log 2 and no more, wherever they stand."""
+    step = max(scale, far * 2.0**-40)
+    for loc, want in (([far, far], 0.0), ([far, far + 1e3 * step], math.log(2)), ([far, -far], math.log(2))):
+        mean = torch.tensor(loc, dtype=torch.float64)[:, None]
+        q = DiagGaussianMixture(mean, torch.full_like(mean, scale))
+        assert mutual_information_quadrature(q) == pytest.approx(want, abs=1e-9)
+
+
+@pytest.mark.parametrize(("a", "b"), [(1e-200, 0.0), (1e-6, 0.0), (2.0, 2.0**52), (1e100, 0.0)])
+def test_units_of_z_change_no_information(a, b):
+    loc, scale = torch.tensor([[0.0], [2.0], [3.0]]).double(), torch.tensor([[1.0], [0.5], [2.0]]).double()
+    want = mutual_information_quadrature(DiagGaussianMixture(loc, scale))
+    assert mutual_information_quadrature(DiagGaussianMixture(a * loc + b, a * scale)) == pytest.approx(want, rel=1e-8)

@@ -3,8 +3,8 @@
 The modules, from the bottom up; each imports only from those above it in this list:
 
 ====================================  ==============================================================
-``tables`` ``attention``              numbers rounded once, in one way; log-sum-exp of scores, in constant memory
-``kernels`` ``data`` ``plots``        the sum over components, the data sets, the pictures
+``tables`` ``kernels``                numbers rounded once, in one way; the sum over components, in constant memory
+``clusters`` ``data`` ``plots``       the same sum over those that matter; the data sets, the pictures
 ``mixture`` ``estimators``            `DiagGaussianMixture`: the object that the book is about; standard errors, batches
 ``models`` ``priors``                 VAEs and what they take for p(z)
 ``ppca`` ``modes``                    the VAE in closed form; the modes of a mixture, which are not its components

@@ -6,12 +6,18 @@ ValueError where its content is. These helpers return what they checked, so that
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The dtypes in which values are taken."""
 
 
 def check_tensor(
@@ -24,8 +30,12 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
-    if not value.is_floating_point():
-        raise TypeError(f"{name}: expected a floating-point tensor, got dtype {value.dtype}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected a floating-point tensor of 16 to 64 bits, got dtype {value.dtype}")
+    if value.layout != torch.strided or value.is_nested:
+        raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
+    if finite and value.is_meta:
+        raise TypeError(f"{name}: expected a tensor with values, got one on device meta")
     leading = bool(shape) and shape[0] == "..."
     sizes = list(shape[1:]) if leading else list(shape)
     wanted = "(" + ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
@@ -80,14 +90,35 @@ def check_diag_normal(name: str, value: object, num: int) -> Independent:
     return value
 
 
-def check_int(name: str, value: object, *, minimum: int, maximum: int | None = None) -> int:
-    """Check for an integer in a range."""
-    if isinstance(value, bool) or not isinstance(value, int):
+def at_least_single(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of results from arguments of this one: the same, but no less than float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def check_spread(name: str, value: Tensor) -> Tensor:
+    """Turn a spread that is named, scale, var or log_var, into standard deviations; see that it looks like its name."""
+    if name != "log_var" and bool((value < 0).all()):
+        raise ValueError(f"{name}: expected positive values, got only negative ones; logarithms are named log_var")
+    if name == "log_var" and bool((value > 0).all()):
+        message = "log_var: all values are positive, so that all scales are above 1; are they what log_var means?"
+        warnings.warn(message, stacklevel=3)
+    if name == "scale":
+        return value
+    check_tensor(name, value, ("...",))
+    return check_positive(name, value.double()).sqrt() if name == "var" else (0.5 * value.double()).exp()
+
+
+def check_int(name: str, value: object, *, minimum: int, maximum: int = 2**63 - 1) -> int:
+    """Check for an integer in a range, numpy's included."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
-    if value < minimum or (maximum is not None and value > maximum):
-        wanted = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
-        raise ValueError(f"{name}: expected an int {wanted}, got {value}")
-    return value
+    number = int(value)
+    if not minimum <= number <= maximum:
+        wanted = f"at least {minimum}" if number < minimum else f"at most {maximum}"
+        if maximum < 2**63 - 1:
+            wanted = f"between {minimum} and {maximum}"
+        raise ValueError(f"{name}: expected an int {wanted}, got {_shown(number)}")
+    return number
 
 
 def check_number(
@@ -101,12 +132,15 @@ def check_number(
     """Check for a finite real number, at least ``minimum``, strictly above ``above``, strictly below ``below``."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: expected a finite number, got {_shown(value)}") from None
     limits = [
         (minimum is None or number >= minimum, f"a number >= {minimum}"),
         (above is None or number > above, f"a number > {above}"),
         (below is None or number < below, f"a number < {below}"),
-        (abs(number) != float("inf") and number == number, "a finite number"),
+        (math.isfinite(number), "a finite number"),
     ]
     for good, wanted in limits:
         if not good:
@@ -115,12 +149,20 @@ def check_number(
 
 
 def check_shape(name: str, value: object) -> torch.Size:
-    """Check for a tuple of sizes, none negative."""
-    if not isinstance(value, tuple) or any(isinstance(size, bool) or not isinstance(size, int) for size in value):
+    """Check for a tuple of sizes, none negative; a list or numpy's ints will do."""
+    if not isinstance(value, (tuple, list)) or any(isinstance(n, bool) or not isinstance(n, Integral) for n in value):
         raise TypeError(f"{name}: expected a tuple of ints, got {value!r}")
-    if any(size < 0 for size in value):
-        raise ValueError(f"{name}: expected no negative sizes, got {tuple(value)}")
-    return torch.Size(value)
+    sizes = tuple(int(size) for size in value)
+    if any(size < 0 for size in sizes):
+        raise ValueError(f"{name}: expected no negative sizes, got {sizes}")
+    if math.prod(sizes) >= 2**63:
+        raise ValueError(f"{name}: expected fewer than 2^63 draws, got {_shown(math.prod(sizes))}")
+    return torch.Size(sizes)
+
+
+def _shown(number: Any) -> str:
+    """Write a number for a message: long ones by their size."""
+    return str(number) if abs(number) < 10**20 else f"one of {int(math.log10(abs(number))) + 1} digits"
 
 
 def check_generator(generator: object) -> torch.Generator | None:

@@ -61,7 +61,8 @@ def mutual_information_bounds(q_agg: DiagGaussianMixture) -> InformationBounds:
         lower -= float(weight[rows] @ (log_weight - distance).logsumexp(1))
         upper -= float(weight[rows] @ (log_weight - divergence).logsumexp(1))
     cap = gaussian_cap(q_agg)
-    return InformationBounds(lower, min(upper, cap), upper, cap)
+    best = min(upper, cap)
+    return InformationBounds(min(lower, best), best, upper, cap)  # they may be equal, but for rounding
 
 
 def gaussian_cap(q_agg: DiagGaussianMixture) -> float:
@@ -75,7 +76,7 @@ def gaussian_cap(q_agg: DiagGaussianMixture) -> float:
         q_agg: the mixture.
 
     Returns:
-        The cap, in nats; time grows with N D².
+        The cap, in nats, infinite where means are more than 1e308 scales apart; time grows with N D².
 
     Raises:
         TypeError: q_agg is not a DiagGaussianMixture.
@@ -87,9 +88,17 @@ def gaussian_cap(q_agg: DiagGaussianMixture) -> float:
     Source: this book, chapter aggregated/surgery (claim agg/gaussian-cap).
     """
     loc, scale, weight = _components(q_agg)
-    centred = loc - weight @ loc
-    covariance = torch.diag(weight @ scale.square()) + (weight[:, None] * centred).mT @ centred
-    return float(0.5 * covariance.logdet() - weight @ scale.log().sum(1))
+    largest = scale.amax(0)
+    within = largest * (weight @ (scale / largest).square()).sqrt()  # root of the mean variance, of any size
+    middle = 0.5 * loc.amin(0) + 0.5 * loc.amax(0)
+    centred = loc - middle - weight @ (loc - middle)
+    ratios = weight.sqrt()[:, None] * centred / within
+    if not bool(ratios.isfinite().all()):
+        return math.inf  # further apart, in scales, than the largest number
+    spread = torch.linalg.svdvals(ratios)
+    # log det(S) = log det(within²) + sum log(1 + spread²); what rounding may have taken from small ones is added.
+    spread = spread + len(spread) * torch.finfo(spread.dtype).eps * spread.amax()
+    return float(torch.hypot(spread, torch.ones_like(spread)).log().sum() - weight @ (scale / within).log().sum(1))
 
 
 def mismatch_bound(rate: float, num_data: int) -> float:
@@ -148,23 +157,21 @@ def mmd_squared(q_agg: DiagGaussianMixture, bandwidth: float) -> float:
     Source: Rustamov, Closed-form expressions for maximum mean discrepancy, Stat 10 (2021); Gretton et al. (2012).
     """
     loc, scale, weight = _components(q_agg)
-    square = check_number("bandwidth", bandwidth, above=0) ** 2
-    variance, within = scale.square(), 0.0
+    length, within = loc.new_tensor(check_number("bandwidth", bandwidth, above=0)), 0.0
     for rows in _row_blocks(loc):
-        within += float(weight[rows] @ _expected_kernel(loc[rows], variance[rows], loc, variance, square) @ weight)
+        within += float(weight[rows] @ _expected_kernel(loc[rows], scale[rows], loc, scale, length) @ weight)
     origin, one = torch.zeros_like(loc[:1]), torch.ones_like(loc[:1])
-    across = float(weight @ _expected_kernel(loc, variance, origin, one, square).squeeze(1))
-    return max(0.0, within - 2 * across + float(_expected_kernel(origin, one, origin, one, square)))
+    across = float(weight @ _expected_kernel(loc, scale, origin, one, length).squeeze(1))
+    return max(0.0, within - 2 * across + float(_expected_kernel(origin, one, origin, one, length)))
 
 
 def _components(q_agg: object) -> tuple[Tensor, Tensor, Tensor]:
     """Means, scales and weights of the components of positive weight, in float64 and without gradients."""
     if not isinstance(q_agg, DiagGaussianMixture):
         raise TypeError(f"q_agg: expected a DiagGaussianMixture, got {type(q_agg).__name__}")
-    precise = q_agg.double()
-    weight = precise.log_weight.detach().exp()
-    used = weight > 0
-    return precise.loc.detach()[used], precise.scale.detach()[used], weight[used]
+    log_weight, loc, scale = (x.detach() for x in q_agg.components())
+    used = log_weight.exp() > 0
+    return loc[used], scale[used], log_weight[used].exp()
 
 
 def _row_blocks(loc: Tensor) -> tuple[Tensor, ...]:
@@ -172,23 +179,26 @@ def _row_blocks(loc: Tensor) -> tuple[Tensor, ...]:
 
 
 def _pairwise(loc: Tensor, scale: Tensor, all_loc: Tensor, all_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Bhattacharyya distance and KL(row | column) between components, (rows, N); one coordinate at a time."""
-    log_scale, all_log_scale = scale.log().sum(1)[:, None], all_scale.log().sum(1)
-    distance, divergence = -0.5 * (log_scale + all_log_scale), all_log_scale - log_scale
-    for j in range(loc.shape[1]):
-        gap = (loc[:, j, None] - all_loc[:, j]).square()
-        variance, other = scale[:, j, None].square(), all_scale[:, j].square()
-        total = variance + other
-        distance += 0.25 * gap / total + 0.5 * (0.5 * total).log()
-        divergence += 0.5 * (gap + variance) / other - 0.5
+    """Bhattacharyya distance and KL(row | column) between components, (rows, N); one coordinate at a time.
+
+    In ratios alone, so that they are the same in any unit of z: with r = log(sigma/sigma') and g the gap of the means
+
+    distance = g²/4(sigma² + sigma'²) + log cosh(r)/2,      KL = g²/2sigma'² + (exp(2r) - 1 - 2r)/2.
+    """
+    distance, divergence = loc.new_zeros(len(loc), len(all_loc)), loc.new_zeros(len(loc), len(all_loc))
+    for mu, sigma, other, others in zip(*(x.unbind(1) for x in (loc, scale, all_loc, all_scale)), strict=True):
+        gap, ratio = mu[:, None] - other, sigma.log()[:, None] - others.log()
+        tail = torch.log1p((-2 * ratio.abs()).exp()) - math.log(2)  # log cosh r - |r|
+        distance += 0.25 * (gap / torch.hypot(sigma[:, None], others)).square() + 0.5 * (ratio.abs() + tail)
+        divergence += 0.5 * (gap / others).square() + 0.5 * torch.expm1(2 * ratio) - ratio
     return distance, divergence
 
 
-def _expected_kernel(loc: Tensor, variance: Tensor, other: Tensor, other_variance: Tensor, square: float) -> Tensor:
+def _expected_kernel(loc: Tensor, scale: Tensor, other: Tensor, other_scale: Tensor, length: Tensor) -> Tensor:
     """E k(z, z') for z from each row's Gaussian and z' from each other one, (rows, others)."""
     exponent, shrinkage = loc.new_zeros(len(loc), len(other)), loc.new_ones(len(loc), len(other))
     for j in range(loc.shape[1]):
-        total = square + variance[:, j, None] + other_variance[:, j]
-        exponent -= 0.5 * (loc[:, j, None] - other[:, j]).square() / total
-        shrinkage *= square / total
-    return exponent.exp() * shrinkage.sqrt()
+        total = torch.hypot(torch.hypot(scale[:, j, None], other_scale[:, j]), length)
+        exponent -= 0.5 * ((loc[:, j, None] - other[:, j]) / total).square()
+        shrinkage *= length / total
+    return exponent.exp() * shrinkage

@@ -11,12 +11,13 @@ in use. They are for training, when the other codes are out of date; once an enc
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_all, check_int, check_positive, check_same_device, check_tensor
+from vaebook._checks import at_least_single, check_all, check_int, check_positive, check_same_device, check_tensor
 
 Scheme = Literal["in-batch", "leave-one-out", "weighted", "stratified", "equal"]
 """Ways to weight the members of a batch; see `minibatch_weights`."""
@@ -144,7 +145,8 @@ def pairwise_log_prob(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
-        ValueError: shapes or devices disagree, a value is not finite, a scale is not positive.
+        ValueError: shapes or devices disagree, a value is not finite, a scale is not positive, or a log-density is
+            below the least number of the dtype.
 
     Example:
         >>> one = torch.ones(2, 1)
@@ -158,8 +160,10 @@ def pairwise_log_prob(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     check_tensor("loc", loc, tuple(z.shape))
     check_positive("scale", check_tensor("scale", scale, tuple(z.shape), finite=False))
     check_same_device(z=z, loc=loc, scale=scale)
-    code, loc, scale = z.mT[..., :, None], loc.mT[..., None, :], scale.mT[..., None, :]
-    return torch.distributions.Normal(loc, scale, validate_args=False).log_prob(code)
+    code, mean, unit = (x.double() for x in (z.mT[..., :, None], loc.mT[..., None, :], scale.mT[..., None, :]))
+    log_q = -0.5 * ((code - mean) / unit).square() - unit.log() - 0.5 * math.log(2 * math.pi)
+    result = log_q.to(at_least_single(z.dtype))
+    return check_all("z", result, result.isfinite(), "log-densities that are finite")
 
 
 def minibatch_log_prob(log_q: Tensor, weights: Tensor) -> Tensor:
@@ -172,7 +176,7 @@ def minibatch_log_prob(log_q: Tensor, weights: Tensor) -> Tensor:
         weights: w, (B, B), from `minibatch_weights`.
 
     Returns:
-        The estimates in nats, (..., B), in log_q's dtype; differentiable in log_q.
+        The estimates in nats, (..., B), in log_q's dtype, at least float32; differentiable in log_q.
 
     Raises:
         TypeError: an argument is not a floating-point tensor.
@@ -193,7 +197,7 @@ def minibatch_log_prob(log_q: Tensor, weights: Tensor) -> Tensor:
     check_same_device(log_q=log_q, weights=weights)
     check_all("weights", weights, (weights >= 0) & weights.isfinite(), "finite values, none negative")
     check_all("weights", weights.sum(-1), weights.sum(-1) > 0, "a positive weight in every row")
-    return (log_q.double() + weights.double().log()).logsumexp(-1).to(log_q.dtype)
+    return (log_q.double() + weights.double().log()).logsumexp(-1).to(at_least_single(log_q.dtype))
 
 
 def minibatch_information(log_q: Tensor, weights: Tensor) -> Tensor:
@@ -209,7 +213,7 @@ def minibatch_information(log_q: Tensor, weights: Tensor) -> Tensor:
         weights: w, (B, B), from `minibatch_weights`.
 
     Returns:
-        The estimates in nats, (...), in log_q's dtype; differentiable in log_q.
+        The estimates in nats, (...), in log_q's dtype, at least float32; differentiable in log_q.
 
     Raises:
         TypeError, ValueError: as `minibatch_log_prob`.
@@ -223,7 +227,7 @@ def minibatch_information(log_q: Tensor, weights: Tensor) -> Tensor:
     """
     precise = check_tensor("log_q", log_q, ("...", "B", "B")).double()
     log_hat = minibatch_log_prob(precise, weights)
-    return (precise.diagonal(dim1=-2, dim2=-1) - log_hat).mean(-1).to(log_q.dtype)
+    return (precise.diagonal(dim1=-2, dim2=-1) - log_hat).mean(-1).to(at_least_single(log_q.dtype))
 
 
 def minibatch_decomposition(log_q: Tensor, log_prior: Tensor, weights: Tensor) -> MinibatchDecomposition:
@@ -242,7 +246,8 @@ def minibatch_decomposition(log_q: Tensor, log_prior: Tensor, weights: Tensor) -
         weights: w, (B, B), from `minibatch_weights`; used for the joint density and for each marginal.
 
     Returns:
-        Information, total correlation and dimension-wise KL in nats, each (...), in log_q's dtype; differentiable.
+        Information, total correlation and dimension-wise KL in nats, each (...), in log_q's dtype, at least float32;
+        differentiable.
 
     Raises:
         TypeError, ValueError: as `minibatch_log_prob`; log_prior has another shape or is not finite.
@@ -264,4 +269,4 @@ def minibatch_decomposition(log_q: Tensor, log_prior: Tensor, weights: Tensor) -
     joint = minibatch_log_prob(precise.sum(-3), weights)
     marginals = minibatch_log_prob(precise, weights).sum(-2)
     parts = (own - joint, joint - marginals, marginals - log_prior.double().sum(-2))
-    return MinibatchDecomposition(*(part.mean(-1).to(log_q.dtype) for part in parts))
+    return MinibatchDecomposition(*(part.mean(-1).to(at_least_single(log_q.dtype)) for part in parts))

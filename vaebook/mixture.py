@@ -4,23 +4,42 @@ r"""A mixture of N diagonal Gaussians in D dimensions: what the aggregated poste
 
 The product over coordinates is *inside* the sum over components. Taking it outside gives another density, with
 up to N^D modes (`DiagGaussianMixture.log_prob_marginals` gives its factors). Everything is computed in
-float64 through `vaebook.kernels`, and returned in the dtype that came.
+float64 through `vaebook.kernels`, and returned in the dtype that came, but in no less than float32.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from vaebook import kernels
-from vaebook._checks import check_generator, check_positive, check_same_device, check_shape, check_tensor
-from vaebook.attention import cluster
+from vaebook import clusters, kernels
+from vaebook._checks import (
+    at_least_single,
+    check_generator,
+    check_positive,
+    check_same_device,
+    check_shape,
+    check_spread,
+    check_tensor,
+)
 
 NORMALISATION = 1e-5
-"""How far from 0 the log-sum of the log-weights may be."""
+"""How far from 0 the log-sum of the log-weights may be: more is a mistake, less the rounding of single precision."""
+CATEGORIES = 2**24
+"""The most components that torch.multinomial draws from."""
+
+
+def _unavailable(name: str, reason: str) -> Callable:
+    def method(self: DiagGaussianMixture, *_: Any, **__: Any) -> None:
+        raise NotImplementedError(f"{name}: {reason}")
+
+    method.__doc__ = f"Raise NotImplementedError: {reason}."
+    return method
 
 
 class DiagGaussianMixture(Distribution):
@@ -55,18 +74,20 @@ class DiagGaussianMixture(Distribution):
     arg_constraints: ClassVar[dict] = {}  # checked by ourselves, with better messages
     support = constraints.real_vector
     has_rsample = False
+    rsample = _unavailable("rsample", "which component a draw comes from is no differentiable choice; use sample")
+    expand = _unavailable("expand", "there is no batch shape; log_prob takes points of any shape (*s, D)")
+    entropy = _unavailable("entropy", "no closed form for a mixture; take the mean of -q.log_prob(q.sample((S,)))")
+    cdf = _unavailable("cdf", "points are vectors; one coordinate of the mixture is a mixture in one dimension")
+    icdf = _unavailable("icdf", "points are vectors; sample draws them")
+    enumerate_support = _unavailable("enumerate_support", "the support is continuous")
+    mode = property(_unavailable("mode", "a mixture may have many; vaebook.modes.find_modes lists them"))
 
     def __init__(
-        self,
-        loc: Tensor,
-        scale: Tensor,
-        log_weight: Tensor | None = None,
-        *,
-        validate_args: bool | None = None,
+        self, loc: Tensor, scale: Tensor, log_weight: Tensor | None = None, *, validate_args: bool | None = None
     ) -> None:
         check_tensor("loc", loc, ("N", "D"), finite=False)
         check_tensor("scale", scale, tuple(loc.shape), finite=False)
-        weight64 = loc.new_zeros(loc.shape[0]).double()
+        weight64 = torch.zeros(len(loc), dtype=torch.float64, device=loc.device)
         if log_weight is not None:
             weight64 = check_tensor("log_weight", log_weight, loc.shape[:1], finite=False).double()
         check_same_device(loc=loc, scale=scale, log_weight=weight64)
@@ -76,11 +97,46 @@ class DiagGaussianMixture(Distribution):
             check_positive("scale", scale)
             if log_weight is not None:
                 _check_log_weight(log_weight)
-        self.loc, self.scale = loc, scale
-        self._order: tuple[Tensor, int] | None = None
-        self._held: dict[bool, tuple[Tensor, Tensor, tuple[int, int], kernels.Components]] = {}  # see _components
-        self._log_weight = weight64 - weight64.logsumexp(0)
+        self.loc, self.scale = _outside_inference_mode(loc), _outside_inference_mode(scale)
+        self._log_weight = _outside_inference_mode(weight64 - weight64.logsumexp(0))
+        self._held: dict[str, Any] = {}  # see _prepared
         super().__init__(torch.Size(), loc.shape[1:], validate_args=False)
+
+    @classmethod
+    def from_arrays(
+        cls, loc: Any, *, scale: Any = None, var: Any = None, log_var: Any = None, log_weight: Any = None
+    ) -> DiagGaussianMixture:
+        r"""Make a mixture of numpy arrays, memory maps, lists or anything else that has an `__array__`.
+
+        Args:
+            loc: the means, (N, D).
+            scale: the standard deviations, (N, D). Give exactly one of these three.
+            var: or the variances, scale².
+            log_var: or the logarithms of the variances, 2 log scale.
+            log_weight: the logarithms of the weights, (N); None means 1/N each.
+
+        Returns:
+            The mixture, with copies of the arrays, in float64, or in float32 if loc has no more digits than that.
+
+        Raises:
+            TypeError: an argument is not an array of real numbers, or not exactly one spread is given.
+            ValueError: as `DiagGaussianMixture`.
+
+        Warns:
+            UserWarning: the values look like another spread than the one named.
+
+        Example:
+            >>> import numpy as np
+            >>> DiagGaussianMixture.from_arrays(np.zeros((3, 2)), log_var=np.full((3, 2), -2.0)).scale[0]
+            tensor([0.3679, 0.3679], dtype=torch.float64)
+        """
+        given = {"scale": scale, "var": var, "log_var": log_var}
+        given = {name: _as_tensor(name, value) for name, value in given.items() if value is not None}
+        if len(given) != 1:
+            raise TypeError(f"scale: expected exactly one of scale, var and log_var, got {list(given) or 'none'}")
+        ((name, spread),) = given.items()
+        loc, log_weight = _as_tensor("loc", loc), None if log_weight is None else _as_tensor("log_weight", log_weight)
+        return cls(loc, check_spread(name, spread), log_weight)
 
     def __repr__(self) -> str:
         """Show the sizes."""
@@ -92,31 +148,89 @@ class DiagGaussianMixture(Distribution):
         return self.loc.shape[0]
 
     @property
+    def latent_dim(self) -> int:
+        """D, the dimension of z."""
+        return self.loc.shape[1]
+
+    @property
     def log_weight(self) -> Tensor:
         """Normalised log-weights, (N)."""
-        return self._log_weight.to(self.loc.dtype)
+        return self._log_weight.to(at_least_single(self.loc.dtype))
+
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights, (N), means and standard deviations, (N, D), in float64."""
+        return self._log_weight, self.loc.double(), self.scale.double()
+
+    def config(self) -> dict[str, Any]:
+        """Return what a constructor would need beside the tensors: nothing."""
+        return {}
 
     def double(self) -> DiagGaussianMixture:
         """Return the same mixture in float64, its weights as exact as they are held (`log_weight` is rounded)."""
-        return DiagGaussianMixture(self.loc.double(), self.scale.double(), self._log_weight, validate_args=False)
+        return self.to(torch.float64)
+
+    def to(self, *args: Any, **kwargs: Any) -> DiagGaussianMixture:
+        """Return the mixture in another dtype or on another device, given as to `torch.Tensor.to`."""
+        loc, scale = self.loc.to(*args, **kwargs), self.scale.to(*args, **kwargs)
+        if loc is self.loc and scale is self.scale:
+            return self
+        other = DiagGaussianMixture(loc, scale, self._log_weight.to(loc.device), validate_args=False)
+        other._checks_values, other._log_weight = self._checks_values, self._log_weight.to(loc.device)
+        if loc.dtype == scale.dtype == torch.float64 and loc.device == self.loc.device:
+            other._held = self._held  # the same numbers
+        return other
+
+    def __getitem__(self, rows: Any) -> DiagGaussianMixture:
+        """Return the mixture of some components, by slice, mask or indices, their weights normalised anew.
+
+        Args:
+            rows: a slice, a boolean mask (N) or indices.
+
+        Returns:
+            The mixture of the components chosen, in that order.
+
+        Raises:
+            ValueError: none of positive weight is left.
+
+        Example:
+            >>> import torch
+            >>> DiagGaussianMixture(torch.zeros(3, 2), torch.ones(3, 2))[:2].log_weight.exp()
+            tensor([0.5000, 0.5000])
+        """
+        index = torch.arange(self.num_components, device=self.loc.device)[rows].reshape(-1)
+        if not bool((self._log_weight[index] > -torch.inf).any()):
+            raise ValueError("rows: expected at least one component of positive weight, got none")
+        part = DiagGaussianMixture(self.loc[index], self.scale[index], self._log_weight[index], validate_args=False)
+        part._checks_values, places = self._checks_values, self._held.get("places")
+        if places is not None and 2 * len(index) >= self.num_components:  # the clusters of most are good ones
+            moved = torch.full((self.num_components + 1,), len(index), device=index.device)
+            places = moved.index_copy(0, index, torch.arange(len(index), device=index.device))[places]
+            part._held["places"] = places if int((places < len(index)).sum()) == len(index) else None
+        return part
 
     @property
     def mean(self) -> Tensor:
         r"""$\sum_n w_n\mu_n$, (D)."""
-        return (self._weight @ self.loc.double()).to(self.loc.dtype)
+        return self._finite("mean", self._weight @ self.loc.double(), self.loc.dtype)
 
     @property
     def variance(self) -> Tensor:
         r"""The diagonal of `covariance`, (D)."""
-        centred = self.loc.double() - self._weight @ self.loc.double()
-        return (self._weight @ (centred.square() + self.scale.double().square())).to(self.loc.dtype)
+        centred, scale, unit = self._in_units()
+        return self._finite("variance", (centred.square() + scale.square()).sum(0) * unit * unit, self.loc.dtype)
+
+    @property
+    def stddev(self) -> Tensor:
+        r"""The square root of `variance`, (D); also where that is too large or small for a number."""
+        centred, scale, unit = self._in_units()
+        return self._finite("stddev", (centred.square() + scale.square()).sum(0).sqrt() * unit, self.loc.dtype)
 
     @property
     def covariance(self) -> Tensor:
         r"""$\sum_n w_n(\mathrm{diag}\,\sigma_n^2 + (\mu_n-m)(\mu_n-m)^\top)$ with m the mean, (D, D)."""
-        centred = self.loc.double() - self._weight @ self.loc.double()
-        within = torch.diag(self._weight @ self.scale.double().square())
-        return (within + (self._weight[:, None] * centred).mT @ centred).to(self.loc.dtype)
+        centred, scale, unit = self._in_units()
+        covariance = torch.diag(scale.square().sum(0)) + centred.mT @ centred
+        return self._finite("covariance", covariance * unit * unit[:, None], self.loc.dtype)
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats.
@@ -136,9 +250,7 @@ class DiagGaussianMixture(Distribution):
             >>> DiagGaussianMixture(torch.zeros(3, 2), torch.ones(3, 2)).log_prob(torch.zeros(4, 2)).shape
             torch.Size([4])
         """
-        rows = self._rows(z)
-        components = self._components(len(rows))
-        return kernels.logsumexp_terms(rows, components).reshape(z.shape[:-1]).to(z.dtype)
+        return self._sums(self._rows(z))[:, 0].reshape(z.shape[:-1]).to(at_least_single(z.dtype))
 
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
         r"""Log-density and its gradient in z, in one pass.
@@ -160,9 +272,9 @@ class DiagGaussianMixture(Distribution):
             >>> q.log_prob_and_score(torch.ones(2))[1]
             tensor([-1., -1.])
         """
-        rows = self._rows(z)
-        log_prob, score = kernels.logsumexp_and_score(rows, self._components(len(rows)))
-        return log_prob.reshape(z.shape[:-1]).to(z.dtype), score.reshape(z.shape).to(z.dtype)
+        both = self._sums(self._rows(z), score=True)
+        log_prob = both[:, 0].reshape(z.shape[:-1]).to(at_least_single(z.dtype))
+        return log_prob, self._finite("score", both[:, 1:].reshape(z.shape), z.dtype)
 
     def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
         r"""Log-density at z of the mixture without one component, renormalised.
@@ -188,22 +300,22 @@ class DiagGaussianMixture(Distribution):
         """
         rows = self._rows(z)
         if not isinstance(index, Tensor) or index.dtype != torch.long:
-            raise TypeError(f"index: expected a tensor of dtype torch.int64, got {_describe(index)}")
+            got = getattr(index, "dtype", type(index).__name__)
+            raise TypeError(f"index: expected a tensor of dtype torch.int64, got {got}")
         if index.shape != z.shape[:-1]:
             raise ValueError(f"index: expected shape {tuple(z.shape[:-1])}, got {tuple(index.shape)}")
         check_same_device(index=index, loc=self.loc)
-        if index.numel() and not (0 <= int(index.min()) and int(index.max()) < self.num_components):
-            got = f"{int(index.min())} to {int(index.max())}"
-            raise ValueError(f"index: expected values in [0, {self.num_components}), got {got}")
         flat = index.reshape(-1)
+        low, high = (int(end) for end in flat.aminmax()) if len(flat) else (0, 0)
+        if not (low >= 0 and high < self.num_components):
+            raise ValueError(f"index: expected values in [0, {self.num_components}), got {low} to {high}")
         remaining = _log_sum_of_others(self._log_weight)[flat]
         if bool(torch.isneginf(remaining).any()):
             raise ValueError(
                 "index: expected other components of positive weight to remain, got a mixture in which "
                 f"the component left out is the only one (N = {self.num_components})"
             )
-        log_prob = kernels.logsumexp_terms(rows, self._components(), exclude=flat) - remaining
-        return log_prob.reshape(z.shape[:-1]).to(z.dtype)
+        return (self._sums(rows, flat)[:, 0] - remaining).reshape(z.shape[:-1]).to(at_least_single(z.dtype))
 
     def log_prob_marginals(self, z: Tensor) -> Tensor:
         r"""Log-densities of the D one-dimensional marginals.
@@ -225,13 +337,10 @@ class DiagGaussianMixture(Distribution):
             >>> DiagGaussianMixture(torch.zeros(1, 2), torch.ones(1, 2)).log_prob_marginals(torch.zeros(2))
             tensor([-0.9189, -0.9189])
         """
-        rows = self._rows(z)
-        loc, scale = self.loc.double(), self.scale.double()
-        columns = [
-            kernels.logsumexp_terms(rows[:, [j]], kernels.prepare(loc[:, [j]], scale[:, [j]], self._log_weight))
-            for j in range(rows.shape[1])
-        ]
-        return torch.stack(columns, -1).reshape(z.shape).to(z.dtype)
+        rows, (log_weight, loc, scale) = self._rows(z), self.components()
+        parts = [kernels.prepare(loc[:, [j]], scale[:, [j]], log_weight) for j in range(rows.shape[1])]
+        columns = [_evaluate(rows[:, [j]], part)[:, 0] for j, part in enumerate(parts)]
+        return torch.stack(columns, -1).reshape(z.shape).to(at_least_single(z.dtype))
 
     def responsibilities(self, z: Tensor) -> Tensor:
         r"""Probability of each component given z.
@@ -254,7 +363,7 @@ class DiagGaussianMixture(Distribution):
             tensor([[0.5000, 0.5000]])
         """
         check_tensor("z", z, ("S", self.loc.shape[1]), finite=False, empty=True)
-        return kernels.softmax_terms(self._rows(z), self._components()).to(z.dtype)
+        return self._finite("responsibilities", kernels.responsibilities(self._rows(z), self._prepared()), z.dtype)
 
     def posterior_mean(self, z: Tensor, values: Tensor) -> Tensor:
         r"""Average of one value per component, weighted by the responsibilities.
@@ -280,9 +389,10 @@ class DiagGaussianMixture(Distribution):
         check_tensor("z", z, ("S", self.loc.shape[1]), finite=False, empty=True)
         check_tensor("values", values, (self.num_components, "P"))
         check_same_device(values=values, loc=self.loc)
-        return kernels.average_terms(self._rows(z), self._components(), values).to(z.dtype)
+        average = kernels.responsibilities(self._rows(z), self._prepared(), values)
+        return self._finite("posterior_mean", average, z.dtype)
 
-    def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw samples.
 
         Args:
@@ -305,7 +415,7 @@ class DiagGaussianMixture(Distribution):
         return self.sample_with_index(sample_shape, generator=generator)[0]
 
     def sample_with_index(
-        self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None
+        self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """Draw samples together with the component that each came from.
 
@@ -327,44 +437,119 @@ class DiagGaussianMixture(Distribution):
             True
         """
         check_generator(generator)
-        shape = check_shape("sample_shape", sample_shape)
+        shape, dtype = check_shape("sample_shape", sample_shape), at_least_single(self.loc.dtype)
         with torch.no_grad():
-            # multinomial refuses to draw nothing
-            index = torch.multinomial(self._weight, max(1, shape.numel()), replacement=True, generator=generator)
-            index = index[: shape.numel()]
-            loc, scale = self.loc[index], self.scale[index].to(self.loc.dtype)
-            noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
+            index = _draw(self._weight, shape.numel(), generator)
+            loc, scale = self.loc[index].to(dtype), self.scale[index].to(dtype)
+            noise = torch.randn(loc.shape, generator=generator, dtype=dtype, device=loc.device)
             return (loc + scale * noise).reshape(*shape, loc.shape[1]), index.reshape(shape)
 
     @property
     def _weight(self) -> Tensor:
         return self._log_weight.exp()
 
-    def _components(self, num_points: int = 0) -> kernels.Components:
-        """Prepare the components for the log-density at so many points, by clusters if that may pay; keep the result.
+    def _in_units(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Means about their mean and scales, (N, D), in units, (D), in which none of their squares overflows."""
+        used = self._log_weight > -torch.inf
+        loc, scale, weight = self.loc[used].double(), self.scale[used].double(), self._weight[used]
+        centred = loc - (0.5 * loc.detach().amin(0) + 0.5 * loc.detach().amax(0))
+        centred = centred - weight @ centred
+        unit = torch.maximum(centred.detach().abs().amax(0), scale.detach().amax(0))
+        return weight.sqrt()[:, None] * (centred / unit), weight.sqrt()[:, None] * (scale / unit), unit
 
-        What was kept is good until loc or scale is written to or replaced; torch counts the versions of a tensor.
-        """
-        loc, scale = self.loc.double(), self.scale.double()
-        changing = any(t.requires_grad or t.is_inference() for t in (loc, scale, self._log_weight))
-        if changing and torch.is_grad_enabled():
-            return kernels.prepare(loc, scale, self._log_weight)
-        by_clusters = self.num_components * num_points >= kernels.MANY and loc.device.type == "cpu"
-        if by_clusters and self._order is None:  # any order gives the same density: this one stays
-            self._order = cluster(loc.detach())
-        order = self._order if by_clusters else None
-        if changing:
-            return kernels.prepare(loc, scale, self._log_weight, order=order)
-        versions, held = (self.loc._version, self.scale._version), self._held.get(by_clusters)
-        if held is None or held[0] is not self.loc or held[1] is not self.scale or held[2] != versions:
-            prepared = kernels.prepare(loc, scale, self._log_weight, order=order)
-            held = self._held[by_clusters] = (self.loc, self.scale, versions, prepared)
-        return held[3]
+    def _finite(self, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+        """Round a result to a dtype, in no less than single precision, unless it overflows there."""
+        result = value.to(at_least_single(dtype))
+        if self._checks_values and not bool(result.isfinite().all()):
+            raise ValueError(f"{name}: expected finite values, got one too large for {result.dtype} or undetermined")
+        return result
+
+    def _prepared(self, num_points: int = 0) -> kernels.Components | clusters.Clusters:
+        """Prepare the components for so many points, in clusters if that may pay; keep them while they stay equal."""
+        if kernels.tracked(self.loc, self.scale, self._log_weight):
+            return kernels.prepare(self.loc.double(), self.scale.double(), self._log_weight)
+        held, given = self._held, (self.loc.double(), self.scale.double())
+        # Other names for the same memory, numpy arrays among them, may have been written to: only a look can tell.
+        with torch.inference_mode(False), torch.no_grad():
+            if "given" not in held or not all(map(torch.equal, held["given"], given)):
+                places = held.get("places")  # any division into clusters gives the same density: this one stays
+                held.clear()
+                held.update(given=tuple(x.clone() for x in given), places=places)
+            if not clusters.worth(self.num_components, num_points, self.loc.device):
+                held["all"] = held.get("all") or kernels.prepare(*held["given"], self._log_weight)
+                return held["all"]
+            if held["places"] is None:
+                held["places"] = clusters.cluster(held["given"][0])
+            held["some"] = held.get("some") or clusters.prepare(*held["given"], self._log_weight, held["places"])
+            return held["some"]
+
+    def _sums(self, rows: Tensor, exclude: Tensor | None = None, *, score: bool = False) -> Tensor:
+        return _evaluate(rows, self._prepared(len(rows) if exclude is None else 0), exclude, score=score)
 
     def _rows(self, z: Tensor) -> Tensor:
         check_tensor("z", z, ("...", self.loc.shape[1]), finite=self._checks_values, empty=True)
         check_same_device(z=z, loc=self.loc)
         return z.double().reshape(-1, self.loc.shape[1])
+
+
+class _LogProb(torch.autograd.Function):
+    """The log-density as a function of the points alone: its derivative is the score, which costs little more."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, prepared: Any, exclude: Tensor | None) -> Tensor:
+        both = _evaluate(z.detach(), prepared, exclude, score=True)
+        ctx.save_for_backward(z, both)
+        ctx.rest = prepared, exclude
+        return both[:, :1].clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        z, both = ctx.saved_tensors
+        if torch.is_grad_enabled():  # a second derivative may be wanted: make the score a function of z
+            both = _evaluate(z, *ctx.rest, score=True)
+        return gradient * both[:, 1:], None, None
+
+
+def _evaluate(z: Tensor, prepared: Any, exclude: Tensor | None = None, *, score: bool = False) -> Tensor:
+    """Log-density, (M, 1), and behind it the score, differentiable in what wants derivatives."""
+    chosen = isinstance(prepared, clusters.Clusters)
+    components = prepared.components if chosen else prepared
+    if kernels.tracked(*components) or (score and kernels.tracked(z)):
+        return kernels.dense(z, components, exclude, score=score)
+    if kernels.tracked(z):
+        return _LogProb.apply(z, prepared, exclude)
+    return (
+        clusters.evaluate(z, prepared, score=score) if chosen else kernels.all_pairs(z, prepared, exclude, score=score)
+    )
+
+
+def _draw(weight: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
+    """Draw indices with these probabilities, (num)."""
+    if len(weight) <= CATEGORIES:  # multinomial refuses to draw nothing, too
+        return torch.multinomial(weight, max(1, num), replacement=True, generator=generator)[:num]
+    total = weight.cumsum(0)
+    mark = torch.rand(num, generator=generator, dtype=weight.dtype, device=weight.device) * total[-1]
+    return torch.searchsorted(total, mark, right=True).clamp(max=int(weight.nonzero()[-1]))
+
+
+def _outside_inference_mode(tensor: Tensor) -> Tensor:
+    """Return the tensor, or a copy of it that can be used outside inference mode too."""
+    if not tensor.is_inference():
+        return tensor
+    with torch.inference_mode(False), torch.no_grad():
+        return tensor.clone()
+
+
+def _as_tensor(name: str, value: Any) -> Tensor:
+    """Copy what may become a numpy array of real numbers into a tensor of single or double precision."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = (value if value.dtype == torch.float64 else value.float()).numpy()
+    array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        raise TypeError(f"{name}: expected an array of real numbers, got {type(value).__name__} of dtype {array.dtype}")
+    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    return torch.from_numpy(array.astype(np.float32 if single else np.float64))
 
 
 def _check_log_weight(log_weight: Tensor) -> None:
@@ -385,7 +570,3 @@ def _log_sum_of_others(log_weight: Tensor) -> Tensor:
     after = torch.cat([log_weight.flip(0).logcumsumexp(0).flip(0)[1:], edge])
     others = torch.logaddexp(before, after)
     return others.masked_fill(others < nothing / 2, -torch.inf)
-
-
-def _describe(value: object) -> str:
-    return f"dtype {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

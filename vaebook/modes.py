@@ -54,24 +54,24 @@ def find_modes(
     check_int("max_steps", max_steps, minimum=1)
     check_number("tolerance", tolerance, above=0)
     check_number("separation", separation, above=0)
-    z = q.loc.double() if starts is None else check_tensor("starts", starts, ("S", q.loc.shape[1])).double()
-    # About the origin, where rounding is smallest: far from it the last digits would never come to rest.
-    origin = q.loc.double().mean(0)
-    z, q = z - origin, DiagGaussianMixture(q.loc.double() - origin, q.scale.double(), q.double().log_weight)
-    unit = q.scale.min().double()
-    precision = q.scale.double().square().reciprocal()
-    numerators = torch.cat([q.loc.double() * precision, precision], -1)
+    log_weight, loc, scale = (x.detach() for x in q.components())
+    z = loc if starts is None else check_tensor("starts", starts, ("S", q.latent_dim)).double()
+    # About the origin and in units of the smallest scale: elsewhere the last digits would never come to rest.
+    origin, unit = loc.mean(0), scale.min()
+    z, near = (z - origin) / unit, DiagGaussianMixture((loc - origin) / unit, scale / unit, log_weight)
+    precision = near.scale.square().reciprocal()
+    numerators = torch.cat([near.loc * precision, precision], -1)
     for _ in range(max_steps):
-        pull, stiffness = q.posterior_mean(z, numerators).chunk(2, -1)
+        pull, stiffness = near.posterior_mean(z, numerators).chunk(2, -1)
         z, previous = pull / stiffness, z
-        if bool(((z - previous).abs().amax(-1) < tolerance * unit).all()):
-            return _distinct_maxima(q, z, separation * unit) + origin
+        if bool(((z - previous).abs().amax(-1) < tolerance).all()):
+            return _distinct_maxima(near, z, separation) * unit + origin
     raise RuntimeError(
         f"max_steps: expected every start to stop, got movement after {max_steps} steps; raise max_steps"
     )
 
 
-def _distinct_maxima(q: DiagGaussianMixture, z: Tensor, distance: Tensor) -> Tensor:
+def _distinct_maxima(q: DiagGaussianMixture, z: Tensor, distance: float) -> Tensor:
     kept: list[Tensor] = []
     for point in z:
         if not any((point - other).norm() < distance for other in kept):

@@ -161,7 +161,10 @@ def mutual_information_quadrature(
         standard = torch.distributions.Normal(u.new_zeros(()), 1.0).log_prob(u)
         value = 0.0
         for n in range(len(loc)):  # one component at a time: all at once would need N × nodes
-            gain = standard - scale[n].log() - q_agg.log_prob((loc[n] + scale[n] * u)[:, None])
+            about = DiagGaussianMixture(
+                loc - loc[n], scale, q_agg.log_weight
+            )  # its own component at 0: u keeps its digits
+            gain = standard - scale[n].log() - about.log_prob((scale[n] * u)[:, None])
             value += float(weight[n] * torch.trapezoid(standard.exp() * gain, u))
         if abs(value - previous) <= tolerance:
             return value

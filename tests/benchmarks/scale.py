@@ -23,9 +23,8 @@ import torch
 from harness import ROOT, provenance
 from torch import Tensor
 
-from vaebook import DiagGaussianMixture, kernels
+from vaebook import DiagGaussianMixture, clusters, kernels
 from vaebook.aggregate import aggregated_posterior
-from vaebook.attention import COLUMNS, ROWS, attend, share_needed
 from vaebook.data import digits, fashion_mnist
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.priors import StandardNormal
@@ -79,7 +78,7 @@ def peers(q: DiagGaussianMixture) -> dict[str, list[tuple[dict[str, Any], Method
         ],
         "scikit-learn": [({"dtype": "float64", "chunk": c}, _chunked(_scikit(q), c)) for c in CHUNKS],
     }
-    if q._components(POINTS).clusters >= kernels.FEW:
+    if clusters.worth(n, POINTS, q.loc.device):
         found["choice of clusters alone"] = [({"dtype": "float32"}, _choice(q))]
     for name, make in (("KeOps", _keops), ("NumPyro", _numpyro)):
         try:
@@ -91,17 +90,19 @@ def peers(q: DiagGaussianMixture) -> dict[str, list[tuple[dict[str, Any], Method
 
 def _choice(q: DiagGaussianMixture) -> Method:
     """Not a log-density: the first half of ours, which finds out what can matter to each point."""
-    held = q._components(POINTS)
+    held = clusters.prepare(q.loc, q.scale, q.log_weight, clusters.cluster(q.loc))
 
-    return lambda z: share_needed(
-        kernels._queries(z, held).float(), held.rough, held.clusters, kernels._rough_error(z, held)
-    )
+    def method(z: Tensor) -> Tensor:
+        error = kernels.rounding_bound(z, held.components, torch.float32)
+        return clusters.needed(kernels.queries(z, held.components), held, error, torch.float32)[1]
+
+    return method
 
 
 def _attention(q: DiagGaussianMixture, dtype: torch.dtype) -> Method:
     held = kernels.prepare(q.loc, q.scale, q.log_weight)
-    keys = held.keys.to(dtype)
-    return lambda z: attend(kernels._queries(z, held).to(dtype), keys)[:, 0]
+    rounded_off = kernels.Components(*(x.to(dtype) for x in held))._replace(middle=torch.zeros((), dtype=dtype))
+    return lambda z: kernels.attend((z - held.middle).to(dtype), rounded_off)[:, 0]
 
 
 def _fused(q: DiagGaussianMixture) -> Method:
@@ -110,7 +111,7 @@ def _fused(q: DiagGaussianMixture) -> Method:
     attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
     def method(z: Tensor) -> Tensor:
-        queries = kernels._queries(z, held)[None, None]
+        queries = kernels.queries(z, held)[None, None]
         return attention(queries, keys, keys, 0.0, False, attn_mask=None, scale=1.0)[1][0, 0]
 
     return method
@@ -119,11 +120,11 @@ def _fused(q: DiagGaussianMixture) -> Method:
 def _floor(q: DiagGaussianMixture) -> Method:
     """Not a log-density: the matrix product and the exponentials that any dense method needs, in the same blocks."""
     held = kernels.prepare(q.loc, q.scale, q.log_weight)
-    buffer = torch.empty(ROWS * COLUMNS, dtype=torch.float64)
+    buffer = torch.empty(kernels.ROWS * kernels.COLUMNS, dtype=torch.float64)
 
     def method(z: Tensor) -> None:
-        for rows in kernels._queries(z, held).split(ROWS):
-            for part in held.keys.split(COLUMNS):
+        for rows in kernels.queries(z, held).split(kernels.ROWS):
+            for part in held.keys.split(kernels.COLUMNS):
                 block = buffer[: len(rows) * len(part)].view(len(rows), len(part))
                 # Clamped as ours: far below 0, where most real pairs are, exp alone would be slower still.
                 torch.mm(rows, part.mT, out=block).clamp_(min=-700.0).exp_()
@@ -164,7 +165,7 @@ def _keops(q: DiagGaussianMixture) -> list[tuple[dict[str, Any], Method]]:
         return (LazyTensor(constant[None, :, None]) - 0.5 * distance).logsumexp(1)[:, 0]
 
     def product(z: Tensor) -> Tensor:
-        scores = (LazyTensor(kernels._queries(z, held)[:, None]) * LazyTensor(held.keys[None])).sum(-1)
+        scores = (LazyTensor(kernels.queries(z, held)[:, None]) * LazyTensor(held.keys[None])).sum(-1)
         return scores.logsumexp(1)[:, 0]
 
     return [({"dtype": "float64", "form": "squares"}, squares), ({"dtype": "float64", "form": "product"}, product)]

@@ -1,0 +1,239 @@
+"""The density by clusters against the whole matrix, and what may be left out of it."""
+
+import math
+
+import pytest
+import torch
+
+from vaebook import clusters, kernels
+from vaebook.clusters import cluster
+from vaebook.mixture import DiagGaussianMixture
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=seeded(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("num", [1, 5, 256, 257, 1000, 2048, 3000])
+def test_clusters_hold_every_point_once(num):
+    places = cluster(normal(num, 3))
+    flat = places.flatten()
+    assert sorted(flat[flat < num].tolist()) == list(range(num))
+    assert bool((flat <= num).all())
+    assert places.shape[1] <= clusters.SIZE
+    assert places.numel() - num < len(places)
+
+
+def test_clusters_are_neighbours():
+    points = normal(4096, 2)
+    within = points[cluster(points)].var(1).mean()
+    assert within < 0.15 * points.var(0).mean()
+
+
+def test_few_points_are_one_cluster():
+    assert [len(cluster(normal(n, 2))) for n in (1, 256, 257, 512, 513)] == [1, 1, 2, 2, 4]
+
+
+def mixture(num=3000, dim=4, log_scale=-2.0, seed=0):
+    loc = 2 * normal(num, dim, seed=seed)
+    scale = (log_scale + 0.5 * normal(num, dim, seed=seed + 1)).exp()
+    log_weight = torch.log_softmax(8 * normal(num, seed=seed + 2), 0)  # down to e^-30 and below
+    log_weight[::7] = -torch.inf
+    return DiagGaussianMixture(loc, scale, log_weight.log_softmax(0))
+
+
+def in_clusters(q):
+    return clusters.prepare(*q.components()[1:], q.components()[0], cluster(q.loc))
+
+
+def dense(q, z):
+    terms = torch.distributions.Normal(q.loc, q.scale).log_prob(z[:, None]).sum(-1) + q.log_weight
+    pull = (q.loc - z[:, None]) / q.scale.square()
+    return terms.logsumexp(1), (terms.softmax(1)[..., None] * pull).sum(1)
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """The precisions and forms of the calls that choose clusters, and how many points each has."""
+    calls, original = [], clusters._chosen
+
+    def watched(z, held, error, dtype, **how):
+        calls.append((dtype, how["direct"], len(z)))
+        return original(z, held, error, dtype, **how)
+
+    monkeypatch.setattr(clusters, "_chosen", watched)
+    return calls
+
+
+@pytest.mark.parametrize("dim", [1, 2, 10])
+@pytest.mark.parametrize("log_scale", [0.0, -2.0, -4.0])
+def test_the_density_by_clusters_is_the_dense_one_to_what_was_promised(chosen, dim, log_scale):
+    q = mixture(dim=dim, log_scale=log_scale)
+    z = torch.cat([q.sample((600,), generator=seeded()), q.loc[:100], q.loc[:100] + 40 * q.scale[:100]])
+    want, score = dense(q, z)
+    for call in (lambda: (q.log_prob(z), score), lambda: q.log_prob_and_score(z)):
+        chosen.clear()
+        got, got_score = call()
+        assert sum(num for _, _, num in chosen) > 500
+        assert (got - want).abs().max() <= max(1e-8, 1e-12 * want.abs().max())
+        assert ((got_score - score) * q.scale.amin()).abs().max() < 1e-7
+
+
+def test_every_precision_and_form_is_met(chosen):
+    met = set()
+    for log_scale, dim in ((-1.0, 3), (-5.0, 3), (-8.0, 2)):
+        loc = 3 * normal(6_000, dim)
+        given = loc, torch.full_like(loc, math.exp(log_scale)), loc.new_zeros(6_000)
+        z = torch.cat([loc[:300] + 0.3 * given[1][:300], loc[:20] + 1e8])
+        for score in (False, True):
+            chosen.clear()
+            got = clusters.evaluate(z, clusters.prepare(*given, cluster(loc)), score=score)
+            want = kernels.all_pairs(z, kernels.prepare(*given), score=score)
+            torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-8 * math.exp(-log_scale))
+            met |= {call[:2] for call in chosen}
+            assert sum(call[2] for call in chosen) == 300  # the far ones are summed over all pairs
+    assert met == {(torch.float32, False), (torch.float32, True), (torch.float64, True)}
+
+
+def test_leaving_clusters_out_costs_no_more_than_the_bound_and_saves_work(monkeypatch):
+    q = mixture(num=20_000, dim=3, log_scale=-3.0)
+    z, seen = q.sample((400,), generator=seeded()), []
+    inner = kernels.weigh
+    monkeypatch.setattr(kernels, "weigh", lambda terms, *a, **k: seen.append(terms.numel()) or inner(terms, *a, **k))
+    got = q.log_prob(z)
+    assert 0 < sum(seen) < 0.2 * len(z) * q.num_components
+    assert (got - dense(q, z)[0]).abs().max() < 2 * clusters.NEGLIGIBLE
+
+
+def test_a_threshold_that_is_too_high_would_be_seen(monkeypatch):
+    q = mixture(num=20_000, dim=3, log_scale=-1.0)
+    z = q.sample((400,), generator=seeded())
+    monkeypatch.setattr(clusters, "NEGLIGIBLE", 1e5)
+    assert (q.log_prob(z) - dense(q, z)[0]).abs().max() > 1e-8
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("error", [0.0, 3.0, 20.0])
+def test_no_cluster_is_left_out_that_the_rounding_error_might_have_hidden(dtype, error):
+    """What is left out wrongly would be far too small to see in a density, so look at which are needed."""
+    held = in_clusters(mixture(num=4_000, dim=2, log_scale=-3.0))
+    z = 2 * normal(50, 2, seed=5)
+    terms = kernels.queries(z, held.components).to(dtype) @ held.keys[dtype].mT
+    maxima = terms.view(50, -1, held.size).amax(2)
+    reach = math.log(len(held.components.loc)) + math.log(1e10) + 2 * error
+    want = maxima >= maxima.amax(1, keepdim=True) - reach
+    given = kernels.queries(z, held.components), held, torch.full((50,), error, dtype=torch.float64), dtype
+    top, needed = clusters.needed(*given)
+    assert top.dtype == torch.float64 and torch.equal(top, maxima.amax(1, keepdim=True).double())
+    assert 0 < int(needed.sum()) < needed.numel() and torch.equal(needed, want)
+
+
+@pytest.mark.parametrize(("log_scale", "dtype"), [(-1.0, torch.float32), (-8.0, torch.float64)])
+def test_clusters_are_chosen_with_the_error_of_the_terms_that_choose_them(monkeypatch, log_scale, dtype):
+    loc = 3 * normal(6_000, 3)
+    given = loc, torch.full_like(loc, math.exp(log_scale)), loc.new_zeros(6_000)
+    held, z, asked = clusters.prepare(*given, cluster(loc)), loc[:500] + 0.1, []
+    original = clusters.needed
+    monkeypatch.setattr(clusters, "WORTH", 1.0)
+    monkeypatch.setattr(clusters, "needed", lambda *a: asked.append(a) or original(*a))
+    clusters.evaluate(z, held)
+    bound = kernels.rounding_bound(z, held.components, dtype)
+    tried = (
+        [bound[:: 500 // clusters.SAMPLE]] if dtype is torch.float32 else []
+    )  # squares are never traded for products
+    for (_, _, error, precision), want in zip(asked, [*tried, bound], strict=True):
+        assert precision == dtype
+        torch.testing.assert_close(error, want, rtol=0, atol=0)
+
+
+def test_the_last_component_keeps_its_place_in_the_direct_form():
+    loc = normal(5_000, 2)
+    loc[-1] = 40.0
+    held = clusters.prepare(loc, torch.full_like(loc, math.exp(-8.5)), loc.new_zeros(5_000), cluster(loc))
+    both = clusters.evaluate(loc[-1] + torch.zeros(600, 1), held, score=True)
+    want = 2 * 8.5 - math.log(2 * math.pi)
+    torch.testing.assert_close(both[:, 0], torch.full((600,), want, dtype=torch.float64), rtol=1e-12, atol=0)
+    assert float(both[:, 1:].abs().max()) < 1e-200
+
+
+def test_the_direct_form_is_never_traded_for_the_expanded_one(monkeypatch):
+    monkeypatch.setattr(clusters, "WORTH", -1.0)
+    loc = normal(5_000, 2)
+    given = loc, torch.full_like(loc, math.exp(-12.0)), loc.new_zeros(5_000)
+    z = loc[:600] + given[1][:600]
+    want = kernels.all_pairs(z, kernels.prepare(*given))
+    got = clusters.evaluate(z, clusters.prepare(*given, cluster(loc)))
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_where_nearly_all_clusters_are_needed_all_pairs_are_visited(monkeypatch):
+    visited, original = [], kernels.attend
+    monkeypatch.setattr(kernels, "attend", lambda z, *a, **k: visited.append(len(z)) or original(z, *a, **k))
+    loc = normal(5_000, 2)
+    for scale, count in ((3.0, [700]), (0.05, [])):
+        given = loc, torch.full_like(loc, scale), loc.new_zeros(5_000)
+        visited.clear()
+        got = clusters.evaluate(loc[:700], clusters.prepare(*given, cluster(loc)))
+        assert [num for num in visited if num] == count
+        torch.testing.assert_close(got, kernels.all_pairs(loc[:700], kernels.prepare(*given)), rtol=0, atol=1e-9)
+
+
+def test_clusters_are_considered_from_so_many_pairs_on():
+    device = torch.device("cpu")
+    assert clusters.PAIRS == 256 * 2**13
+    assert clusters.worth(2**13, 256, device) and not clusters.worth(2**13, 255, device)
+    assert clusters.worth(2_049, 10_000, device) and not clusters.worth(2_048, 10_000, device)
+    assert not clusters.worth(2**13, 256, torch.device("cuda"))
+
+
+def test_bands_of_points_change_nothing(monkeypatch):
+    q = mixture()
+    z = q.sample((50,), generator=seeded())
+    want = clusters.evaluate(z, in_clusters(q), score=True)
+    for name in ("BAND", "ROWS", "COLUMNS"):
+        monkeypatch.setattr(clusters, name, 7)
+    got = clusters.evaluate(z, in_clusters(q), score=True)
+    torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_derivatives_in_the_points_come_from_the_score_and_can_be_taken_again():
+    q = DiagGaussianMixture(normal(5, 2), (0.3 * normal(5, 2, seed=1)).exp())
+    z = normal(4, 2, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(q.log_prob, z)
+    assert torch.autograd.gradgradcheck(q.log_prob, z)
+    index = torch.arange(4)
+    assert torch.autograd.gradcheck(lambda z: q.log_prob_leave_one_out(z, index), z)
+
+
+def test_derivatives_by_clusters_are_the_dense_ones():
+    q = mixture()
+    z = q.sample((800,), generator=seeded()).requires_grad_()
+    score = dense(q, z)[1]
+    value = q.log_prob(z)
+    (slope,) = torch.autograd.grad(value.sum(), z, create_graph=True)
+    torch.testing.assert_close(slope, score, rtol=1e-7, atol=1e-7)
+    (curved,) = torch.autograd.grad(slope.square().sum(), z)
+    (wanted,) = torch.autograd.grad(score.square().sum(), z)
+    torch.testing.assert_close(curved, wanted, rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("far", [1e3, 1e5])
+def test_derivative_far_off_the_data(far):
+    scale = math.exp(-6)
+    for tracked in (False, True):
+        loc = torch.zeros(6, 1, dtype=torch.float64, requires_grad=tracked)
+        z = torch.tensor([[far]], dtype=torch.float64, requires_grad=True)
+        q = DiagGaussianMixture(loc, torch.full((6, 1), scale, dtype=torch.float64))
+        (slope,) = torch.autograd.grad(q.log_prob(z).sum(), z)
+        torch.testing.assert_close(slope, torch.tensor([[-far / scale**2]], dtype=torch.float64), rtol=1e-12, atol=0)
+
+
+def test_score_where_the_direct_form_is_chosen():
+    loc = torch.tensor([[0.3], [1e6]], dtype=torch.float64)
+    q = DiagGaussianMixture(loc, torch.full((2, 1), math.exp(-6), dtype=torch.float64))
+    z = loc[:1] + 1e-6
+    torch.testing.assert_close(q.log_prob_and_score(z)[1], (loc[:1] - z) * math.exp(12), rtol=1e-12, atol=0)

@@ -1,0 +1,156 @@
+r"""The same sums as in `vaebook.kernels`, but only over the components that can matter to a point.
+
+Components are put in order once, so that neighbours stand together in clusters (`cluster`). For each point all
+log-terms are made by one matrix product in float32, or in float64 if that would be too rough, and only the largest of
+each cluster is kept. A cluster whose largest term is below that of the best one by more than log N - log `NEGLIGIBLE`,
+and twice the rounding error, adds together with all others like it at most a share `NEGLIGIBLE` to the sum. It is left
+out; the others are summed exactly, by the functions of the kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vaebook import kernels
+
+SIZE = 256
+"""Largest number of components in a cluster."""
+PAIRS, COMPONENTS = 2**21, 2**11
+"""Pairs of a point and a component, and components, from which on choosing clusters may be faster than all pairs."""
+BAND, ROWS, COLUMNS = 4096, 512, 2048
+"""Points of which the largest terms are held at once; points and components of which all terms are, for the cache."""
+NEGLIGIBLE = 1e-10
+"""What all clusters that are left out may add to the log-density, in nats."""
+ROUGH = 8.0
+"""Nats by which a term may be off, by its bound, if clusters are to be chosen by it: more would leave out too few."""
+SAMPLE, WORTH = 64, 0.45
+"""Points on which is tried whether choosing saves work, and the share of clusters that may be needed if it does."""
+
+
+class Clusters(NamedTuple):
+    """Components in clusters; see `prepare`."""
+
+    components: kernels.Components  # in order, cluster after cluster; each is filled up with components of weight zero
+    keys: dict[torch.dtype, Tensor]  # by the precision in which clusters are chosen
+    size: int  # components in a cluster
+
+
+def worth(num_components: int, num_points: int, device: torch.device) -> bool:
+    """Whether clusters may make it faster; on other devices than the processor they never do."""
+    return device.type == "cpu" and num_components > COMPONENTS and num_components * num_points >= PAIRS
+
+
+def cluster(points: Tensor) -> Tensor:
+    """Divide points into clusters of neighbours, by halving the widest dimension again and again.
+
+    Args:
+        points: (N, D).
+
+    Returns:
+        The places of the points of each cluster, (clusters, size), long; N where a cluster has fewer than others.
+
+    Example:
+        >>> cluster(torch.arange(6.0)[:, None])
+        tensor([[0, 1, 2, 3, 4, 5]])
+    """
+    num = len(points)
+    levels = max(0, math.ceil(math.log2(num / SIZE)))
+    order = torch.arange(-(-num // 2**levels) * 2**levels, device=points.device)
+    points = torch.cat([points, points[:1].expand(len(order) - num, -1)])
+    for level in range(levels):
+        groups = order.view(2**level, -1)
+        widest = points[groups].var(1).argmax(-1)
+        order = groups.gather(1, points[groups, widest[:, None]].argsort(1)).flatten()
+    return order.clamp(max=num).view(2**levels, -1)
+
+
+def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor, places: Tensor) -> Clusters:
+    """Prepare components, given as for `kernels.prepare`, in the clusters that `cluster` found."""
+    index = places.flatten().clamp(max=len(loc) - 1)
+    log_weight = log_weight[index].masked_fill(places.flatten() == len(loc), -torch.inf)
+    components = kernels.prepare(loc[index], scale[index], log_weight)
+    keys = {torch.float32: components.keys.float(), torch.float64: components.keys}
+    return Clusters(components, keys, places.shape[1])
+
+
+def evaluate(z: Tensor, clusters: Clusters, *, score: bool = False) -> Tensor:
+    """Compute what `kernels.all_pairs` does, without visiting all pairs where they need not be visited.
+
+    Args:
+        z: points, (M, D), float64.
+        clusters: from `prepare`.
+        score: append the score.
+
+    Returns:
+        (M, 1), or (M, 1 + D) with the score.
+
+    Example:
+        >>> loc = torch.randn(600, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        >>> given = loc, torch.full_like(loc, 0.1), torch.zeros(600, dtype=torch.float64)
+        >>> everything = kernels.all_pairs(loc, kernels.prepare(*given))
+        >>> bool((everything - evaluate(loc, prepare(*given, cluster(loc)))).abs().max() < 1e-9)
+        True
+    """
+    results, left = z.new_empty(len(z), 1 + z.shape[1] * score), torch.ones(len(z), dtype=torch.bool)
+    rough = kernels.too_rough(z, clusters.components)
+    for dtype, direct in product(clusters.keys, (False, True)):
+        error = kernels.rounding_bound(z, clusters.components, dtype)
+        index = (left & (rough == direct) & (error <= ROUGH)).nonzero()[:, 0]
+        if len(index):
+            results[index] = _chosen(z[index], clusters, error[index], dtype, direct=direct, score=score)
+            left[index] = False
+    results[left] = kernels.all_pairs(z[left], clusters.components, score=score)
+    return results
+
+
+def _chosen(z: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype, *, direct: bool, score: bool) -> Tensor:
+    """Sum over the clusters that can matter to each point."""
+    components, points = clusters.components, kernels.queries(z, clusters.components)
+    step = max(1, len(z) // SAMPLE)
+    if not direct and float(needed(points[::step], clusters, error[::step], dtype)[1].float().mean()) > WORTH:
+        return kernels.attend(z, components, score=score)
+    results = z.new_empty(len(z), 1 + z.shape[1] * score)
+    for band in torch.arange(len(z)).split(BAND):
+        top, wanted = needed(points[band], clusters, error[band], dtype)
+        points[band, -2:-1] = -top
+        sums = z.new_zeros(len(band), 1 + (1 if direct else 2) * z.shape[1] * score)
+        for k, column in enumerate(wanted.mT.contiguous()):
+            index = column.nonzero()[:, 0]
+            if len(index):
+                sums.index_add_(0, index, _sum_over(k, z[band[index]], points[band[index]], clusters, direct, score))
+        if direct:
+            results[band] = torch.cat([sums[:, -1:].log() + top, sums[:, :-1] / sums[:, -1:]], 1)
+        else:
+            results[band] = kernels.finish(z[band], components, top, sums)
+    return results
+
+
+def _sum_over(k: int, z: Tensor, points: Tensor, clusters: Clusters, direct: bool, score: bool) -> Tensor:
+    """Sum over one cluster what `_chosen` needs, about minus the last column but one of the queries."""
+    members = slice(k * clusters.size, (k + 1) * clusters.size)
+    if not direct:
+        keys = clusters.components.keys[members]
+        return kernels.weigh(points @ keys.mT, keys, score=score)
+    loc, scale, normaliser, keys = (x[members] for x in clusters.components[:4])
+    part = clusters.components._replace(loc=loc, scale=scale, normaliser=normaliser, keys=keys)
+    found = kernels.dense(z, part, score=score)
+    weight = (found[:, :1] + points[:, -2:-1]).exp()
+    return torch.cat([weight * found[:, 1:], weight], 1)
+
+
+def needed(points: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Largest term of each point, (M, 1), roughly, and which clusters can matter to it, (M, clusters)."""
+    keys, size, points = clusters.keys[dtype], clusters.size, points.to(dtype)
+    step, count = max(1, COLUMNS // size), len(keys) // size
+    maxima, buffer = points.new_empty(len(points), count), points.new_empty(min(ROWS, len(points)) * step * size)
+    for start, first in product(range(0, len(points), ROWS), range(0, count, step)):
+        rows, part = points[start : start + ROWS], keys[first * size : (first + step) * size]
+        terms = torch.mm(rows, part.mT, out=buffer[: len(rows) * len(part)].view(len(rows), len(part)))
+        maxima[start : start + ROWS, first : first + step] = terms.view(len(rows), -1, size).amax(2)
+    top, reach = maxima.amax(1, keepdim=True), math.log(len(keys)) - math.log(NEGLIGIBLE)
+    return top.double(), maxima >= top - (reach + 2 * error[:, None]).to(dtype)
