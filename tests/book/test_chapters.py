@@ -2,7 +2,7 @@
 
 import gates
 import pytest
-from fingerprint import ROOT, chapters, read_md
+from fingerprint import ROOT, chapters, read_md, why_stale
 
 CHAPTERS = {md.relative_to(ROOT / "book").with_suffix("").as_posix(): md for md in chapters()}
 PAGES = [*sorted((ROOT / "book").rglob("*.md")), ROOT / "README.md"]
@@ -15,6 +15,10 @@ def md(request):
 
 def test_md_and_ipynb_hold_the_same_cells(md):
     assert gates.pairing(md) == []
+
+
+def test_outputs_are_those_of_the_present_code(md):
+    assert why_stale(md) is None, "`make execute` renews them"
 
 
 def test_outputs_are_stored_whole_and_in_order(md):
