@@ -1,35 +1,55 @@
-"""How nbval compares a chapter's outputs with the stored ones; at the root, or it is not loaded for book/.
+"""How nbval compares a notebook's outputs with the stored ones; at the root, or it is not loaded for the notebooks.
 
 Plain nbval compares text exactly, so that the last digit of a float fails on another machine; it never compares images;
-and it passes cells that were never run. Here numbers may differ by one part in a thousand, images in a few pixels, and
-cells that were not run, or not in order, or that ended in an error, fail.
+it passes cells that were never run; and a comment or a tag in a cell makes it compare nothing. Here numbers may differ
+by one part in a thousand, images by what no eye can see, and cells that were not run, or not in order, that ended in an
+error, or that ask not to be compared, fail. Exceptions are listed in pytest's setting `not_compared`, with a reason.
+
+Nothing here knows of this book: with compare.py it can be taken into another one (see CONTRIBUTING.md).
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
-import nbval.plugin
+import compare
+import pytest
 
-sys.path.insert(0, str(Path(__file__).parent / "book" / "experiments"))
-sys.path.insert(0, str(Path(__file__).parent / "book" / "_tools"))
+try:
+    import nbval.plugin
+except ModuleNotFoundError:  # everything else can be tested without it
+    nbval = None
 
-from compare import Output
+MARKERS = {"skip": True, "check": False, "check_exception": True}
+"""Options of nbval's, as markers in a cell set them, with the value that keeps an output from being compared."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the one setting."""
+    parser.addini("not_compared", "cells that may hide from nbval: 'folder/name.ipynb:3 reason'", "linelist", [])
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Put the pictures that differ below the project's root."""
+    compare.DIFFS = config.rootpath / compare.DIFFS
 
 
 def _sanitize(cell: nbval.plugin.IPyNbCell, text: object) -> object:
     if not isinstance(text, str):
         return text
-    chapter = Path(cell.path).with_suffix("")
-    return Output(text, f"{chapter.parent.name}-{chapter.name}-cell{cell.cell_num + 1}")
+    name = "-".join(Path(_place(cell)).with_suffix("").parts[-2:])
+    return compare.Output(text, f"{name}-cell{cell.cell_num + 1}")
 
 
 def _runtest(cell: nbval.plugin.IPyNbCell) -> None:
-    count, stored = cell.cell.execution_count, cell.cell.outputs
-    if count != cell.cell_num + 1:
+    count, stored, number = cell.cell.execution_count, cell.cell.outputs, cell.cell_num + 1
+    allowed = dict(line.split(maxsplit=1) for line in cell.config.getini("not_compared"))
+    marked = [name for name, hides in MARKERS.items() if bool(cell.options[name]) is hides]
+    if marked and f"{_place(cell)}:{number}" not in allowed:
+        cell.raise_cell_error(f"Code cell {number} asks not to be compared; not_compared lists the cells that may")
+    if count != number:
         ran = "was never run" if count is None else f"was run as number {count}"
-        cell.raise_cell_error(f"Code cell {cell.cell_num + 1} {ran}; run all cells in order (make execute)")
+        cell.raise_cell_error(f"Code cell {number} {ran}; run all cells in order")
     if any(output.output_type == "error" for output in stored) and not cell.options["check_exception"]:
         cell.raise_cell_error("The stored output is an error")
     _nbval_runtest(cell)
@@ -37,14 +57,19 @@ def _runtest(cell: nbval.plugin.IPyNbCell) -> None:
 
 def _collect(notebook: nbval.plugin.IPyNbFile) -> object:
     # Pictures are compared, by Output. What goes to stderr is not: it depends on the machine (process ids, the
-    # processor's features); no chapter may store any, see tests/book/test_chapters.py.
+    # processor's features).
     skipped = [key for key in notebook.skip_compare if key not in ("image/png", "image/jpeg")]
     notebook.skip_compare = (*skipped, "stderr")
     return _nbval_collect(notebook)
 
 
-_nbval_runtest = nbval.plugin.IPyNbCell.runtest
-_nbval_collect = nbval.plugin.IPyNbFile.collect
-nbval.plugin.IPyNbCell.sanitize = _sanitize
-nbval.plugin.IPyNbCell.runtest = _runtest
-nbval.plugin.IPyNbFile.collect = _collect
+def _place(cell: nbval.plugin.IPyNbCell) -> str:
+    return cell.path.relative_to(cell.config.rootpath).as_posix()
+
+
+if nbval is not None:
+    _nbval_runtest = nbval.plugin.IPyNbCell.runtest
+    _nbval_collect = nbval.plugin.IPyNbFile.collect
+    nbval.plugin.IPyNbCell.sanitize = _sanitize
+    nbval.plugin.IPyNbCell.runtest = _runtest
+    nbval.plugin.IPyNbFile.collect = _collect

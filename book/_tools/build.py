@@ -9,18 +9,23 @@ import sys
 from pathlib import Path
 
 from fingerprint import ROOT, chapters, why_stale
+from links import dead_links
 
 STRICT = ["-W", "--keep-going", "-n"]
 
 
 def build(output: Path, *, builder: str = "html", root: Path = ROOT) -> int:
-    """Build into output/_build/BUILDER, with every warning an error; returns the exit status."""
+    """Build into output/_build/BUILDER; every warning and every dead link is an error. Returns the exit status."""
     # Always from nothing: an incremental build does not repeat the warnings of pages that did not change.
     shutil.rmtree(output / "_build" / builder, ignore_errors=True)
     shutil.rmtree(output / "_build" / ".doctrees", ignore_errors=True)
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     command = [jupyter_book, "build", root, "--path-output", output, "--builder", builder, "--all", "--quiet", *STRICT]
-    return subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, check=False).returncode
+    status = subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, check=False).returncode
+    dead = dead_links(output / "_build" / builder) if builder == "html" and not status else []
+    for link in dead:
+        print(f"dead link: {link}", file=sys.stderr)
+    return status or min(len(dead), 1)
 
 
 def main() -> int:

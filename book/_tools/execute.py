@@ -16,10 +16,24 @@ from pathlib import Path
 
 import jupytext
 import nbformat
-from fingerprint import MYST, ROOT, as_md, chapters, fingerprint, inputs, read_ipynb, read_md, source_hash, why_stale
+from fingerprint import (
+    MYST,
+    ROOT,
+    BrokenNotebookError,
+    as_md,
+    chapters,
+    fingerprint,
+    inputs,
+    read_ipynb,
+    read_md,
+    source_hash,
+    why_stale,
+)
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
+
+from vaebook._checkpoint import write_atomically
 
 LANGUAGE = {  # without Python's version, which nbclient would add and which differs from machine to machine
     "codemirror_mode": {"name": "ipython", "version": 3},
@@ -50,6 +64,9 @@ def main() -> int:
         start = time.monotonic()
         try:
             done = update(md, force=options.all, keep=options.keep)
+        except KeyboardInterrupt:
+            print(f"stopped {name}: nothing of it was stored", file=sys.stderr)
+            return 130
         except ChapterError as error:
             failed += 1
             print(f"FAILED  {name}: {error}", file=sys.stderr, flush=True)
@@ -61,14 +78,14 @@ def main() -> int:
 def update(md: Path, *, force: bool = False, keep: str | None = None) -> str:
     """Bring one chapter's notebook up to date and say what was done."""
     ipynb = md.with_suffix(".ipynb")
-    if ipynb.exists():
+    stored = _stored(md, ipynb, keep)
+    if stored is not None:
         settle_differences(md, ipynb, keep)
     if not force and why_stale(md) is None:
         return "fresh"
     normalise(md)
     notebook = read_md(md)
     marks = {"fingerprint": fingerprint(notebook), "source": source_hash(notebook)}
-    stored = read_ipynb(ipynb) if ipynb.exists() else None
     if force or stored is None or stored.metadata.get("vaebook", {}).get("fingerprint") != marks["fingerprint"]:
         run(notebook, md.parent)
         done = "executed"
@@ -149,6 +166,17 @@ def _selected(chapter: str | None) -> list[Path]:
     return chosen
 
 
+def _stored(md: Path, ipynb: Path, keep: str | None) -> NotebookNode | None:
+    """Read the notebook that is there; one that cannot be read counts as none if the .md is to win."""
+    try:
+        return read_ipynb(ipynb) if ipynb.exists() else None
+    except BrokenNotebookError as error:
+        if keep == "md":
+            return None
+        remedy = f"`make execute CHAPTER={_chapter(md)} KEEP=md` makes it anew from the .md."
+        raise ChapterError(f"{error}. {remedy}") from None
+
+
 def _chapter(md: Path) -> str:
     return md.relative_to(ROOT / "book").with_suffix("").as_posix()
 
@@ -165,9 +193,7 @@ def _failing_cell(notebook: NotebookNode) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    temporary.replace(path)
+    write_atomically(path, text.encode())
 
 
 if __name__ == "__main__":

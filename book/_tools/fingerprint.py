@@ -1,26 +1,31 @@
 """What a chapter's stored outputs depend on, and whether any of it has changed since they were computed.
 
-A chapter is a MyST file with a kernelspec, `NAME.md`, beside its executed twin, `NAME.ipynb`. Two hashes are kept in
-the twin's metadata under `vaebook`: `source` covers all cells, `fingerprint` everything that the outputs depend on: the
-code cells, the package, the lock and the results files that the chapter reads.
+A chapter is a MyST file with a kernelspec, `NAME.md`, beside its executed twin, `NAME.ipynb`. Kept in the twin's
+metadata under `vaebook` are `source`, a hash of all cells, and `fingerprint`, one hash for each thing that the outputs
+depend on: the chapter's code, the lock, the modules that it reaches (see reach.py) and the data that it or they read
+(see reads.py). Of code the syntax tree counts: comments, docstrings and layout make nothing stale.
 """
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import jupytext
 import nbformat
 from jupytext.config import load_jupytext_configuration_file
 from nbformat import NotebookNode
+from reach import Reach
+from reads import data_files, data_read
 
 MYST = {"extension": ".md", "format_name": "myst"}
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = re.compile(r"results/([\w./-]+?\.json)|load_results\(\s*[\"']([\w./-]+?)(?:\.json)?[\"']")
+LOCK = "requirements.txt"
 FRONT_MATTER = re.compile(r"\A---\n(.*?)\n---\n", re.DOTALL)
 
 
@@ -51,9 +56,18 @@ def as_md(notebook: NotebookNode) -> str:
     return jupytext.writes(notebook, fmt=fmt, config=config)
 
 
+class BrokenNotebookError(ValueError):
+    """A file that should be a notebook and is none."""
+
+
 def read_ipynb(ipynb: Path) -> NotebookNode:
     """Read an executed notebook."""
-    return nbformat.read(ipynb, as_version=4)
+    try:
+        notebook = nbformat.read(ipynb, as_version=4)
+        nbformat.validate(notebook)
+    except Exception as error:  # nbformat raises what its parts raise: KeyError, AttributeError, ValidationError
+        raise BrokenNotebookError(f"{ipynb.name} is no notebook: cut short, or an unresolved merge") from error
+    return notebook
 
 
 def inputs(notebook: NotebookNode) -> list[dict]:
@@ -66,21 +80,20 @@ def source_hash(notebook: NotebookNode) -> str:
     return _hash([json.dumps(inputs(notebook), sort_keys=True, ensure_ascii=False)])
 
 
-def results_read(notebook: NotebookNode) -> list[str]:
-    """Names of the files in book/results/ that the code cells mention."""
-    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return sorted({path or f"{name}.json" for path, name in RESULTS.findall(code)})
-
-
-def fingerprint(notebook: NotebookNode, root: Path = ROOT) -> str:
-    """Hash of everything that the outputs depend on."""
-    code = [cell for cell in inputs(notebook) if cell["type"] == "code"]
-    files = [*sorted((root / "vaebook").rglob("*.py")), root / "requirements.txt"]
-    files += [root / "book" / "results" / name for name in results_read(notebook)]
-    parts = [json.dumps(code, sort_keys=True, ensure_ascii=False)]
-    for file in files:
-        parts += [file.relative_to(root).as_posix(), _text(file)]
-    return _hash(parts)
+def fingerprint(notebook: NotebookNode, root: Path = ROOT) -> dict[str, str]:
+    """Hashes of everything that the outputs depend on, each under the name of the file or "code"."""
+    cells = [_parse_cell(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
+    tags = [cell.metadata.get("tags", []) for cell in notebook.cells if cell.cell_type == "code"]
+    reach = Reach(cells, root)
+    trees = reach.packages | reach.modules
+    files = data_files(root / "book")
+    data = set().union(*(data_read(unit, files) for unit in [cells, *([tree] for tree in trees.values())]))
+    lines = (line.partition("#")[0].strip() for line in _text(root / LOCK).splitlines())
+    parts = {root / LOCK: _hash(filter(None, lines))}
+    parts |= {path: _hash_tree(tree) for path, tree in trees.items()}
+    parts |= {path: hashlib.sha256(path.read_bytes()).hexdigest()[:16] for path in data}
+    named = {path.relative_to(root).as_posix(): digest for path, digest in sorted(parts.items())}
+    return {"code": _hash([*map(_hash_tree, cells), json.dumps(tags)])} | named
 
 
 def why_stale(md: Path, root: Path = ROOT) -> str | None:
@@ -88,13 +101,47 @@ def why_stale(md: Path, root: Path = ROOT) -> str | None:
     ipynb = md.with_suffix(".ipynb")
     if not ipynb.exists():
         return "never executed"
-    notebook, stored = read_md(md), read_ipynb(ipynb)
+    try:
+        notebook, stored = read_md(md), read_ipynb(ipynb)
+    except BrokenNotebookError as error:
+        return str(error)
     marks = stored.metadata.get("vaebook", {})
-    if marks.get("fingerprint") != fingerprint(notebook, root):
-        return "its code, the package, the lock or a results file changed"
+    recorded, present = marks.get("fingerprint"), fingerprint(notebook, root)
+    if not isinstance(recorded, dict):
+        return "what it depends on was not recorded"
+    if recorded != present:
+        names = [n for n in present | recorded if recorded.get(n) != present.get(n)]
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        return f"changed: {', '.join(names[:4])}{more}"
     if marks.get("source") != source_hash(notebook) or inputs(notebook) != inputs(stored):
         return "its text changed"
     return None
+
+
+def _parse_cell(source: str) -> ast.Module:
+    """Syntax tree of a cell; a final semicolon, which keeps a value from being shown, is part of it."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:  # a magic
+        return ast.Module([ast.Expr(ast.Constant(source))], [])
+    tokens = [line.partition("#")[0].strip() for line in source.splitlines()]
+    hidden = next((token.endswith(";") for token in reversed(tokens) if token), False)
+    return ast.Module([*tree.body, *([ast.Pass()] if hidden else [])], [])
+
+
+@cache
+def _hash_tree(tree: ast.AST) -> str:
+    return _hash([json.dumps(_plain_tree(tree), ensure_ascii=False)])
+
+
+def _plain_tree(node: object) -> object:
+    """Write a syntax tree as lists, the same for every version of Python: what is empty or absent is left out."""
+    if isinstance(node, ast.Constant):
+        return [repr(node.value)]
+    if isinstance(node, ast.AST):
+        fields = ((name, getattr(node, name, None)) for name in node._fields if name not in ("ctx", "type_comment"))
+        return [type(node).__name__, *([name, _plain_tree(v)] for name, v in fields if v is not None and v != [])]
+    return [_plain_tree(item) for item in node] if isinstance(node, list) else repr(node)
 
 
 def _hash(parts: Iterable[str]) -> str:

@@ -1,9 +1,10 @@
-"""The gates on a chapter: each takes what it checks and returns the problems that it found, as sentences."""
+"""The gates on a chapter's cells and outputs: each takes what it checks and returns the problems that it found.
+
+Those on its text are in prose.py, those on claims in evidence.py.
+"""
 
 import ast
-import json
 import re
-from decimal import Decimal
 from pathlib import Path
 
 from fingerprint import inputs, read_ipynb, read_md
@@ -12,8 +13,13 @@ MAX_LINES, MAX_CELL_LINES, MAX_WIDTH = 120, 18, 90
 MAX_DIGITS = 6
 DISPLAYS = {"plt.show()": "image/png", "verify(": "text/markdown", "table(": "text/markdown"}
 FLOAT = re.compile(r"(?<![\w.])(\d+\.\d+|\d+(?=[eE][-+]?\d))(?:[eE][-+]?\d+)?")
-SOURCED = re.compile(r"(\S*(?:\s%)?)\s*<!--\s*([\w/-]+\.json):(\S+?)\s*-->")
-NUMBER = re.compile(r"[-−+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?$")
+TAGS = {"hide-input"}
+"""Tags that a code cell may have: they change how it looks, not whether it is run, compared or shown."""
+HIDING = {"capture_output", "clear_output", "redirect_stdout", "redirect_stderr", "get_ipython"}
+SHOWING = {"print", "table", "verify", "display", "Markdown"}
+EFFECTS = {"append", "extend", "update", "fit", "print", "set_num_threads", "manual_seed", "use_style"}
+"""What a statement may call for its effect alone; besides, whatever ends in _, and all that draws."""
+MIN_ALT = 40
 
 
 def pairing(md: Path) -> list[str]:
@@ -85,31 +91,81 @@ def unrounded(ipynb: Path) -> list[str]:
     problems = []
     code = [cell for cell in read_ipynb(ipynb).cells if cell.cell_type == "code"]
     for number, cell in enumerate(code, start=1):
-        for output in cell.outputs:
-            data = output.get("data", {"text/plain": output.get("text", "")})
-            text = "\n".join(data[mime] for mime in ("text/plain", "text/markdown", "text/html") if mime in data)
-            problems += [f"code cell {number} shows {digits}" for digits in FLOAT.findall(text) if _long(digits)]
+        shown = FLOAT.findall(shown_text(cell))
+        problems += [f"code cell {number} shows {digits}" for digits in shown if _long(digits)]
     return problems
 
 
-def prose_numbers(text: str, results: Path) -> list[str]:
-    """A number followed by <!-- file.json:key.path --> is that number, at the rounding at which it is typed."""
+def shown_text(cell) -> str:
+    """All text that a code cell shows."""
+    data = [output.get("data", {"text/plain": output.get("text", "")}) for output in cell.outputs]
+    return "\n".join(d[mime] for d in data for mime in ("text/plain", "text/markdown", "text/html") if mime in d)
+
+
+def hidden(notebook, allowed=()) -> list[str]:
+    """No cell asks not to be compared: no marker of nbval's, no other tag, no magic, nothing that swallows output."""
     problems = []
-    for typed, file, path in SOURCED.findall(text):
-        shown = NUMBER.search(typed.rstrip("$%*|\\ \u00a0\u202f"))
-        if shown is None:
-            problems.append(f"no number before <!-- {file}:{path} -->")
+    for number, cell in enumerate(_code(notebook), start=1):
+        if number in allowed:
             continue
+        words = re.sub(r"[\W_]+", "", " ".join(re.findall(r"#.*", cell.source))).lower()
+        if "nbval" in words or "pytestvalidate" in words:
+            problems.append(f"code cell {number} has a comment that speaks to nbval")
+        tags = cell.metadata.get("tags", [])
+        tags = tags if isinstance(tags, list) else [tags]
+        problems += [f"code cell {number} has the tag {tag!r}" for tag in tags if tag not in TAGS]
         try:
-            value = _look_up(json.loads((results / file).read_text()), path)
-        except (OSError, KeyError, IndexError, ValueError) as error:
-            problems.append(f"{file}:{path} cannot be read: {error!r}")
+            tree = ast.parse(cell.source)
+        except SyntaxError:
+            problems.append(f"code cell {number} is not plain Python: a magic?")
             continue
-        number = Decimal(shown.group().replace("−", "-").replace(",", ""))
-        exact = Decimal(repr(value)) * (100 if "%" in typed else 1)
-        half_a_unit = Decimal(5).scaleb(number.as_tuple().exponent - 1)
-        if abs(number - exact) > half_a_unit:
-            problems.append(f"{shown.group()} is typed where {file}:{path} is {value}")
+        names = {getattr(n, "id", None) or getattr(n, "attr", None) or getattr(n, "name", None) for n in ast.walk(tree)}
+        problems += [f"code cell {number} uses {name}, which can hide output" for name in sorted(HIDING & names)]
+    return problems
+
+
+def silent(notebook) -> list[str]:
+    """What a cell computes in order to show is shown: no statement comes to nothing, and no value is lost."""
+    problems, read, bound = [], set(), {}
+    for number, cell in enumerate(_code(notebook), start=1):
+        tree = ast.parse(cell.source)
+        drawn = _drawn_on(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+                read.add(node.id)
+            bound |= {name: number for name in _bound_alone(node)}
+            unseen = isinstance(node, ast.Expr) and (node is not tree.body[-1] or not cell.outputs)
+            if unseen and not _has_effect(node.value, drawn):
+                problems.append(f"code cell {number} shows nothing of {ast.unparse(node)[:60]!r}")
+            if isinstance(node, (ast.If, ast.While, ast.IfExp)) and isinstance(node.test, ast.Constant):
+                problems.append(f"code cell {number} has a branch that never changes")
+    problems += [f"code cell {n} computes {name}, which nothing uses" for name, n in bound.items() if name not in read]
+    return problems + _rebound(notebook)
+
+
+def alt_texts(notebook) -> list[str]:
+    """Every picture has a description of what is to be seen, of some length and more than one word over and over."""
+    problems, texts = [], []
+    for number, cell in enumerate(_code(notebook), start=1):
+        if any(mime.startswith("image/") for output in cell.outputs for mime in output.get("data", {})):
+            alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
+            texts.append((f"the picture of code cell {number}", alt if isinstance(alt, str) else ""))
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            texts += [
+                (f"the picture {path}", alt) for alt, path in re.findall(r"!\[([^\]]*)\]\(([^)\s]+)", cell.source)
+            ]
+            for path, body in re.findall(
+                r"^[`:]{3,}\{(?:figure|image)\} *(\S+)\n(.*?)^[`:]{3,}$", cell.source, re.M | re.S
+            ):
+                texts.append((f"the picture {path}", "".join(re.findall(r"^:alt: *(.+)", body, re.M))))
+            texts += [
+                (tag, "".join(re.findall(r"alt=[\"']([^\"']*)", tag))) for tag in re.findall(r"<img[^>]*>", cell.source)
+            ]
+    for place, alt in texts:
+        words = re.findall(r"\w+", alt)
+        if len(" ".join(alt.split())) < MIN_ALT or len(set(words)) < 5:
+            problems.append(f"{place} has an alternative text of {len(alt)} characters, fewer than {MIN_ALT}")
     return problems
 
 
@@ -117,9 +173,66 @@ def _long(digits: str) -> bool:
     return len(digits.replace(".", "").lstrip("0")) > MAX_DIGITS
 
 
-def _look_up(data: object, path: str) -> float:
-    for key in path.split("."):
-        data = data[int(key)] if isinstance(data, list) else data[key]
-    if isinstance(data, bool) or not isinstance(data, (int, float)):
-        raise ValueError(f"not a number: {data!r}")
-    return data
+def _code(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _drawn_on(tree: ast.Module) -> set[str]:
+    """Names that stand for matplotlib, a figure or axes in this cell."""
+    names = {"plt", "plots"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and _root(node.value) in names:
+            names |= {n.id for target in node.targets for n in ast.walk(target) if isinstance(n, ast.Name)}
+        if isinstance(node, (ast.For, ast.comprehension)) and names & _names(node.iter):
+            names |= _names(node.target)
+    return names
+
+
+def _has_effect(value: ast.expr, drawn: set[str]) -> bool:
+    """Whether a statement does something: it calls what has an effect, or draws."""
+    if not isinstance(value, ast.Call):
+        return False
+    name = value.func.attr if isinstance(value.func, ast.Attribute) else getattr(value.func, "id", "")
+    if name in EFFECTS or (name.endswith("_") and not name.endswith("__")):
+        return True
+    return isinstance(value.func, ast.Attribute) and _root(value) in drawn and not name.startswith("get")
+
+
+def _bound_alone(node: ast.AST) -> list[str]:
+    """Names that an assignment binds one by one: those of a tuple cannot be left out."""
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    walrus = [node.target] if isinstance(node, ast.NamedExpr) else []
+    return [target.id for target in [*targets, *walrus] if isinstance(target, ast.Name)]
+
+
+def _rebound(notebook) -> list[str]:
+    """What shows is what it says: none of its names stands for something else in this chapter."""
+    problems = []
+    for number, cell in enumerate(_code(notebook), start=1):
+        for node in ast.walk(ast.parse(cell.source)):
+            names = {getattr(node, "id", None)} if isinstance(getattr(node, "ctx", None), ast.Store) else set()
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                names = {node.name}
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = {a.asname for a in node.names if a.asname} | {
+                    a.name
+                    for a in node.names
+                    if not str(getattr(node, "module", "")).startswith(("vaebook", "IPython"))
+                }
+            if isinstance(node, ast.arg):
+                names = {node.arg}
+            problems += [f"code cell {number} gives {name} another meaning" for name in sorted(SHOWING & names)]
+    return problems
+
+
+def _names(node: ast.AST) -> set[str]:
+    return {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def _root(node: ast.AST) -> str | None:
+    """The name at the start of a chain of attributes, calls and subscripts."""
+    while not isinstance(node, ast.Name):
+        node = getattr(node, "value", None) or getattr(node, "func", None)
+        if node is None:
+            return None
+    return node.id

@@ -1,11 +1,19 @@
 """The gates on every chapter; `make test CHAPTER=mixture/index` runs those of one."""
 
+import inspect
+from pathlib import Path
+
+import evidence
 import gates
+import prose
 import pytest
-from fingerprint import ROOT, chapters, read_md
+from fingerprint import ROOT, chapters, read_ipynb, read_md, why_stale
+
+from vaebook.claims import ledger
 
 CHAPTERS = {md.relative_to(ROOT / "book").with_suffix("").as_posix(): md for md in chapters()}
-PAGES = [*sorted((ROOT / "book").rglob("*.md")), ROOT / "README.md"]
+PAGES = [*sorted((ROOT / "book").rglob("*.md")), *sorted(ROOT.glob("*.md"))]
+CHECKS = {claim.id: (Path(inspect.getfile(claim.check)).name, claim.check.__name__) for claim in ledger()}
 
 
 @pytest.fixture(params=CHAPTERS.values(), ids=CHAPTERS)
@@ -13,12 +21,36 @@ def md(request):
     return request.param
 
 
+def notebook(md):
+    return read_ipynb(md.with_suffix(".ipynb"))
+
+
 def test_md_and_ipynb_hold_the_same_cells(md):
     assert gates.pairing(md) == []
 
 
+def test_outputs_are_those_of_the_present_code(md):
+    assert why_stale(md) is None, "`make execute` renews them"
+
+
 def test_outputs_are_stored_whole_and_in_order(md):
     assert gates.stored_outputs(md.with_suffix(".ipynb")) == []
+
+
+def test_no_cell_hides_from_the_comparison(md, pytestconfig):
+    lines = (line.split(maxsplit=1) for line in pytestconfig.getini("not_compared"))
+    reasons = {place: reason for place, reason in lines}
+    name = md.with_suffix(".ipynb").relative_to(ROOT).as_posix()
+    allowed = [int(place.rpartition(":")[2]) for place in reasons if place.rpartition(":")[0] == name]
+    assert gates.hidden(notebook(md), allowed) == []
+
+
+def test_what_is_computed_is_shown(md):
+    assert gates.silent(notebook(md)) == []
+
+
+def test_pictures_are_described(md):
+    assert gates.alt_texts(notebook(md)) == []
 
 
 def test_chapter_is_thin(md):
@@ -27,6 +59,19 @@ def test_chapter_is_thin(md):
 
 def test_no_output_is_unrounded(md):
     assert gates.unrounded(md.with_suffix(".ipynb")) == []
+
+
+def test_statements_have_a_proof_and_evidence(md):
+    assert evidence.unproved(notebook(md)) == []
+
+
+def test_code_that_is_shown_is_the_code_that_is_named(md):
+    assert prose.included(md, CHECKS) == []
+
+
+def test_decimals_in_prose_have_a_source_or_are_in_an_output(md):
+    known = "\n".join(gates.shown_text(cell) + cell.source for cell in notebook(md).cells if cell.cell_type == "code")
+    assert prose.unsourced(md.read_text(encoding="utf-8"), known) == []
 
 
 def test_notebook_needs_no_python_version_and_no_timing(md):
@@ -38,4 +83,4 @@ def test_notebook_needs_no_python_version_and_no_timing(md):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_numbers_in_prose_agree_with_their_source(page):
     if page.exists():
-        assert gates.prose_numbers(page.read_text(encoding="utf-8"), ROOT / "book" / "results") == []
+        assert prose.sources(page.read_text(encoding="utf-8"), ROOT / "book" / "results") == []

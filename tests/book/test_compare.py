@@ -6,6 +6,7 @@ import io
 import compare
 import numpy as np
 import pytest
+from fingerprint import chapters, read_ipynb
 from PIL import Image
 
 
@@ -17,6 +18,16 @@ from PIL import Image
         ("1.000", "1.001", True),
         ("9.999  a", "10.00 a", True),
         ("1.235e-6", "1.236e-6", True),
+        ("1.0e-17", "1.2e-17", True),
+        ("-1.0e-17", "3.0e-16", True),
+        ("3.100s", "3.101s", True),
+        ("a(3.100ms)", "a(3.101ms)", True),
+        ("1.000j", "1.001j", True),
+        ("1e-12", "1e-13", False),
+        ("1.0e-14", "1.2e-14", False),
+        ("3.1s", "3.2s", False),
+        ("3.1s", "3.1m", False),
+        ("3s", "4s", False),
         ("| 26.72 |", "| 27.26 |", False),
         ("loss 1.2340 after 17 steps", "loss 1.2340 after 18 steps", False),
         ("-0.361", "0.361", False),
@@ -26,6 +37,8 @@ from PIL import Image
         ("1.5", "nan", False),
         ("holds", "FAILS", False),
         ("version 1.26.4", "version 1.26.5", False),
+        ("version 1.26.4rc1", "version 1.26.5rc1", False),
+        ("x1.5", "x1.5001", False),
     ],
 )
 def test_text(stored, new, equal):
@@ -34,22 +47,124 @@ def test_text(stored, new, equal):
     assert (left != right) is not equal
 
 
-def png(block=0, width=300):
-    pixels = np.full((200, width, 3), 255, np.uint8)
-    pixels[:block, :block] = 0
+def png(pixels):
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()
 
 
-@pytest.mark.parametrize(("block", "equal"), [(0, True), (1, True), (10, True), (12, False), (60, False)])
-def test_image(block, equal, tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "DIFFS", tmp_path)
-    assert (compare.Output(png(), "part-chapter-cell3") == compare.Output(png(block), "x")) is equal
-    assert (tmp_path / "part-chapter-cell3.png").exists() is not equal
+def pixels(text):
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")).astype(float)
 
 
-def test_image_of_another_size_differs(tmp_path, monkeypatch):
+@pytest.fixture(autouse=True)
+def diffs(tmp_path, monkeypatch):
     monkeypatch.setattr(compare, "DIFFS", tmp_path)
-    assert compare.Output(png(), "a") != compare.Output(png(width=301), "a")
-    assert (tmp_path / "a.png").exists()
+    return tmp_path
+
+
+def test_what_differs_is_written_beside_both_pictures(diffs):
+    white, black = np.full((20, 30, 3), 255.0), np.zeros((20, 30, 3))
+    assert compare.Output(png(white), "a") == png(white)
+    assert not (diffs / "a.png").exists()
+    assert compare.Output(png(white), "part-chapter-cell3") != png(black)
+    assert Image.open(diffs / "part-chapter-cell3.png").size == (3 * (30 + 8), 20)
+    assert compare.Output(png(white), "b") != png(white[:, 1:])
+    assert (diffs / "b.png").exists()
+
+
+def pictures():
+    """The pixels of some pictures of the book, by their place."""
+    found = {}
+    for md in chapters():
+        code = [cell for cell in read_ipynb(md.with_suffix(".ipynb")).cells if cell.cell_type == "code"]
+        for number, cell in enumerate(code, start=1):
+            for output in cell.outputs:
+                if "image/png" in output.get("data", {}):
+                    found[f"{md.stem}-{number}"] = output.data["image/png"]
+    return {place: pixels(picture) for place, picture in list(found.items())[::4]}
+
+
+PICTURES = pictures()
+
+
+def invert(share):
+    def change(image, rng):
+        height, width = image.shape[:2]
+        at = rng.choice(height * width, int(share * height * width), replace=False)
+        image.reshape(-1, 3)[at] = 255 - image.reshape(-1, 3)[at]
+        return image
+
+    return change
+
+
+def shift_channel(channel, by):
+    def change(image, rng):
+        image[..., channel] += by
+        return image
+
+    return change
+
+
+def blot(size):
+    def change(image, rng):
+        image[40 : 40 + size, 60 : 60 + size] = 255 - image[40 : 40 + size, 60 : 60 + size]
+        return image
+
+    return change
+
+
+def move(by):
+    """Move everything to the right by a part of a pixel, which is what another rounding does to edges."""
+
+    def change(image, rng):
+        return np.round((1 - by) * image + by * np.roll(image, 1, axis=1))
+
+    return change
+
+
+def nudge_glyph(image, rng):
+    """Move what is drawn in one place, of the size of a digit, by a whole pixel."""
+    height = image.shape[0]
+    rows, columns = np.nonzero(image[-60:].sum(2) < 600)
+    top, left = max(height - 60 + rows[len(rows) // 2] - 7, 0), max(columns[len(columns) // 2] - 5, 1)
+    image[top : top + 14, left : left + 10] = image[top : top + 14, left - 1 : left + 9].copy()
+    return image
+
+
+def grain(size):
+    """Noise of a few levels in one pixel of a hundred."""
+
+    def change(image, rng):
+        noisy = rng.random(image.shape[:2]) < 0.01
+        return image + noisy[..., None] * rng.integers(-size, size + 1, image.shape)
+
+    return change
+
+
+REJECTED = {f"channel {c} by {by}": shift_channel(c, by) for c in range(3) for by in (39, -39)} | {
+    "red by 5": shift_channel(0, -5),
+    "0.2 % inverted": invert(0.002),
+    "0.18 % inverted": invert(0.0018),
+    "0.1 % inverted": invert(0.001),
+    "a blot of 20 pixels": blot(20),
+    "moved by a pixel": move(1.0),
+}
+ACCEPTED = {
+    "moved by 0.02": move(0.02),
+    "moved by 0.05": move(0.05),
+    "a glyph by a pixel": nudge_glyph,
+    "grain": grain(6),
+}
+
+
+@pytest.mark.parametrize(("change", "equal"), [(c, False) for c in REJECTED] + [(c, True) for c in ACCEPTED])
+def test_pictures_of_the_book(change, equal):
+    rng = np.random.default_rng(0)
+    for place, picture in PICTURES.items():
+        changed = (REJECTED | ACCEPTED)[change](picture.copy(), rng).clip(0, 255)
+        assert (compare.excess(changed - picture) == []) is equal, place
+
+
+def test_there_are_pictures():
+    assert len(PICTURES) > 5

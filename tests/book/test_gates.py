@@ -5,11 +5,13 @@ import json
 
 import gates
 import nbformat
+import prose
 import pytest
 from execute import finish
 from fingerprint import as_md, read_md
 from nbformat import v4
 
+ALT = "Two curves that cross near the middle; the left one is higher at first."
 HEADER = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 
 
@@ -19,7 +21,7 @@ def chapter(tmp_path):
     cells = [
         v4.new_markdown_cell("# A title\n\nText."),
         v4.new_code_cell("print(0.5)", metadata={"tags": ["hide-input"]}),
-        v4.new_code_cell("plt.show()"),
+        v4.new_code_cell("plt.show()", metadata={"mystnb": {"image": {"alt": ALT}}}),
     ]
     md = tmp_path / "toy.md"
     md.write_text(as_md(v4.new_notebook(cells=cells, metadata=copy.deepcopy(HEADER))))
@@ -43,6 +45,8 @@ def test_good_chapter_passes(chapter):
     assert gates.pairing(chapter) == []
     assert gates.stored_outputs(chapter.with_suffix(".ipynb")) == []
     assert gates.unrounded(chapter.with_suffix(".ipynb")) == []
+    for gate in (gates.hidden, gates.silent, gates.alt_texts):
+        assert gate(nbformat.read(chapter.with_suffix(".ipynb"), as_version=4)) == []
 
 
 @pytest.mark.parametrize(
@@ -123,7 +127,7 @@ def results(tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
-        "no number at all <!-- a plain comment -->",
+        "no number at all, `<!-- a comment in code -->`, $a<b$ and $x\\to y$",
         "26.72<!-- ppca.json:32.q_agg --> nats, or 26.7 <!-- ppca.json:32.q_agg -->",
         "$26.72$<!-- ppca.json:32.q_agg -->, **27**<!-- ppca.json:32.q_agg -->",
         "43 %<!-- ppca.json:32.share -->, 43.2%<!-- ppca.json:32.share -->",
@@ -132,7 +136,7 @@ def results(tmp_path):
     ],
 )
 def test_prose_numbers_accepts(text, results):
-    assert gates.prose_numbers(text, results) == []
+    assert prose.sources(text, results) == []
 
 
 @pytest.mark.parametrize(
@@ -147,9 +151,236 @@ def test_prose_numbers_accepts(text, results):
         ("26.72<!-- ppca.json:32 -->", "cannot be read"),
         ("1.5<!-- ppca.json:32.runs.7 -->", "cannot be read"),
         ("nats<!-- ppca.json:32.q_agg -->", "no number before"),
+        ("27.1<!-- ppca.json:32.q_agg->", "names no source"),
+        ("27.1<!-- ppca.json:32.q_agg", "names no source"),
+        ("27.1<! -- ppca.json:32.q_agg -->", "names no source"),
+        ("27.1<!- ppca.json:32.q_agg -->", "names no source"),
+        ("27.1<-- ppca.json:32.q_agg -->", "names no source"),
+        ("27.1&lt;!-- ppca:32.q_agg", "names no source"),
+        ("27.1<!-- ppca.jsn:32.q_agg -->", "names no source"),
+        ("27.1<!-- ppca.json 32.q_agg -->", "names no source"),
+        ("27.1<!-- ppca.json:32 q_agg -->", "names no source"),
+        ("27.1<!-- ppca.json;32.q_agg -->", "names no source"),
+        ("27.1<!--ppca.json:32.q_agg-->", "names no source"),
+        ("27.1<!-- -->", "names no source"),
+        ("27.1<!-- computed by hand -->", "names no source"),
+        ("27.1 (ppca.json:32.q_agg)", "names no source"),
+        ("27.1<!-- results/ppca.json:32.q_agg -->", "names no source"),
+        ("$26.72<!-- ppca.json:32.q_agg -->$", "inside the formula"),
+        ("26.72<!-- ppca.json:32.q_agg.more -->", "cannot be read"),
     ],
 )
 def test_prose_numbers_rejects(text, words, results):
-    problems = gates.prose_numbers(text, results)
-    assert len(problems) == 1
-    assert words in problems[0]
+    problems = prose.sources(text, results)
+    assert any(words in problem for problem in problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "known", "accepted"),
+    [
+        ("It gains 3.24 nats.", "| 3.2412 |", True),
+        ("It gains 3.24 nats.", "| 3.2512 |", False),
+        ("It gains 3.24 nats.", "", False),
+        ("It gains −3.2 nats.", "-3.24", True),
+        ("It gains $3.24$ nats.", "", False),
+        ("For $x=3.24$ and `3.24` see [this](https://example.org/3.24).", "", True),
+        ("It gains 3.24<!-- ppca.json:a --> nats.", "", True),
+        ("```{exercise}\n:label: ex-a\n\nLet it gain 3.24 nats.\n```\n", "", True),
+        ("```{code-cell} ipython3\nx = 3.24\n```\n", "", True),
+        ("Version 1.26.4 of 12 things.", "", True),
+    ],
+)
+def test_unsourced(text, known, accepted):
+    assert (prose.unsourced(text, known) == []) is accepted
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "# NBVAL_IGNORE_OUTPUT",
+        "#NBVAL_IGNORE_OUTPUT",
+        "## nbval-ignore-output",
+        "x = 1  # NBVAL_SKIP",
+        "#  Nbval Skip",
+        "# NBVAL_RAISES_EXCEPTION",
+        "# NBVAL_CHECK_OUTPUT",
+        "# PYTEST_VALIDATE_IGNORE_OUTPUT",
+        "\t# NBVAL_IGNORE_OUTPUT",
+    ],
+)
+def test_hidden_rejects_comments(comment):
+    cell = v4.new_code_cell(f"y = 2\n{comment.lstrip()}\nprint(y)")
+    assert "speaks to nbval" in gates.hidden(v4.new_notebook(cells=[cell]))[0]
+    assert gates.hidden(v4.new_notebook(cells=[cell]), allowed=[1]) == []
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        ["nbval-ignore-output"],
+        ["nbval-skip"],
+        ["raises-exception"],
+        ["nbval-check-output"],
+        ["hide-input", "remove-output"],
+        ["skip-execution"],
+        ["NBVAL-SKIP"],
+        ["nbval-raises-exception"],
+        ["pytest-validate-ignore-output"],
+    ],
+)
+def test_hidden_rejects_tags(tags):
+    cell = v4.new_code_cell("print(1)")
+    cell.metadata["tags"] = tags
+    assert "has the tag" in gates.hidden(v4.new_notebook(cells=[cell]))[0]
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "%%capture\nprint(1)",
+        "%matplotlib inline",
+        "!ls",
+        "from IPython.utils.io import capture_output",
+        "from IPython.display import clear_output",
+        "clear_output()",
+        "get_ipython().run_line_magic('capture', '')",
+        "import contextlib\nwith contextlib.redirect_stdout(None):\n    print(1)",
+    ],
+)
+def test_hidden_rejects_what_swallows_output(code):
+    assert gates.hidden(v4.new_notebook(cells=[v4.new_code_cell(code)])) != []
+
+
+SHOWN = [v4.new_output("stream", name="stdout", text="1\n")]
+
+
+@pytest.mark.parametrize(
+    ("code", "shown", "accepted"),
+    [
+        ("x = 1\nprint(x)", True, True),
+        ("import math\nx = math.pi\ny = x", False, False),  # y is for nothing
+        ("x = 1\nx", True, True),
+        ("x = 1\nx", False, False),
+        ("x = 1\nstr(x)", False, False),
+        ("x = 1\nstr(x)\nprint(x)", True, False),
+        ("x = 1\nf'{x}'", False, False),
+        ("x = 1\n'{}'.format(x)\nprint(x)", True, False),
+        ("x = 1\n(x, x)\nprint(x)", True, False),
+        ("x = 1\nx == 1\nprint(x)", True, False),
+        ("for x in range(3):\n    str(x)", False, False),
+        ("for x in range(3):\n    print(x)", True, True),
+        ("x = 1\nshown = str(x)\nprint(x)", True, False),
+        ("x = 1\n_ = str(x)\nprint(x)", True, False),
+        ("x = 1\nif False:\n    print(x)", False, False),
+        ("x = 1\nprint(x) if 0 else None", False, False),
+        ("x = {}\ntable(x)\nprint(x)", True, False),
+        ("x = {}\nx.copy()\nprint(x)", True, False),
+        ("print = str\nprint(1)", True, False),
+        ("from builtins import str as print\nprint(1)", True, False),
+        ("def table(x): return x\ntable(1)", True, False),
+        ("[verify := str]\nverify(1)", True, False),
+        ("figure, axes = plt.subplots()\naxes.set(xlabel='x')\nplt.show()", True, True),
+        ("figure, axes = plt.subplots()\naxes.get_title()\nplt.show()", True, False),
+        ("figure, panels = plt.subplots(1, 2)\nfor p in panels:\n    p.plot([1])\nplt.show()", True, True),
+        ("rows = []\nrows.append(1)\nprint(rows)", True, True),
+    ],
+)
+def test_silent(code, shown, accepted):
+    cell = v4.new_code_cell(code, outputs=SHOWN if shown else [])
+    assert (gates.silent(v4.new_notebook(cells=[cell])) == []) is accepted
+
+
+@pytest.mark.parametrize(
+    "alt",
+    [None, "", " " * 60, "A picture.", ALT[:39], "word " * 20, 60, "a" * 50],
+)
+def test_alt_texts_rejects(chapter, alt):
+    def edit(cells):
+        cells[2].metadata["mystnb"] = {} if alt is None else {"image": {"alt": alt}}
+
+    change(chapter, edit)
+    assert len(gates.alt_texts(nbformat.read(chapter.with_suffix(".ipynb"), as_version=4))) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted"),
+    [
+        (f"![{ALT}](a.png)", True),
+        ("![](a.png)", False),
+        (f"```{{figure}} a.png\n:alt: {ALT}\n\nCaption.\n```", True),
+        ("```{figure} a.png\n:name: fig-a\n\nCaption.\n```", False),
+        ("```{image} a.png\n:alt: short\n```", False),
+        (f'<img src="a.png" alt="{ALT}">', True),
+        ('<img src="a.png">', False),
+    ],
+)
+def test_alt_texts_of_pictures_in_the_text(text, accepted):
+    assert (gates.alt_texts(v4.new_notebook(cells=[v4.new_markdown_cell(text)])) == []) is accepted
+
+
+CHECK = """\
+```{code-cell} ipython3
+verify("a/one")
+```
+
+````{dropdown} TITLE
+```{literalinclude} ../vaebook/claims/a.py
+:language: python
+:pyobject: one
+```
+````
+"""
+
+
+@pytest.fixture
+def page(tmp_path):
+    """A function that writes a page which shows code, and what its gate finds."""
+    (tmp_path / "vaebook" / "claims").mkdir(parents=True)
+    code = "def one(): pass\ndef two(): pass\ndef helper(): pass\nclass C:\n    def f(self): pass\n"
+    (tmp_path / "vaebook" / "claims" / "a.py").write_text(code)
+    (tmp_path / "book").mkdir()
+
+    def problems(old="", new="", title="The code of this check: one"):
+        text = CHECK.replace("TITLE", title)
+        assert old in text
+        (tmp_path / "book" / "page.md").write_text(text.replace(old, new))
+        return prose.included(tmp_path / "book" / "page.md", {"a/one": ("a.py", "one"), "a/two": ("a.py", "two")})
+
+    return problems
+
+
+def test_included_accepts(page):
+    assert page() == []
+    assert page(title="The helper: helper", old="pyobject: one", new="pyobject: helper") == []
+    assert page(title="A method: C.f", old="pyobject: one", new="pyobject: C.f") == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "title"),
+    [
+        ("pyobject: one", "pyobject: two", "The code of this check: one"),
+        ("pyobject: one", "pyobject: two", "The code of this check: two"),
+        ("pyobject: one", "pyobject: two", "The code of this check"),
+        ("", "", "The code of this check"),
+        ("", "", "Some code"),
+        ("pyobject: one", "pyobject: nothing", "The code of this check: nothing"),
+        ('verify("a/one")', 'verify("a/two")', "The code of this check: one"),
+        (":pyobject: one\n", "", "The code of this check: one"),
+        (":pyobject: one\n", ":pyobject: one\n:lines: 1\n", "The code of this check: one"),
+        ("claims/a.py", "claims/b.py", "The code of this check: one"),
+        ("````{dropdown} TITLE", "", ""),
+    ],
+)
+def test_included_rejects(page, old, new, title):
+    if not title:
+        old = "````{dropdown} The code of this check: one"
+        title = "The code of this check: one"
+    assert page(old, new, title) != []
+
+
+def test_unlisted():
+    pages, link = {"a/x": "X", "a/y": "Y"}, r"\((\S+)\.md\)"
+    assert prose.unlisted(pages, "[X](a/x.md) and [Y](a/y.md)", link) == []
+    assert prose.unlisted(pages, "[X](a/x.md)", link) == ["a/y is missing"]
+    assert prose.unlisted(pages, "[X](a/x.md) [Y](a/y.md) [X](a/x.md)", link) == ["a/x stands twice"]
+    assert prose.unlisted(pages, "[Y](a/y.md) [X](a/x.md)", link) == ["the order differs"]

@@ -3,11 +3,12 @@
 import shutil
 import subprocess
 import sys
+import threading
 
 import execute
 import nbformat
 import pytest
-from fingerprint import ROOT, fingerprint, is_chapter, read_ipynb, read_md, results_read, source_hash, why_stale
+from fingerprint import ROOT, fingerprint, is_chapter, read_ipynb, read_md, source_hash, why_stale
 
 CHAPTER = """\
 ---
@@ -27,6 +28,7 @@ kernelspec:
 print(6 * 7)
 ```
 """
+READS = 'import vaebook.mixture\nnumbers = open("../results/ppca.json")\nprint(6 * 7)'
 
 
 @pytest.fixture
@@ -35,8 +37,9 @@ def root(tmp_path):
     for folder in ("book", "book/results", "vaebook"):
         (tmp_path / folder).mkdir()
     (tmp_path / "vaebook" / "mixture.py").write_text("x = 1\n")
+    (tmp_path / "book" / "results" / "ppca.json").write_text("{}")
     (tmp_path / "requirements.txt").write_text("torch==2.13.0\n")
-    (tmp_path / "book" / "toy.md").write_text(CHAPTER)
+    (tmp_path / "book" / "toy.md").write_text(CHAPTER.replace("print(6 * 7)", READS))
     store(tmp_path)
     return tmp_path
 
@@ -64,32 +67,22 @@ def test_fresh(root):
 @pytest.mark.parametrize(
     ("file", "old", "new", "reason"),
     [
-        ("book/toy.md", "6 * 7", "6 * 8", "its code"),
-        ("book/toy.md", "A title", "Another title", "its text"),
-        ("vaebook/mixture.py", "x = 1", "x = 2", "the package"),
-        ("requirements.txt", "2.13.0", "2.13.1", "the lock"),
-        ("book/toy.ipynb", "A title", "Another title", "its text"),
+        ("book/toy.md", "6 * 7", "6 * 8", "changed: code"),
+        ("book/toy.md", "A title", "Another title", "its text changed"),
+        ("book/results/ppca.json", "{}", "[]", "changed: book/results/ppca.json"),
+        ("vaebook/mixture.py", "x = 1", "x = 2", "changed: vaebook/mixture.py"),
+        ("requirements.txt", "2.13.0", "2.13.1", "changed: requirements.txt"),
+        ("book/toy.ipynb", "A title", "Another title", "its text changed"),
     ],
 )
 def test_stale(root, file, old, new, reason):
     edit(root / file, old, new)
-    assert reason in why_stale(root / "book" / "toy.md", root)
+    assert why_stale(root / "book" / "toy.md", root) == reason
 
 
 def test_stale_when_never_executed(root):
     (root / "book" / "toy.ipynb").unlink()
     assert why_stale(root / "book" / "toy.md", root) == "never executed"
-
-
-@pytest.mark.parametrize("call", ['load_results("ppca")', "load_results('ppca.json')", 'open("../results/ppca.json")'])
-def test_stale_when_a_results_file_that_it_reads_changes(root, call):
-    md = root / "book" / "toy.md"
-    edit(md, "print(6 * 7)", call)
-    assert results_read(read_md(md)) == ["ppca.json"]
-    store(root)
-    assert why_stale(md, root) is None
-    (root / "book" / "results" / "ppca.json").write_text("{}")
-    assert "results file" in why_stale(md, root)
 
 
 def test_prose_is_no_chapter(tmp_path):
@@ -103,7 +96,7 @@ def test_ipynb_only_edit_is_not_overwritten(root, monkeypatch):
     execute.settle_differences(md, ipynb, None)
     edit(md, "A title", "New in md")
     execute.settle_differences(md, ipynb, None)  # the usual case: only the .md was edited
-    md.write_text(CHAPTER)
+    edit(md, "New in md", "A title")
     edit(ipynb, "A title", "New in ipynb")
     with pytest.raises(execute.ChapterError, match=r"the \.ipynb was edited.*KEEP=md"):
         execute.settle_differences(md, ipynb, None)
@@ -152,6 +145,63 @@ def test_a_failing_run_leaves_the_notebook_as_it_was(chapter, code, words):
         execute.update(chapter, force=True)
     assert ipynb.read_bytes() == before
     assert sorted(path.name for path in chapter.parent.iterdir()) == ["toy.ipynb", "toy.md"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace('"cells": [', '<<<<<<< ours\n"cells": [\n=======\n>>>>>>> theirs', 1),
+        lambda text: "{}",
+        lambda text: "",
+    ],
+    ids=["cut short", "conflict", "other JSON", "empty"],
+)
+def test_a_broken_notebook_is_named_with_its_remedy_and_the_others_are_run(chapter, spoil, monkeypatch, capsys):
+    other = chapter.with_name("zoo.md")
+    other.write_text(CHAPTER)
+    assert execute.update(chapter) == "executed"
+    ipynb = chapter.with_suffix(".ipynb")
+    good = ipynb.read_bytes()
+    ipynb.write_text(spoil(ipynb.read_text()))
+    assert "no notebook" in why_stale(chapter)
+    monkeypatch.setattr(execute, "chapters", lambda: [chapter, other])
+    monkeypatch.setattr(sys, "argv", ["execute.py"])
+    assert execute.main() == 1
+    out, err = capsys.readouterr()
+    assert "FAILED  book/toy.md: toy.ipynb is no notebook" in err
+    assert "CHAPTER=toy KEEP=md" in err
+    assert out.startswith("executed  book/zoo.md")
+    assert execute.update(chapter, keep="md") == "executed"
+    assert ipynb.read_bytes() == good
+
+
+def test_an_interruption_is_one_line_and_stores_nothing(chapter, monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execute, "run", interrupted)
+    monkeypatch.setattr(execute, "chapters", lambda: [chapter])
+    monkeypatch.setattr(sys, "argv", ["execute.py"])
+    assert execute.main() == 130
+    assert capsys.readouterr().err == "stopped book/toy.md: nothing of it was stored\n"
+    assert not chapter.with_suffix(".ipynb").exists()
+
+
+def test_two_writers_never_tear_a_notebook(tmp_path):
+    """A file is put in place whole, under a temporary name of its own."""
+    target, texts = tmp_path / "toy.ipynb", [letter * 500_000 for letter in "ab"]
+
+    def write(text):
+        for _ in range(20):
+            execute._replace(target, text)
+
+    threads = [threading.Thread(target=write, args=(text,)) for text in texts]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        assert not target.exists() or target.read_text() in texts
+    assert [path.name for path in tmp_path.iterdir()] == ["toy.ipynb"]
 
 
 FAKE_PYTHON = """\

@@ -1,0 +1,140 @@
+"""The gates on claims: each is proved and checked where it is stated, and its check compares two different things."""
+
+import ast
+import copy
+import inspect
+import re
+import textwrap
+
+import torch
+
+STATEMENT = re.compile(r"^:::\{prf:(?!proof)\w+\}[^\n]*\n:label: (\S+)", re.MULTILINE)
+PROOF = re.compile(r"^:::\{prf:proof\}", re.MULTILINE)
+SEEDS, WHOLE = range(24), 1e-9
+
+
+def labels(notebook) -> list[str]:
+    """Labels of the numbered statements of a chapter, in order."""
+    return [what for kind, what in _events(notebook) if kind == "statement"]
+
+
+def unproved(notebook) -> list[str]:
+    """After each statement, and before the next, come its proof and the shown evidence of its check."""
+    problems, events = [], _events(notebook)
+    starts = [i for i, (kind, _) in enumerate(events) if kind == "statement"]
+    for start, end in zip(starts, [*starts[1:], len(events)], strict=False):
+        own, label = events[start + 1 : end], events[start][1]
+        if ("proof", "") not in own:
+            problems.append(f"{label} has no proof before the next statement")
+        if ("evidence", label) not in own:
+            problems.append(f"{label} has no verify(…) before the next statement whose evidence is shown and good")
+    return problems
+
+
+def compares_with_itself(evidence_of) -> list[str]:
+    """Describe the entries of a claim's two sides that are the same bits whatever the seed.
+
+    Two computations of a real number differ in the last bits now and then; a number is the same as itself. Whole
+    numbers (and what is all but 0) may agree, but not all entries of a claim: then nothing was compared.
+
+    Args:
+        evidence_of: seed → Evidence of one claim.
+    """
+    always = real = torch.tensor(True)
+    for seed in SEEDS:
+        m = evidence_of(seed).measurement
+        lhs, rhs = torch.broadcast_tensors(*(torch.as_tensor(s, dtype=torch.float64).detach() for s in (m.lhs, m.rhs)))
+        always = always & (lhs == rhs)
+        real = real & ((lhs - lhs.round()).abs() > WHOLE)
+        if not (always & real).any() and not always.all():
+            return []
+    if bool(always.all()):
+        return ["both sides are the same numbers"]
+    same = int((always & real).sum())
+    return [f"{same} of {always.numel()} entries are the same bits on both sides"] if same else []
+
+
+def derived(check) -> list[str]:
+    """Describe where, in a check's code, one side of its measurement is made from the other."""
+    function = ast.parse(textwrap.dedent(inspect.getsource(check))).body[0]
+    inline, problems = _Inline(function), []
+    for call in ast.walk(function):
+        if isinstance(call, ast.Call) and getattr(call.func, "id", getattr(call.func, "attr", "")) == "Measurement":
+            given = dict(zip(("lhs", "rhs"), call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
+            for left, right in _pairs(given["lhs"], given["rhs"]):
+                texts = [ast.unparse(inline.visit(copy.deepcopy(side))) for side in (left, right)]
+                short, long = sorted(texts, key=len)
+                if not _is_constant(short) and (short == long or _within(short, long, given)):
+                    problems.append(f"one side is {short[:80]!r}, the other is made from it: {long[:80]!r}")
+    return problems
+
+
+def _events(notebook) -> list[tuple[str, str]]:
+    """Statements, proofs and evidence in the order of the chapter."""
+    events = []
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            events += [("evidence", label) for label in _shown(cell)]
+            continue
+        found = [(m.start(), "statement", m[1]) for m in STATEMENT.finditer(cell.source)]
+        found += [(m.start(), "proof", "") for m in PROOF.finditer(cell.source)]
+        events += [(kind, what) for _, kind, what in sorted(found)]
+    return events
+
+
+def _shown(cell) -> list[str]:
+    """The claim of which a cell's last statement, on its own, shows good evidence; or nothing."""
+    last = (ast.parse(cell.source).body or [ast.Pass()])[-1]
+    call = getattr(last, "value", None) if isinstance(last, ast.Expr) else None
+    if not isinstance(call, ast.Call) or getattr(call.func, "id", None) != "verify" or len(call.args) != 1:
+        return []
+    label = getattr(call.args[0], "value", None)
+    texts = [output.get("data", {}).get("text/markdown", "") for output in cell.outputs]
+    good = [t for t in texts if f"**Check of `{label}`**" in t and re.search(r"\| holds +\|", t) and "| rejected" in t]
+    return [label] if len(good) == 1 and not call.keywords else []
+
+
+class _Inline(ast.NodeTransformer):
+    """Replace each local name that is bound once, and never changed, by what it stands for."""
+
+    def __init__(self, function: ast.FunctionDef):
+        self.values, changed = {}, set()
+        for node in ast.walk(function):
+            if isinstance(node, ast.Assign):
+                for target in node.targets:
+                    for name, value in _pairs(target, node.value):
+                        if isinstance(name, ast.Name):
+                            changed |= {name.id} & set(self.values)
+                            self.values[name.id] = value
+            if isinstance(node, ast.AugAssign):
+                changed.add(getattr(node.target, "id", None))
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("append", "extend"):
+                changed.add(getattr(node.func.value, "id", None))
+        for name in changed:
+            self.values.pop(name, None)
+
+    def visit_Name(self, node):
+        if node.id not in self.values:
+            return node
+        inner = copy.copy(self)
+        inner.values = {name: value for name, value in self.values.items() if name != node.id}
+        return inner.visit(copy.deepcopy(self.values[node.id]))
+
+
+def _pairs(left: ast.expr, right: ast.expr) -> list[tuple[ast.expr, ast.expr]]:
+    """Entries that belong together, where both sides are lists of the same length, in the same call or none."""
+    lists = [side.args[0] if isinstance(side, ast.Call) and side.args else side for side in (left, right)]
+    if all(isinstance(side, (ast.List, ast.Tuple)) for side in lists) and len(lists[0].elts) == len(lists[1].elts):
+        return list(zip(lists[0].elts, lists[1].elts, strict=True))
+    return [(left, right)]
+
+
+def _within(short: str, long: str, given: dict) -> bool:
+    """Whether an equality's one side occurs in its other; an inequality may say that a sum is larger than a part."""
+    relation = given.get("relation")
+    equality = relation is None or getattr(relation, "value", None) == "=="
+    return equality and re.search(rf"(?<![\w.]){re.escape(short)}(?![\w(])", long) is not None
+
+
+def _is_constant(text: str) -> bool:
+    return not any(isinstance(n, ast.Name) and n.id not in ("torch", "math") for n in ast.walk(ast.parse(text)))

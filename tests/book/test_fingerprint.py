@@ -1,0 +1,232 @@
+"""What makes a chapter stale: everything that its outputs depend on, and nothing else."""
+
+import ast
+import shutil
+
+import pytest
+from fingerprint import LOCK, ROOT, chapters, fingerprint, read_md
+from nbformat import v4
+
+
+class Book:
+    """A copy of what fingerprints depend on, with those of all chapters as they were at first."""
+
+    def __init__(self, root):
+        self.root = root
+        self.notebooks = {md.relative_to(ROOT / "book").with_suffix("").as_posix(): read_md(md) for md in chapters()}
+        self.before = self.fingerprints()
+
+    def fingerprints(self):
+        return {name: fingerprint(notebook, self.root) for name, notebook in self.notebooks.items()}
+
+    def stale(self):
+        after = self.fingerprints()
+        return {name for name in self.before if self.before[name] != after[name]}
+
+
+def edit(path, old, new):
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new, 1), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    root = tmp_path_factory.mktemp("book")
+    for folder in ("vaebook", "book/experiments", "book/results"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / LOCK, root)
+    return Book(root)
+
+
+def test_docstrings_comments_and_layout_make_nothing_stale(book):
+    for path in [*(book.root / "vaebook").rglob("*.py"), *(book.root / "book" / "experiments").glob("*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node) is not None:
+                node.body[0].value.value = "Another docstring."
+        path.write_text(f"# A comment.\n{ast.unparse(tree)}\n", encoding="utf-8")  # drops all comments
+    (book.root / LOCK).write_text(f"# A comment.\n{(book.root / LOCK).read_text()}")
+    assert book.stale() == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "some", "others"),
+    [
+        ("vaebook/npmle.py", {"continuous/npmle", "appendix/claims"}, None),
+        ("vaebook/kernels.py", {"mixture/index", "practice/scale", "aggregated/sampling"}, {"appendix/published"}),
+    ],
+)
+def test_a_changed_constant_makes_stale_the_chapters_that_reach_it_and_no_others(book, file, some, others):
+    text = (book.root / file).read_text(encoding="utf-8")
+    (book.root / file).write_text(f"{text}\nA_NEW_CONSTANT = 17\n", encoding="utf-8")
+    found = book.stale()
+    (book.root / file).write_text(text, encoding="utf-8")
+    assert some <= found
+    assert found == some if others is None else not found & others
+    assert book.stale() == set()
+
+
+def test_a_changed_weights_file_makes_stale_the_chapters_that_read_it_and_no_others(book):
+    name = "digits-normal-16-0.1.safetensors"
+    path = book.root / "book" / "results" / name
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))  # one bit
+    found = book.stale()
+    path.write_bytes(content)
+    assert found == {chapter for chapter, nb in book.notebooks.items() if any(name in c.source for c in nb.cells)}
+
+
+def test_every_results_file_counts_where_it_is_named_and_nowhere_else(book):
+    for file in (book.root / "book" / "results").iterdir():
+        named = {n for n, nb in book.notebooks.items() if any(f"results/{file.name}" in c.source for c in nb.cells)}
+        assert {name for name, found in book.before.items() if f"book/results/{file.name}" in found} == named
+
+
+def test_a_changed_lock_makes_everything_stale(book):
+    text = (book.root / LOCK).read_text()
+    (book.root / LOCK).write_text(text.replace("numpy==", "numpy==9."))
+    assert book.stale() == set(book.before)
+    (book.root / LOCK).write_text(text)
+
+
+PACKAGE = {
+    "vaebook/__init__.py": "from vaebook.mixture import Mixture\n__all__ = ['Mixture']\n",
+    "vaebook/mixture.py": "from vaebook import kernels\nclass Mixture:\n    def f(self):\n        return kernels.K\n",
+    "vaebook/kernels.py": "K = 1\n",
+    "vaebook/lazy.py": "def f():\n    from .deep import g\n    return g()\n",
+    "vaebook/deep.py": "def g():\n    return 1\n",
+    "vaebook/alone.py": "A = 1\n",
+    "vaebook/claims/__init__.py": "from vaebook.claims import one, two\n"
+    "from vaebook.claims.registry import verify, ledger\n",
+    "vaebook/claims/registry.py": "def claim(id): ...\ndef verify(id): ...\ndef ledger(): ...\n",
+    "vaebook/claims/one.py": "from vaebook import alone\nfrom vaebook.claims.registry import claim\n"
+    "@claim('a/one')\ndef one(generator):\n    return 1\n",
+    "vaebook/claims/two.py": "from vaebook.claims.registry import claim\n"
+    "@claim(id='a/two')\ndef two(generator):\n    return 2\n",
+    "book/experiments/toy.py": "from vaebook import lazy\nT = 1\n",
+    "book/results/runs.json": "{}",
+    "book/results/runs-2.json": "{}",
+    "book/results/weights-a.safetensors": "abc",
+    "book/results/other.csv": "1",
+    LOCK: "torch==2.13.0\n",
+}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    for name, text in PACKAGE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def reached(code, root):
+    cells = code if isinstance(code, list) else [code]
+    found = fingerprint(v4.new_notebook(cells=[v4.new_code_cell(source) for source in cells]), root)
+    return {name.removesuffix(".py").removeprefix("vaebook/") for name in found} - {"code", LOCK}
+
+
+ONE, TWO = {"claims/one", "alone"}, {"claims/two"}
+BASE = {"__init__"}
+CLAIMS = {"__init__", "claims/__init__", "claims/registry"}
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import math", set()),
+        ("import vaebook", BASE),
+        ("import vaebook\nvaebook.Mixture()", BASE | {"mixture", "kernels"}),
+        ("import vaebook as v\nv.Mixture()", BASE | {"mixture", "kernels"}),
+        ("import vaebook.mixture", BASE | {"mixture", "kernels"}),
+        ("from vaebook import Mixture", BASE | {"mixture", "kernels"}),
+        ("from vaebook import Mixture as M", BASE | {"mixture", "kernels"}),
+        ("from vaebook import kernels", BASE | {"kernels"}),
+        ("from vaebook.alone import A", BASE | {"alone"}),
+        ("from vaebook import *", BASE | {"mixture", "kernels"}),
+        ("from vaebook.lazy import f", BASE | {"lazy", "deep"}),
+        ("def f():\n    from vaebook import lazy", BASE | {"lazy", "deep"}),
+        ("import importlib\nimportlib.import_module('vaebook.alone')", BASE | {"alone"}),
+        ("import sys\nsys.path.append('../experiments')\nimport toy", BASE | {"book/experiments/toy", "lazy", "deep"}),
+        ("from vaebook.claims import verify", CLAIMS),
+        ("from vaebook.claims import verify\nverify('a/one')", CLAIMS | ONE),
+        ("from vaebook.claims import verify\nverify(id='a/two', seed=7)", CLAIMS | TWO),
+        ("from vaebook.claims import verify as check\ncheck('a/two')", CLAIMS | TWO),
+        ("from vaebook import claims\nclaims.verify('a/two')", CLAIMS | TWO),
+        ("import vaebook.claims as c\nc.verify('a/two')", CLAIMS | TWO),
+        ("import vaebook.claims\nvaebook.claims.verify('a/two')", CLAIMS | TWO),
+        ("from vaebook.claims.registry import verify\nverify('a/two')", CLAIMS | TWO),
+        ("from vaebook.claims import verify\n[verify(i) for i in ('a/one',)]", CLAIMS | ONE | TWO),
+        ("from vaebook.claims import ledger\nledger()", CLAIMS | ONE | TWO),
+        ("from vaebook.claims import two", BASE | {"claims/__init__", "claims/two", "claims/registry"}),
+        (["from vaebook.claims import verify", "verify('a/one')"], CLAIMS | ONE),
+    ],
+)
+def test_what_is_reached(tree, code, expected):
+    assert reached(code, tree) == expected
+
+
+ALL = {"runs.json", "runs-2.json", "weights-a.safetensors", "other.csv"}
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("'a word about results'", set()),
+        ("open('../results/runs.json')", {"runs.json"}),
+        ("Path('../results/weights-a.safetensors')", {"weights-a.safetensors"}),
+        ("Path('..') / 'results' / 'runs.json'", {"runs.json"}),
+        ("Path('..', 'results', 'runs.json')", {"runs.json"}),
+        ("os.path.join('..', 'results', 'runs' + '.json')", {"runs.json"}),
+        ("R = Path('../results')\n(R / 'runs').with_suffix('.json')", {"runs.json", "runs-2.json"}),
+        ("load(f'../results/weights-{name}.safetensors')", {"weights-a.safetensors"}),
+        ("load('../results/weights-' + name + '.safetensors')", {"weights-a.safetensors"}),
+        ("load('../results/weights-%s.safetensors' % name)", {"weights-a.safetensors"}),
+        ("load('../results/weights-{}.safetensors'.format(name))", {"weights-a.safetensors"}),
+        ("load(f'../results/{name}.json')", {"runs.json", "runs-2.json"}),
+        ("load(f'../results/{name}')", ALL),
+        ("load('../results/' + name)", ALL),
+        ("list(Path('../results').glob('*.csv'))", {"other.csv"}),
+        ("list(Path('../results').iterdir())", ALL),
+        ("Path('../results/runs.json'); os.listdir('../results')", ALL),
+        ("folder = '../results'\nopen(f'{folder}/{name}')", ALL),
+        ("name = 'runs'\n(Path('../results') / name)", {"runs.json"}),
+    ],
+)
+def test_which_data_is_read(tree, code, expected):
+    assert {name.removeprefix("book/results/") for name in reached(code, tree)} == expected
+
+
+def test_data_read_by_a_module_that_is_reached_counts(tree):
+    edit(tree / "vaebook/deep.py", "return 1", "return open('../results/other.csv')")
+    assert "book/results/other.csv" in reached("from vaebook.lazy import f", tree)
+    assert "book/results/other.csv" not in reached("from vaebook.alone import A", tree)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("x = 1", "x = 1  # a comment", True),
+        ("x = 1", "x  =  1", True),
+        ("x = 1", "x = 2", False),
+        ("x = 1\nx", "x = 1\nx;", False),
+        ("x = 1\nx", "x = 1\nx  # ;", True),
+        ("f'{x}a'", "f'{x}b'", False),
+        ("f(None)", "f('')", False),
+        ("f(1)", "f(True)", False),
+        ("'shown'", "'also shown'", False),
+        ("%matplotlib inline", "%matplotlib agg", False),
+    ],
+)
+def test_of_a_cell_the_syntax_counts(tree, old, new, same):
+    before, after = (fingerprint(v4.new_notebook(cells=[v4.new_code_cell(code)]), tree) for code in (old, new))
+    assert (before == after) is same
+
+
+def test_tags_count_and_captions_do_not(tree):
+    def of(**metadata):
+        return fingerprint(v4.new_notebook(cells=[v4.new_code_cell("x", metadata=metadata)]), tree)
+
+    assert of() != of(tags=["raises-exception"])
+    assert of() == of(mystnb={"figure": {"caption": "A caption."}})
