@@ -7,11 +7,12 @@ NBVAL := --nbval --nbval-current-env
 PARTS := style site code chapters gates cells slow
 PEERS := pykeops numpyro
 PORT ?= 8000
+PYTHONS ?= python3.11 python3.12 python3.13
 export OMP_NUM_THREADS := 1
 export PYTHON TORCH_INDEX CHAPTER ONLY UPGRADE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench book experiments mutants serve pdf test test-slow slowest $(PARTS:%=check-%) check-chapter execute lab lock clean
+.PHONY: help setup bench book experiments mutants serve pdf test test-slow slowest matrix $(PARTS:%=check-%) check-chapter execute lab lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +64,9 @@ check-slow:
 
 slowest: setup  ## list the tests that took longest in the last run (STORE=1: keep what each file took)
 	@$(PY) tests/running/slowest.py $(if $(STORE),--store)
+
+matrix: setup  ## unit tests, doctests and chapters under each of PYTHONS="python3.11 python3.12 python3.13"
+	@$(PY) tests/running/matrix.py $(PYTHONS)
 
 execute: setup  ## run stale chapters and store their outputs (ALL=1: all; CHAPTER=mixture/index: one)
 	@$(PY) book/_tools/execute.py $(if $(ALL),--all) $(if $(CHAPTER),--chapter '$(CHAPTER)') $(if $(KEEP),--keep '$(KEEP)')

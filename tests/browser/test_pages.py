@@ -22,6 +22,7 @@ FORMULAS = """() => ({
     broken: Array.from(document.querySelectorAll('mjx-merror, [data-mjx-error]')).map(e => e.textContent),
     unread: document.querySelectorAll('mjx-container:not(:has(mjx-assistive-mml))').length,
 })"""
+TWO_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 IMAGES = "() => Array.from(document.images).filter(i => !i.naturalWidth || !i.alt).map(i => i.src)"
 WIDTHS = "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
 READY = "() => !window.MathJax || (window.MathJax.startup?.promise && window.MathJax.startup.promise.then(() => true))"
@@ -95,6 +96,7 @@ def seen(request, visit):
         shown = {"formulas": page.evaluate(FORMULAS), "images": page.evaluate(IMAGES), "wrong": list(page.wrong)}
         shown["light"] = violations(page, "light")
         page.set_viewport_size({"width": 390, "height": 900})
+        page.evaluate(TWO_FRAMES)  # what listens to a change of size has run
         shown["widths"] = page.evaluate(WIDTHS)
         shown["dark"] = violations(page, "dark")
     return shown

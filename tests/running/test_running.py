@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from fingerprint import ROOT
 
-from tests.running import parallel, slowest
+from tests.running import matrix, parallel, slowest
 
 PARTS = [sys.executable, str(ROOT / "tests" / "running" / "parts.py")]
 FAKE_MAKE = """\
@@ -114,3 +114,54 @@ def test_the_slowest_tests_are_listed_and_files_kept(monkeypatch, tmp_path, caps
 
 def test_files_of_which_the_seconds_are_kept_exist():
     assert [path for path in json.loads(parallel.SECONDS.read_text()) if not (ROOT / path).exists()] == []
+
+
+# Versions of Python
+
+FAKE_SETUP = """\
+echo "made $1 with $PYTHON"
+mkdir -p "$1/bin"
+printf '%s\\n' '#!/bin/sh' 'case "$*" in' '*doctest*) echo "1 failed, 2 passed in 1.00s"; exit 1 ;;' \
+    '*) echo "3 passed, 1 skipped in 1.00s" ;;' esac >"$1/bin/python"
+chmod +x "$1/bin/python"
+"""
+
+
+@pytest.fixture
+def tree(monkeypatch, tmp_path):
+    """A tree with a set-up that makes interpreters that only pretend."""
+    (tmp_path / "book" / "_tools").mkdir(parents=True)
+    (tmp_path / "book" / "_tools" / "setup.sh").write_text(FAKE_SETUP)
+    monkeypatch.setattr(matrix, "ROOT", tmp_path)
+    monkeypatch.setattr(matrix, "FOLDER", tmp_path / "_build" / "matrix")
+    return tmp_path
+
+
+def test_the_table_tells_what_passed_what_failed_and_what_is_missing(tree, capsys):
+    broken = tree / "broken"  # what a version manager leaves for a version that is not active
+    broken.write_text("#!/bin/sh\nexit 127\n")
+    broken.chmod(0o755)
+    assert matrix.main([sys.executable, "/no/such/python", str(broken)]) == 1
+    lines = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines]
+    assert rows[0] == ["python", "environment", "code tests", "doctests", "chapters", "time"]
+    told = ["ok", "3 passed, 1 skipped", "FAILED: 1 failed, 2 passed", "3 passed, 1 skipped"]
+    name = f"python{'.'.join(map(str, sys.version_info[:3]))}"
+    assert rows[1][:-1] == [name, *told] and rows[1][-1].endswith(" s")
+    assert [row[:2] for row in rows[2:]] == [[path, "no such interpreter"] for path in ("/no/such/python", str(broken))]
+    log = (matrix.FOLDER / f"{name}.log").read_text()
+    assert f"made _build/matrix/{name} with {sys.executable}" in log and log.count("========") == 8
+
+
+def test_a_failed_environment_runs_nothing_and_a_lone_missing_interpreter_fails(tree, capsys):
+    (tree / "book" / "_tools" / "setup.sh").write_text("echo 'no room'; exit 3\n")
+    assert matrix.main([sys.executable]) == 1
+    assert "FAILED: no room" in capsys.readouterr().out
+    assert matrix.main(["/no/such/python"]) == 1
+    assert "no such interpreter" in capsys.readouterr().out
+
+
+def test_a_missing_interpreter_beside_one_that_passes_is_no_failure(tree, monkeypatch, capsys):
+    monkeypatch.setattr(matrix, "CHECKS", {"code tests": ["tests"]})
+    assert matrix.main([sys.executable, "/no/such/python"]) == 0
+    assert "no such interpreter" in capsys.readouterr().out
