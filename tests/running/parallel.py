@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+# nbformat imports jsonschema, which reads the grammar of addresses if it can: a second in every process, for nothing.
+sys.modules.setdefault("rfc3987_syntax", None)
 SECONDS = Path(__file__).with_name("seconds.json")
 MOST_WORKERS = 8  # each holds torch and what its tests allocate: about a gigabyte
 
