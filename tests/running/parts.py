@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from typing import IO
 
 PATIENCE = 10  # seconds that an interrupted part gets to end by itself
+asked_to_end: list[int] = []  # signals that came: an exception at any moment could forget a part that has just begun
 
 
 @dataclass
@@ -73,7 +74,7 @@ def run(names: list[str]) -> list[str]:
             output = stack.enter_context(tempfile.TemporaryFile()) if len(names) > 1 else None
             parts.append(Part(name, output))
             stack.callback(parts[-1].end)
-        while parts:
+        while parts and not asked_to_end:
             for part in [part for part in parts if part.process.poll() is not None]:
                 parts.remove(part)
                 told.append(part.report())
@@ -82,22 +83,16 @@ def run(names: list[str]) -> list[str]:
     return told
 
 
-def interrupt(number: int, _frame: object) -> None:
-    """A request to end, or a terminal that was closed, ends what a keyboard's interruption ends."""
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Run what the command line names; the exit status is 1 where a part failed."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell has them ignored
+        signal.signal(number, lambda number, _: asked_to_end.append(number))
     start, told = time.monotonic(), []
-    try:
-        for stage in sys.argv[1:]:
-            told += run(stage.split("+"))
-    except KeyboardInterrupt:
-        say("\ninterrupted")
-        return 130
+    for stage in sys.argv[1:]:
+        told += run(stage.split("+"))
+        if asked_to_end:
+            say("\ninterrupted")
+            return 130
     failed = [line for line in told if " FAILED " in line]
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     say(f"\n{'FAILED' if failed else 'passed'} in {minutes} min {seconds} s: {', '.join(told)}")

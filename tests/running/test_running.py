@@ -61,7 +61,7 @@ def test_an_interruption_ends_everything_that_was_started(environment, tmp_path,
     child = tmp_path / "child"
     await_(lambda: child.exists() and child.read_text().strip())
     running.send_signal(number)
-    out, _ = running.communicate(timeout=30)
+    out, _ = running.communicate(timeout=50)
     assert running.returncode == 130 and "interrupted" in out and "check-two" not in out
     await_(lambda: not alive(int(child.read_text())))
 
