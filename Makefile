@@ -1,14 +1,18 @@
 # Two commands matter: `make book` to read, `make test` to check. `make` alone lists them all.
 PY := .venv/bin/python
-PYTEST := $(PY) -m pytest
-PARTS := style site code chapters
+WORKERS ?= auto
+# One worker for each processor; see tests/running/parallel.py.
+PYTEST := $(PY) -m pytest -q -p tests.running.parallel -n $(WORKERS) --no-loadscope-reorder
+NBVAL := --nbval --nbval-current-env
+PARTS := style site code chapters gates cells slow
 PEERS := pykeops numpyro
 PORT ?= 8000
+PYTHONS ?= python3.11 python3.12 python3.13
 export OMP_NUM_THREADS := 1
-export PYTHON TORCH_INDEX CHAPTER ONLY
+export PYTHON TORCH_INDEX CHAPTER ONLY UPGRADE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench book experiments mutants serve pdf stability test test-slow $(PARTS:%=check-%) check-chapter execute lab lock clean
+.PHONY: help setup bench book experiments mutants serve pdf stability test test-slow slowest matrix $(PARTS:%=check-%) check-chapter execute lab lock clean
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,13 +29,8 @@ serve: book  ## build the site and serve it on this machine (PORT=8000)
 pdf: setup  ## print the whole book to _build/book.pdf, with Chromium
 	@$(PY) book/_tools/pdf.py
 
-test: setup  ## check everything and change nothing (CHAPTER=mixture/index: one chapter)
-	@failed=; for part in $(if $(CHAPTER),chapter,$(PARTS)); do \
-		printf '\n======== %s ========\n' $$part; \
-		$(MAKE) --no-print-directory check-$$part || failed="$$failed $$part"; \
-	done; \
-	printf '\n'; \
-	if [ -n "$$failed" ]; then echo "make test FAILED in:$$failed"; exit 1; fi; echo "make test passed"
+test: setup $(if $(CHAPTER),check-chapter)  ## check everything and change nothing (CHAPTER=mixture/index: one chapter)
+	@MAKE='$(MAKE)' $(PY) tests/running/parts.py $(if $(CHAPTER),gates+cells,style+site code chapters)
 
 check-style:
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
@@ -40,23 +39,34 @@ check-site:
 	@$(PY) book/_tools/build.py --output _build/check
 
 check-code:
-	@$(PYTEST) -q --doctest-modules vaebook tests -m "not slow" --junitxml=_build/junit/code.xml
+	@$(PYTEST) --dist loadfile --doctest-modules vaebook tests -m "not slow" --junitxml=_build/junit/code.xml
 
 check-chapters:
-	@$(PYTEST) -q --nbval --nbval-current-env book --junitxml=_build/junit/chapters.xml
+	@$(PYTEST) --dist loadfile $(NBVAL) book --junitxml=_build/junit/chapters.xml
+
+check-gates:
+	@$(PYTEST) -n 0 tests/book/test_chapters.py -k '$(CHAPTER)'
+
+check-cells:
+	@$(PYTEST) -n 0 $(NBVAL) 'book/$(CHAPTER).ipynb'
 
 check-chapter:
 	@if [ ! -f 'book/$(CHAPTER).ipynb' ]; then \
 		echo "no chapter '$(CHAPTER)'; there are: $$(cd book && find . -name '*.ipynb' | sed 's|^\./||; s|\.ipynb$$||' | sort | xargs)"; \
 		exit 1; \
 	fi
-	@status=0; \
-	$(PYTEST) -q tests/book/test_chapters.py -k '$(CHAPTER)' || status=1; \
-	$(PYTEST) -q --nbval --nbval-current-env 'book/$(CHAPTER).ipynb' || status=1; \
-	exit $$status
 
 test-slow: setup  ## the tests that take minutes
-	@$(PYTEST) -q -m slow --junitxml=_build/junit/slow.xml tests
+	@MAKE='$(MAKE)' $(PY) tests/running/parts.py slow
+
+check-slow:
+	@$(PYTEST) --dist worksteal -m slow tests --junitxml=_build/junit/slow.xml
+
+slowest: setup  ## list the tests that took longest in the last run (STORE=1: keep what each file took)
+	@$(PY) tests/running/slowest.py $(if $(STORE),--store)
+
+matrix: setup  ## unit tests, doctests and chapters under each of PYTHONS="python3.11 python3.12 python3.13"
+	@$(PY) tests/running/matrix.py $(PYTHONS)
 
 execute: setup  ## run stale chapters and store their outputs (ALL=1: all; CHAPTER=mixture/index: one)
 	@$(PY) book/_tools/execute.py $(if $(ALL),--all) $(if $(CHAPTER),--chapter '$(CHAPTER)') $(if $(KEEP),--keep '$(KEEP)')
@@ -77,7 +87,7 @@ stability: setup  ## change all numbers in their last digits and see how far the
 lab: setup  ## open JupyterLab; a chapter's .md opens as a notebook, saving writes .md and .ipynb
 	@JUPYTER_CONFIG_PATH=book/_tools/lab $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/book
 
-lock: setup  ## compile requirements.txt anew from pyproject.toml
+lock: setup  ## compile requirements.txt from pyproject.toml (UPGRADE=1: with the newest versions)
 	@sh book/_tools/lock.sh
 
 clean:  ## remove everything that was built, the environment included

@@ -1,7 +1,9 @@
 // Boxes too wide for the page scroll sideways: let the keyboard reach them, and show where there is more.
-window.addEventListener("load", async () => {
-  await window.MathJax?.startup?.promise;
-  for (const box of document.querySelectorAll("mjx-container, div.math, figure, .pst-scrollable-table-container")) {
+const BOXES = "mjx-container, div.math, figure, .pst-scrollable-table-container";
+const mark = ({ target: box }) =>
+  box.classList.toggle("has-more", box.scrollLeft + box.clientWidth < box.scrollWidth - 4);
+const settle = () => {
+  for (const box of document.querySelectorAll(BOXES)) {
     const beyond = box.scrollWidth - box.clientWidth;
     if (beyond <= 0 || getComputedStyle(box).overflowX === "visible") {
       continue;
@@ -10,11 +12,15 @@ window.addEventListener("load", async () => {
       box.style.overflow = "hidden"; // a width that was rounded: nothing to scroll to
       continue;
     }
-    const mark = () => box.classList.toggle("has-more", box.scrollLeft + box.clientWidth < box.scrollWidth - 4);
     box.tabIndex = 0;
-    box.addEventListener("scroll", mark, { passive: true });
-    mark();
+    box.addEventListener("scroll", mark, { passive: true }); // the same listener again changes nothing
+    mark({ target: box });
   }
+};
+window.addEventListener("load", async () => {
+  await window.MathJax?.startup?.promise;
+  settle();
+  window.addEventListener("resize", settle); // a window made narrower, a phone that is turned
 });
 
 // Paper cannot be clicked: unfold solutions and code before printing.

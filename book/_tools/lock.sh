@@ -1,12 +1,14 @@
 #!/bin/sh
-# Compiles requirements.txt from pyproject.toml, in an environment of its own. Needs the network.
+# Compiles requirements.txt from pyproject.toml, in an environment of its own. Needs the network. Versions stay as they
+# are where pyproject.toml allows it, since a new one makes every chapter stale; UPGRADE=1 takes the newest of all.
 set -eu
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 .venv/bin/python -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet pip-tools
-"$work/venv/bin/pip-compile" --quiet --upgrade --all-extras --strip-extras --allow-unsafe --no-header \
+cp requirements.txt "$work"
+"$work/venv/bin/pip-compile" --quiet ${UPGRADE:+--upgrade} --all-extras --strip-extras --allow-unsafe --no-header \
     --no-emit-index-url --no-emit-find-links --output-file "$work/requirements.txt" pyproject.toml
 # A build such as 2.13.0+cpu is on no public index; its plain version is. What torch needs for CUDA comes with the
 # builds that use it, and must not be forced on those that do not.

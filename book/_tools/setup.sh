@@ -1,11 +1,12 @@
 #!/bin/sh
-# Makes .venv from the lock, once: the stamp in it holds a checksum of what it was made from.
+# Makes .venv (or the folder named) from the lock, once: the stamp in it holds a checksum of what it was made from.
 # PYTHON names the interpreter to use, TORCH_INDEX the package index that torch is taken from.
 set -eu
 cd "$(dirname "$0")/../.."
-stamp=.venv/.made-from
+venv=${1:-.venv}
+stamp=$venv/.made-from
 wanted="$(cat requirements.txt pyproject.toml | cksum) in $PWD" # an environment does not survive a move
-if [ -x .venv/bin/python ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] &&
+if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] &&
     [ -f book/_static/mathjax/tex-chtml.js ]; then
     exit 0
 fi
@@ -37,21 +38,21 @@ find_python() {
 
 moved=
 [ ! -f "$stamp" ] || grep -q " in $PWD\$" "$stamp" || moved=yes
-if [ ! -x .venv/bin/python ] || [ ! -f .venv/bin/pip ] || [ -n "$moved" ]; then
+if [ ! -x "$venv/bin/python" ] || [ ! -f "$venv/bin/pip" ] || [ -n "$moved" ]; then
     python=$(find_python)
     # A half-made environment is worse than none: later runs would trust it.
-    trap 'status=$?; [ $status -eq 0 ] || { rm -rf .venv; say "Set-up failed; .venv was removed. Run the command again to retry."; }' EXIT
+    trap 'status=$?; [ $status -eq 0 ] || { rm -rf "$venv"; say "Set-up failed; $venv was removed. Run the command again to retry."; }' EXIT
     trap 'exit 130' INT TERM HUP
-    say "Setting up .venv with $python: once, a few minutes and a few gigabytes."
-    rm -rf .venv
-    "$python" -m venv .venv
+    say "Setting up $venv with $python: once, a few minutes and a few gigabytes."
+    rm -rf "$venv"
+    "$python" -m venv "$venv"
 else
-    [ -z "${PYTHON:-}" ] || say "PYTHON is not used: .venv has its interpreter already (make clean removes it)."
-    say "Bringing .venv up to date with requirements.txt and pyproject.toml."
+    [ -z "${PYTHON:-}" ] || say "PYTHON is not used: $venv has its interpreter already (make clean removes it)."
+    say "Bringing $venv up to date with requirements.txt and pyproject.toml."
 fi
 rm -f "$stamp"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
-pip() { .venv/bin/python -m pip --quiet "$@"; }
+pip() { "$venv/bin/python" -m pip --quiet "$@"; }
 
 # torch first and at its exact version: without one, the other requirements could bring a different build.
 torch=$(grep -E '^torch==' requirements.txt)
@@ -60,5 +61,5 @@ pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch"
 say "  the other packages of requirements.txt"
 pip install -r requirements.txt
 pip install --no-deps --no-build-isolation --editable .
-.venv/bin/python book/_tools/copy_mathjax.py
+"$venv/bin/python" book/_tools/copy_mathjax.py
 echo "$wanted" >"$stamp"

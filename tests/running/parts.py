@@ -1,0 +1,103 @@
+"""Run the parts of `make test`, and say how long each took and which failed.
+
+    python tests/parts.py style+site code chapters
+
+runs the targets check-style and check-site at the same time, then check-code, then check-chapters. Parts that run at
+the same time print their output in one piece when they end. An interruption ends everything that was started.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import IO
+
+PATIENCE = 10  # seconds that an interrupted part gets to end by itself
+asked_to_end: list[int] = []  # signals that came: an exception at any moment could forget a part that has just begun
+
+
+@dataclass
+class Part:
+    """A target that runs: its process, where its output waits if it is not shown at once, and when it began."""
+
+    name: str
+    output: IO[bytes] | None
+    start: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        """Start it in a group of processes of its own, which can be ended as a whole."""
+        command = [os.environ.get("MAKE", "make"), "--no-print-directory", f"check-{self.name}"]
+        streams = {"stdin": subprocess.DEVNULL, "stdout": self.output, "stderr": subprocess.STDOUT}
+        if self.output is None:
+            streams = {"stdin": subprocess.DEVNULL}
+        self.process = subprocess.Popen(command, start_new_session=True, **streams)
+
+    def end(self) -> None:
+        """If it still runs, ask the whole group to end and insist; then end what is left of the group."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, number)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(PATIENCE)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def report(self) -> str:
+        """Print what it wrote if that waits, and return what came of it."""
+        if self.output is not None:
+            say(f"\n======== {self.name} ========")
+            self.output.seek(0)
+            sys.stdout.buffer.write(self.output.read())
+        failed = "" if self.process.returncode == 0 else " FAILED"
+        return f"{self.name}{failed} {time.monotonic() - self.start:.0f} s"
+
+
+def say(text: str) -> None:
+    """Print at once, in order with what the parts write."""
+    print(text, flush=True)
+
+
+def run(names: list[str]) -> list[str]:
+    """Run parts at the same time; what came of each, in the order in which they ended."""
+    if len(names) == 1:
+        say(f"\n======== {names[0]} ========")
+    parts, told = [], []
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            output = stack.enter_context(tempfile.TemporaryFile()) if len(names) > 1 else None
+            parts.append(Part(name, output))
+            stack.callback(parts[-1].end)
+        while parts and not asked_to_end:
+            for part in [part for part in parts if part.process.poll() is not None]:
+                parts.remove(part)
+                told.append(part.report())
+                say(told[-1])
+            time.sleep(0.05)
+    return told
+
+
+def main() -> int:
+    """Run what the command line names; the exit status is 1 where a part failed."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell has them ignored
+        signal.signal(number, lambda number, _: asked_to_end.append(number))
+    start, told = time.monotonic(), []
+    for stage in sys.argv[1:]:
+        told += run(stage.split("+"))
+        if asked_to_end:
+            say("\ninterrupted")
+            return 130
+    failed = [line for line in told if " FAILED " in line]
+    minutes, seconds = divmod(round(time.monotonic() - start), 60)
+    say(f"\n{'FAILED' if failed else 'passed'} in {minutes} min {seconds} s: {', '.join(told)}")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Parts that run: what is printed, what fails, and that an interruption leaves nothing behind."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+from fingerprint import ROOT
+
+from tests.running import matrix, parallel, slowest
+
+PARTS = [sys.executable, str(ROOT / "tests" / "running" / "parts.py")]
+FAKE_MAKE = """\
+#!/bin/sh
+echo "begin $2"
+case "$2" in
+*bad) exit 2 ;;
+*long) sleep 60 & echo $! >"{folder}/child"; wait ;;
+*) sleep 0.2 ;;
+esac
+echo "end $2"
+"""
+
+
+@pytest.fixture
+def environment(tmp_path):
+    """Variables under which a script that only pretends is taken for make."""
+    fake = tmp_path / "make"
+    fake.write_text(FAKE_MAKE.format(folder=tmp_path))
+    fake.chmod(0o755)
+    return os.environ | {"MAKE": str(fake)}
+
+
+def parts(environment, *stages):
+    return subprocess.run([*PARTS, *stages], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_parts_report_in_one_piece_with_their_time(environment):
+    done = parts(environment, "one+two", "three")
+    assert done.returncode == 0 and done.stderr == ""
+    for name in ("one", "two", "three"):
+        whole = rf"======== {name} ========\nbegin check-{name}\nend check-{name}\n{name} \d+ s\n"
+        assert re.search(whole, done.stdout), done.stdout
+    assert re.search(r"\npassed in 0 min \d+ s: (one|two) \d+ s, (one|two) \d+ s, three \d+ s\n$", done.stdout)
+
+
+def test_the_part_that_failed_is_named_and_the_others_are_run(environment):
+    done = parts(environment, "bad+two", "three")
+    assert done.returncode == 1
+    assert re.search(r"\nFAILED in .*: bad FAILED \d+ s, two \d+ s, three \d+ s\n$", done.stdout)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interruption_ends_everything_that_was_started(environment, tmp_path, number):
+    running = subprocess.Popen([*PARTS, "long", "two"], env=environment, stdout=subprocess.PIPE, text=True)
+    child = tmp_path / "child"
+    await_(lambda: child.exists() and child.read_text().strip())
+    running.send_signal(number)
+    out, _ = running.communicate(timeout=50)
+    assert running.returncode == 130 and "interrupted" in out and "check-two" not in out
+    await_(lambda: not alive(int(child.read_text())))
+
+
+def await_(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def alive(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_unknown_files_come_first_and_then_the_longest(monkeypatch, tmp_path):
+    seconds = tmp_path / "seconds.json"
+    seconds.write_text('{"a.py": 1.0, "b.py": 20.0}')
+    monkeypatch.setattr(parallel, "SECONDS", seconds)
+    items = [SimpleNamespace(nodeid=name) for name in ("a.py::x", "b.py::x", "new.py::x", "a.py::y", "b.py::y")]
+    parallel.pytest_collection_modifyitems(items)
+    assert [item.nodeid for item in items] == ["new.py::x", "b.py::x", "b.py::y", "a.py::x", "a.py::y"]
+
+
+REPORT = """<testsuites><testsuite>
+<testcase classname="tests.test_bounds.TestElbo" name="one" time="1.5" />
+<testcase classname="tests.test_bounds" name="two" time="3.0" />
+<testcase classname="book.mixture.index.ipynb" name="Cell 0" time="2.0" />
+<testcase classname="vaebook.bounds" name="vaebook.bounds.elbo" time="0.1" />
+</testsuite></testsuites>"""
+
+
+def test_the_slowest_tests_are_listed_and_files_kept(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(slowest, "REPORTS", tmp_path)
+    monkeypatch.setattr(slowest, "SECONDS", tmp_path / "seconds.json")
+    monkeypatch.setattr("sys.argv", ["slowest.py", "--store", "--tests", "2"])
+    assert slowest.main() == 1  # nothing was measured
+    (tmp_path / "code.xml").write_text(REPORT)
+    assert slowest.main() == 0
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[0] for line in lines] == ["3.0", "2.0", "6.6", "4.5", "2.0"]
+    assert lines[0].endswith("tests/test_bounds.py::two") and lines[1].endswith("book/mixture/index.ipynb::Cell 0")
+    kept = {"book/mixture/index.ipynb": 2.0, "tests/test_bounds.py": 4.5, "vaebook/bounds.py": 0.1}
+    assert json.loads((tmp_path / "seconds.json").read_text()) == kept
+
+
+def test_files_of_which_the_seconds_are_kept_exist():
+    assert [path for path in json.loads(parallel.SECONDS.read_text()) if not (ROOT / path).exists()] == []
+
+
+# Versions of Python
+
+FAKE_SETUP = """\
+echo "made $1 with $PYTHON"
+mkdir -p "$1/bin"
+printf '%s\\n' '#!/bin/sh' 'case "$*" in' '*doctest*) echo "1 failed, 2 passed in 1.00s"; exit 1 ;;' \
+    '*) echo "3 passed, 1 skipped in 1.00s" ;;' esac >"$1/bin/python"
+chmod +x "$1/bin/python"
+"""
+
+
+@pytest.fixture
+def tree(monkeypatch, tmp_path):
+    """A tree with a set-up that makes interpreters that only pretend."""
+    (tmp_path / "book" / "_tools").mkdir(parents=True)
+    (tmp_path / "book" / "_tools" / "setup.sh").write_text(FAKE_SETUP)
+    monkeypatch.setattr(matrix, "ROOT", tmp_path)
+    monkeypatch.setattr(matrix, "FOLDER", tmp_path / "_build" / "matrix")
+    return tmp_path
+
+
+def test_the_table_tells_what_passed_what_failed_and_what_is_missing(tree, capsys):
+    broken = tree / "broken"  # what a version manager leaves for a version that is not active
+    broken.write_text("#!/bin/sh\nexit 127\n")
+    broken.chmod(0o755)
+    assert matrix.main([sys.executable, "/no/such/python", str(broken)]) == 1
+    lines = capsys.readouterr().out.split("\n\n")[-1].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines]
+    assert rows[0] == ["python", "environment", "code tests", "doctests", "chapters", "time"]
+    told = ["ok", "3 passed, 1 skipped", "FAILED: 1 failed, 2 passed", "3 passed, 1 skipped"]
+    name = f"python{'.'.join(map(str, sys.version_info[:3]))}"
+    assert rows[1][:-1] == [name, *told] and rows[1][-1].endswith(" s")
+    assert [row[:2] for row in rows[2:]] == [[path, "no such interpreter"] for path in ("/no/such/python", str(broken))]
+    log = (matrix.FOLDER / f"{name}.log").read_text()
+    assert f"made _build/matrix/{name} with {sys.executable}" in log and log.count("========") == 8
+
+
+def test_a_failed_environment_runs_nothing_and_a_lone_missing_interpreter_fails(tree, capsys):
+    (tree / "book" / "_tools" / "setup.sh").write_text("echo 'no room'; exit 3\n")
+    assert matrix.main([sys.executable]) == 1
+    assert "FAILED: no room" in capsys.readouterr().out
+    assert matrix.main(["/no/such/python"]) == 1
+    assert "no such interpreter" in capsys.readouterr().out
+
+
+def test_a_missing_interpreter_beside_one_that_passes_is_no_failure(tree, monkeypatch, capsys):
+    monkeypatch.setattr(matrix, "CHECKS", {"code tests": ["tests"]})
+    assert matrix.main([sys.executable, "/no/such/python"]) == 0
+    assert "no such interpreter" in capsys.readouterr().out
