@@ -11,11 +11,11 @@ import vaebook
 
 PACKAGE = Path(vaebook.__file__).parent
 LAYERS = [
-    {"_checks", "tables", "attention"},  # below everything
-    {"kernels", "data", "plots"},
-    {"mixture", "estimators"},
+    {"_checks", "tables", "attention", "clusters"},  # below everything
+    {"kernels", "data", "plots", "evaluation", "outputs"},
+    {"mixture", "estimators", "adapters"},
     {"models", "priors", "modes"},
-    {"bounds", "aggregate", "npmle", "ppca", "tilted", "_checkpoint"},
+    {"bounds", "aggregate", "npmle", "ppca", "tilted", "checkpoint", "_checkpoint"},
     {"training", "surgery", "certificates", "inference", "likelihood", "distributed", "selection"},
     {"diagnosis", "__main__", "claims"},
 ]

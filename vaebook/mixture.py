@@ -9,7 +9,7 @@ float64 through `vaebook.kernels`, and returned in the dtype that came.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -99,6 +99,15 @@ class DiagGaussianMixture(Distribution):
     def double(self) -> DiagGaussianMixture:
         """Return the same mixture in float64, its weights as exact as they are held (`log_weight` is rounded)."""
         return DiagGaussianMixture(self.loc.double(), self.scale.double(), self._log_weight, validate_args=False)
+
+    @property
+    def latent_dim(self) -> int:
+        """D."""
+        return self.loc.shape[1]
+
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights (N), means (N, D) and scales (N, D)."""
+        return self.log_weight, self.loc, self.scale
 
     @property
     def mean(self) -> Tensor:
@@ -204,6 +213,23 @@ class DiagGaussianMixture(Distribution):
             )
         log_prob = kernels.logsumexp_terms(rows, self._components(), exclude=flat) - remaining
         return log_prob.reshape(z.shape[:-1]).to(z.dtype)
+
+    def leave_one_out(self, index: Tensor) -> LeaveOneOut:
+        """Return the density that leaves out a component of its own for each row; see `log_prob_leave_one_out`.
+
+        Args:
+            index: the component to leave out for each of B data, (B), long.
+
+        Returns:
+            An object with ``log_prob(z)`` for z (*s, B, D).
+
+        Example:
+            >>> import torch
+            >>> q = DiagGaussianMixture(torch.tensor([[0.0], [9.0]]), torch.ones(2, 1))
+            >>> q.leave_one_out(torch.tensor([1])).log_prob(torch.zeros(5, 1, 1)).shape
+            torch.Size([5, 1])
+        """
+        return LeaveOneOut(self, index)
 
     def log_prob_marginals(self, z: Tensor) -> Tensor:
         r"""Log-densities of the D one-dimensional marginals.
@@ -365,6 +391,17 @@ class DiagGaussianMixture(Distribution):
         check_tensor("z", z, ("...", self.loc.shape[1]), finite=self._checks_values, empty=True)
         check_same_device(z=z, loc=self.loc)
         return z.double().reshape(-1, self.loc.shape[1])
+
+
+class LeaveOneOut(NamedTuple):
+    """A mixture that leaves out one component for each row; see `DiagGaussianMixture.leave_one_out`."""
+
+    mixture: DiagGaussianMixture
+    index: Tensor
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density in nats of z (*s, B, D), as (*s, B)."""
+        return self.mixture.log_prob_leave_one_out(z, self.index.expand(z.shape[:-1]))
 
 
 def _check_log_weight(log_weight: Tensor) -> None:
