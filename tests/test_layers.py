@@ -12,10 +12,10 @@ import vaebook
 PACKAGE = Path(vaebook.__file__).parent
 LAYERS = [
     {"_checks", "tables", "kernels"},  # below everything
-    {"clusters", "data", "plots"},
-    {"mixture", "estimators"},
+    {"clusters", "data", "plots", "evaluation", "outputs"},
+    {"mixture", "estimators", "adapters"},
     {"models", "priors", "modes"},
-    {"bounds", "aggregate", "npmle", "ppca", "tilted", "_checkpoint"},
+    {"bounds", "aggregate", "npmle", "ppca", "tilted", "checkpoint"},
     {"training", "surgery", "certificates", "inference", "likelihood", "distributed", "selection"},
     {"diagnosis", "__main__", "claims"},
 ]

@@ -7,42 +7,45 @@ Every datum is one component. Data with the same code make equal components; `me
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributions import Independent, Normal
+from torch import Tensor
 
-from vaebook._checks import check_int, check_same_device, check_tensor
+from vaebook._checks import check_positive, check_tensor
+from vaebook.adapters import adapt_encoder
+from vaebook.evaluation import Data, batches, check_condition, dtype_of, evaluation_mode
 from vaebook.mixture import DiagGaussianMixture
-
-Codes = tuple[Tensor, Tensor] | Normal | Independent
-"""What an encoder may return: (loc, scale), a Normal, or an Independent(Normal, 1)."""
+from vaebook.outputs import Spread
 
 
-def aggregated_posterior(encoder: Callable[[Tensor], Codes], x: Tensor, batch_size: int = 1024) -> DiagGaussianMixture:
+@torch.no_grad()
+def aggregated_posterior(
+    encoder: Any, data: Data, *, spread: Spread = "std", condition: Any = None, batch_size: int = 1024
+) -> DiagGaussianMixture:
     r"""Encode data and average the N posteriors.
 
     $q_{agg}(z) = \frac1N\sum_{n=1}^N \mathcal N(z \mid \mu(x_n), \mathrm{diag}\,\sigma^2(x_n))$
 
-    Runs without gradients. A module (or a method of one) is put in evaluation mode for the pass and then restored;
-    inside a lambda it cannot be seen, so call `.eval()` yourself there: dropout would make the codes random.
+    Runs in evaluation mode, whatever modules the encoder calls, and puts them back; their running statistics stay as
+    they are. Two passes over the first data must agree.
 
     Args:
-        encoder: maps a batch (B, ...) to the codes of its rows: (loc, scale), each (B, D), or a Normal or
-            Independent(Normal, 1) of those parameters. scale is a standard deviation.
-        x: data, (N, ...), on the device that the encoder expects.
-        batch_size: how many data to encode at once.
+        encoder: maps a batch (B, …) to the codes of its rows; all that `vaebook.adapters.adapt` takes, or makes.
+            Codes of any shape are flattened.
+        data: a tensor or an array (N, …), also one larger than memory, or an iterable of batches, of tuples whose first
+            entry is the batch; on the device that the encoder expects.
+        spread: what the encoder returns beside loc: "std", "var" or "log_var".
+        condition: what the encoder takes beside x, a row for each datum: a tensor, or tensors by name.
+        batch_size: how many data to encode at once, where data come in one piece.
 
     Returns:
-        The mixture, N components in D dimensions, in the encoder's dtype and in the order of the data.
+        The mixture, N components in D dimensions, at least float32 and in the order of the data.
 
     Raises:
-        TypeError: x is not a floating-point tensor, encoder not callable, or it returns anything else (a Gaussian
-            with full covariance, say).
-        ValueError: x is empty or not finite, the codes have the wrong shape or are not finite, or a scale is not
-            positive.
+        TypeError: data, encoder or what it returns is of another kind (a Gaussian with full covariance, say).
+        ValueError: data are empty or not finite, the codes have the wrong shape or are not finite, a scale is not
+            positive, or two passes over the same data differ.
 
     Example:
         >>> import torch
@@ -51,20 +54,18 @@ def aggregated_posterior(encoder: Callable[[Tensor], Codes], x: Tensor, batch_si
 
     Source: Makhzani et al., Adversarial autoencoders (2016), section 2; Hoffman & Johnson, ELBO surgery (2016).
     """
-    check_tensor("x", x, ("...",))
-    if x.ndim < 2:
-        raise ValueError(f"x: expected shape (N, ...) with a dimension for the data, got {tuple(x.shape)}")
-    check_int("batch_size", batch_size, minimum=1)
-    if not callable(encoder):
-        raise TypeError(f"encoder: expected a callable, got {type(encoder).__name__}")
-    with evaluation_mode(encoder), torch.no_grad():
-        codes = [_loc_and_scale(encoder(batch), len(batch)) for batch in x.split(batch_size)]
-    widths = {loc.shape[1] for loc, _ in codes}
-    if len(widths) > 1:
-        raise ValueError(f"encoder: expected the same D for every batch, got {sorted(widths)}")
-    loc, scale = (torch.cat(parts) for parts in zip(*codes, strict=True))
-    _check_values(loc, scale)
-    return DiagGaussianMixture(loc, scale)
+    encode, parts = adapt_encoder(encoder, spread), []
+    condition = check_condition(condition, None, encode.source)
+    with evaluation_mode(encode.source):
+        for x, rows in batches(data, batch_size, condition, dtype_of(encode.source)):
+            if not parts:
+                encode.check(x, rows)
+            q = encode(x, rows).base_dist
+            parts.append((q.loc, q.scale))
+    loc, scale = (torch.cat(part) for part in zip(*parts, strict=True))
+    return DiagGaussianMixture(
+        check_tensor("encoder's loc", loc, ("N", "D")), check_positive("encoder's scale", scale), validate_args=False
+    )
 
 
 def merge_duplicates(q_agg: DiagGaussianMixture) -> tuple[DiagGaussianMixture, Tensor]:
@@ -108,50 +109,3 @@ def _log_sum_by_group(log_weight: Tensor, group: Tensor, num_groups: int) -> Ten
     top = log_weight.new_full((num_groups,), -torch.inf).scatter_reduce(0, group, log_weight, "amax")
     shift = top.where(top.isfinite(), 0.0)
     return torch.zeros_like(top).index_add(0, group, (log_weight - shift[group]).exp()).log() + shift
-
-
-@contextmanager
-def evaluation_mode(encoder: object) -> Iterator[None]:
-    """Put a module, or the module of a method, in evaluation mode, and restore it afterwards."""
-    owner = getattr(encoder, "__self__", encoder)  # a bound method such as vae.encode belongs to a module
-    modules = list(owner.modules()) if isinstance(owner, nn.Module) else []
-    training = [module.training for module in modules]
-    for module in modules:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module, mode in zip(modules, training, strict=True):
-            module.training = mode
-
-
-def _loc_and_scale(codes: object, batch: int) -> tuple[Tensor, Tensor]:
-    normal = codes
-    if isinstance(codes, Independent) and codes.reinterpreted_batch_ndims == 1:
-        normal = codes.base_dist
-    if isinstance(normal, Normal):
-        loc, scale = normal.loc, normal.scale
-    elif isinstance(codes, (tuple, list)) and len(codes) == 2:
-        loc, scale = codes
-    else:
-        got = f"{type(codes).__name__} of {len(codes)}" if isinstance(codes, (tuple, list)) else repr(type(codes))
-        raise TypeError(
-            "encoder: expected it to return (loc, scale), a Normal or an Independent(Normal, 1), got " + got
-        )
-    check_tensor("encoder's loc", loc, (batch, "D"), finite=False)
-    check_tensor("encoder's scale", scale, tuple(loc.shape), finite=False)
-    check_same_device(loc=loc, scale=scale)
-    return loc, scale
-
-
-def _check_values(loc: Tensor, scale: Tensor) -> None:
-    """Check all codes at once, so that the index in the message is that of the datum."""
-    check_tensor("encoder's loc", loc, tuple(loc.shape))
-    check_tensor("encoder's scale", scale, tuple(scale.shape))
-    lowest = scale.min()
-    if not bool(lowest > 0):
-        row, column = divmod(int(scale.argmin()), scale.shape[1])
-        raise ValueError(
-            f"encoder's scale: expected positive values, got min {lowest.item():.6g} at index ({row}, {column}); "
-            "scale is a standard deviation, not a (log-)variance"
-        )

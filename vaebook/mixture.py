@@ -10,7 +10,7 @@ float64 through `vaebook.kernels`, and returned in the dtype that came, but in n
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -317,6 +317,23 @@ class DiagGaussianMixture(Distribution):
             )
         return (self._sums(rows, flat)[:, 0] - remaining).reshape(z.shape[:-1]).to(at_least_single(z.dtype))
 
+    def leave_one_out(self, index: Tensor) -> LeaveOneOut:
+        """Return the density that leaves out a component of its own for each row; see `log_prob_leave_one_out`.
+
+        Args:
+            index: the component to leave out for each of B data, (B), long.
+
+        Returns:
+            An object with ``log_prob(z)`` for z (*s, B, D).
+
+        Example:
+            >>> import torch
+            >>> q = DiagGaussianMixture(torch.tensor([[0.0], [9.0]]), torch.ones(2, 1))
+            >>> q.leave_one_out(torch.tensor([1])).log_prob(torch.zeros(5, 1, 1)).shape
+            torch.Size([5, 1])
+        """
+        return LeaveOneOut(self, index)
+
     def log_prob_marginals(self, z: Tensor) -> Tensor:
         r"""Log-densities of the D one-dimensional marginals.
 
@@ -490,6 +507,17 @@ class DiagGaussianMixture(Distribution):
         check_tensor("z", z, ("...", self.loc.shape[1]), finite=self._checks_values, empty=True)
         check_same_device(z=z, loc=self.loc)
         return z.double().reshape(-1, self.loc.shape[1])
+
+
+class LeaveOneOut(NamedTuple):
+    """A mixture that leaves out one component for each row; see `DiagGaussianMixture.leave_one_out`."""
+
+    mixture: DiagGaussianMixture
+    index: Tensor
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density in nats of z (*s, B, D), as (*s, B)."""
+        return self.mixture.log_prob_leave_one_out(z, self.index.expand(z.shape[:-1]))
 
 
 class _LogProb(torch.autograd.Function):

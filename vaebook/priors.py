@@ -88,6 +88,36 @@ class StandardNormal(nn.Module):
         constant = 0.5 * self.latent_dim * math.log(2 * math.pi)
         return (-0.5 * z.double().square().sum(-1) - constant).to(z.dtype)
 
+    def kl(self, loc: Tensor, scale: Tensor) -> Tensor:
+        r"""KL divergence of diagonal Gaussians from this prior, in closed form and nats.
+
+        $\mathrm{KL}(\mathcal N(\mu, \mathrm{diag}\,\sigma^2)\,\Vert\,p)
+        = \tfrac12\sum_j(\mu_j^2+\sigma_j^2-1-2\log\sigma_j)$
+
+        Args:
+            loc: the means mu, (*s, D).
+            scale: the standard deviations sigma, (*s, D).
+
+        Returns:
+            The divergences, (*s), float64. Differentiable.
+
+        Example:
+            >>> import torch
+            >>> StandardNormal(2).kl(torch.ones(2), torch.ones(2))
+            tensor(1., dtype=torch.float64)
+        """
+        loc, scale = loc.double(), scale.double()
+        return 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
+
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weight (1), mean (1, D) and scale (1, D) of the one component."""
+        zero = self._anchor.new_zeros(1, self.latent_dim)
+        return zero[:, 0], zero, torch.ones_like(zero)
+
+    def config(self) -> dict[str, int]:
+        """Return the arguments that make this prior again."""
+        return {"latent_dim": self.latent_dim}
+
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw samples.
 

@@ -1,0 +1,236 @@
+r"""What encoders and decoders return, in whatever form, read as one: the Gaussians of codes, the distribution of x.
+
+What the spread of a Gaussian *is*, a standard deviation, a variance or its logarithm, is named by the caller or by
+the thing that is returned (an attribute ``logvar``, a torch distribution); it is never guessed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Distribution,
+    Independent,
+    MultivariateNormal,
+    Normal,
+    constraints,
+)
+
+from vaebook._checks import check_all, check_tensor
+
+Spread = Literal["std", "var", "log_var"]
+"""What an encoder returns beside its means: standard deviations, variances, or logarithms of variances."""
+Likelihood = Literal["bernoulli", "bernoulli_logits", "gaussian", "categorical", "categorical_logits"]
+"""What a decoder that returns tensors means: probabilities, logits, or (mean, standard deviation); classes last."""
+
+_LOC = ("loc", "mean", "mu", "embedding")
+_SPREADS = {"scale": "std", "std": "std", "stddev": "std", "sigma": "std", "var": "var", "variance": "var"}
+_SPREADS |= dict.fromkeys(("log_var", "logvar", "log_variance", "log_covariance"), "log_var")
+_TAKEN = (
+    "(loc, scale), a Normal, an Independent of one, a MultivariateNormal with diagonal covariance, or a mapping or "
+    f"object with one of {', '.join(_LOC)} and one of {', '.join(_SPREADS)}; a function around it can pick them"
+)
+
+
+class GreyBernoulli(Bernoulli):
+    """Bernoulli that lets grey values through, as the usual loss does, but nothing outside [0, 1]."""
+
+    support = constraints.unit_interval
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return x log p + (1 - x) log(1 - p); for grey x it is not normalised."""
+        check_tensor("x", value, ("...",), empty=True)
+        check_all("x", value, (value >= 0) & (value <= 1), "values in [0, 1]")
+        return super().log_prob(value)
+
+
+def read_codes(codes: object, num: int, spread: Spread = "std") -> tuple[Tensor, Tensor]:
+    """Read what an encoder returned for ``num`` data: loc and scale, (num, *latent shape), at least float32."""
+    loc, value, named = _loc_and_spread(codes)
+    if named is not None and spread not in ("std", named):
+        raise ValueError(f"spread: expected {named!r}, which what the encoder returns is, got {spread!r}")
+    for name, part in (("encoder's loc", loc), ("encoder's scale", value)):
+        check_tensor(name, part, ("...",), finite=False)
+        if part.ndim < 2 or len(part) != num:
+            raise ValueError(f"{name}: expected shape ({num}, ...), a row for each datum, got {tuple(part.shape)}")
+    if loc.shape != value.shape:
+        raise ValueError(f"encoder's scale: expected shape {tuple(loc.shape)}, got {tuple(value.shape)}")
+    dtype = torch.promote_types(loc.dtype, torch.float32)
+    loc = loc.to(dtype)
+    return loc, to_scale(value.to(dtype), named or spread, loc)
+
+
+def to_scale(value: Tensor, spread: Spread, loc: Tensor | None = None, name: str = "encoder's scale") -> Tensor:
+    """Turn a named spread into standard deviations; warn where the values look like another one."""
+    known = value.detach()
+    if spread == "log_var":
+        if bool((known > 0).all()):
+            _warn(name, "log_var", "all values are positive, so that every variance is above 1; std or var?")
+        return (0.5 * value).exp()
+    if bool((known < 0).all()):
+        raise ValueError(f'{name}: expected positive values, got none; logarithms of variances are spread="log_var"')
+    scale = value.sqrt() if spread == "var" else value
+    if loc is not None and bool((scale.detach().amin(0) > 10 * (1 + loc.detach().abs().amax(0))).all()):
+        _warn(name, spread, "every code is more than ten times as wide as all codes are apart; another spread?")
+    return scale
+
+
+def check_spread(spread: object) -> Spread:
+    """Check the name of a spread."""
+    if spread not in get_args(Spread):
+        raise ValueError(f"spread: expected one of {', '.join(get_args(Spread))}, got {spread!r}")
+    return spread
+
+
+def _warn(name: str, spread: str, what: str) -> None:
+    warnings.warn(
+        f"{name}: expected {spread} as named, got values that look different: {what}", UserWarning, stacklevel=2
+    )
+
+
+def _loc_and_spread(codes: object) -> tuple[Any, Any, Spread | None]:
+    """Return loc, the spread, and what the spread is where the thing itself says so."""
+    while isinstance(codes, Independent):
+        codes = codes.base_dist
+    if isinstance(codes, Normal):
+        return codes.loc, codes.scale, "std"
+    if isinstance(codes, MultivariateNormal):
+        tril = codes.scale_tril
+        if not bool((tril == torch.diag_embed(tril.diagonal(dim1=-2, dim2=-1))).all()):
+            raise TypeError("encoder: expected a diagonal covariance, got a MultivariateNormal with correlations")
+        return codes.loc, tril.diagonal(dim1=-2, dim2=-1), "std"
+    if isinstance(codes, tuple | list) and not hasattr(codes, "_fields"):
+        if len(codes) == 2 and all(isinstance(part, Tensor) for part in codes):
+            return *codes, None
+    elif not isinstance(codes, Tensor | Distribution):
+        get = codes.get if isinstance(codes, Mapping) else lambda key: getattr(codes, key, None)
+        loc = next((get(key) for key in _LOC if isinstance(get(key), Tensor)), None)
+        key = next((key for key in _SPREADS if isinstance(get(key), Tensor)), None)
+        if loc is not None and key is not None:
+            return loc, get(key), _SPREADS[key]
+    got = (
+        f"{type(codes).__name__} of {len(codes)}" if isinstance(codes, tuple | list | Mapping) else type(codes).__name__
+    )
+    raise TypeError(f"encoder: expected it to return {_TAKEN}; got {got}")
+
+
+def read_likelihood(output: object, likelihood: Likelihood | Callable[..., Any] | None = None) -> Any:
+    """Read what a decoder returned as a distribution of x: an object with log_prob, its rows in front."""
+    if callable(likelihood):
+        output = likelihood(*output) if isinstance(output, tuple | list) else likelihood(output)
+    elif likelihood is not None:
+        return _named(output, likelihood)
+    if not callable(getattr(output, "log_prob", None)):
+        hint = f'name the likelihood: adapt(…, likelihood="bernoulli"), one of {", ".join(get_args(Likelihood))}'
+        raise TypeError(
+            f"decoder: expected it to return a distribution of x, got {type(output).__name__}; {hint}, or a function "
+            "that makes a distribution of it"
+        )
+    return output
+
+
+def _named(output: object, likelihood: str) -> Distribution:
+    if likelihood not in get_args(Likelihood):
+        wanted = f"a callable or one of {', '.join(get_args(Likelihood))}"
+        raise ValueError(f"likelihood: expected {wanted}, got {likelihood!r}")
+    pair = likelihood == "gaussian"
+    parts = output if pair and isinstance(output, tuple | list) else (output,)
+    if len(parts) != 1 + pair or not all(isinstance(part, Tensor) for part in parts):
+        wanted = "(mean, standard deviation)" if pair else "one tensor"
+        raise TypeError(f"decoder: expected it to return {wanted} for {likelihood!r}, got {type(output).__name__}")
+    mean = check_tensor("decoder's output", parts[0], ("...",))
+    family, argument = likelihood.removesuffix("_logits"), "logits" if likelihood.endswith("_logits") else "probs"
+    if argument == "probs" and not pair:
+        what = f'probabilities (logits are likelihood="{family}_logits")'
+        check_all("decoder's output", mean, (mean >= 0) & (mean <= 1 + 1e-5), what)
+    if pair:
+        scale = check_tensor("decoder's scale", parts[1], ("...",))
+        check_all("decoder's scale", scale, scale > 0, "positive values")
+        each = Normal(mean, scale.expand_as(mean), validate_args=False)
+    else:
+        each = {"bernoulli": GreyBernoulli, "categorical": Categorical}[family](**{argument: mean}, validate_args=False)
+    return Independent(each, len(each.batch_shape) - 1, validate_args=False)
+
+
+class Decoded:
+    """The distribution of x that a decoder returned for rows, shaped back to the batch that they came from.
+
+    Args:
+        source: the distribution; its first dimension counts the rows.
+        batch_shape: s, the shape of the codes without D.
+    """
+
+    def __init__(self, source: Any, batch_shape: Sequence[int]) -> None:
+        self.source, self.batch_shape = source, torch.Size(batch_shape)
+        shape = (*getattr(source, "batch_shape", ()), *getattr(source, "event_shape", ()))
+        if shape and shape[0] != self.batch_shape.numel():
+            raise ValueError(
+                f"decoder: expected a row for each of {self.batch_shape.numel()} codes, got {tuple(shape)}"
+            )
+        self.event_shape = torch.Size(shape[1:]) if shape else None
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of data x (B, *event) at codes (…, B) or (…, 1): (…, B)."""
+        x, *front, last = self._like_event(x), *self.batch_shape
+        if last == len(x):
+            value = self.source.log_prob(x.expand(*front, *x.shape).reshape(-1, *x.shape[1:]))
+            return self._sum(value, (len(value),)).reshape(self.batch_shape)
+        if last != 1:
+            raise ValueError(f"x: expected {last} data, as many as there are codes, got {len(x)}")
+        value = self.source.log_prob(x[:, None])
+        return self._sum(value, (len(x), self.batch_shape.numel())).mT.reshape(*front, len(x))
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x|z], (*s, *event)."""
+        return self._moment("mean")
+
+    @property
+    def variance(self) -> Tensor:
+        """Var[x|z], (*s, *event)."""
+        return self._moment("variance")
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether mean and variance exist and are finite."""
+        try:
+            return bool(self.mean.isfinite().all() and self.variance.isfinite().all())
+        except ValueError:
+            return False
+
+    def sample(self) -> Tensor:
+        """Draw x, (*s, *event), from torch's global generator."""
+        x = self.source.sample()
+        return x.reshape(*self.batch_shape, *x.shape[1:])
+
+    def _moment(self, name: str) -> Tensor:
+        value = None
+        with suppress(NotImplementedError):
+            value = getattr(self.source, name, None)
+        if not isinstance(value, Tensor) or bool(value.isnan().any()):
+            kind = self.source.base_dist if isinstance(self.source, Independent) else self.source
+            raise ValueError(f"decoder: expected a distribution of x with a {name}, got {type(kind).__name__}, without")
+        return value.reshape(*self.batch_shape, *value.shape[1:])
+
+    def _like_event(self, x: Tensor) -> Tensor:
+        """Flatten or unflatten x where only one of the two is flat; refuse all other differences."""
+        event = self.event_shape
+        if event is None or x.shape[1:] == event:
+            return x
+        if x.shape[1:].numel() == event.numel() and 1 in (x.ndim - 1, len(event)):
+            return x.reshape(len(x), *event)
+        raise ValueError(f"x: expected shape (B, {', '.join(map(str, event))}), got {tuple(x.shape)}")
+
+    def _sum(self, value: object, batch: tuple[int, ...]) -> Tensor:
+        """Sum over what is left of the event, after the rows."""
+        if not isinstance(value, Tensor) or tuple(value.shape[: len(batch)]) != batch:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"decoder: expected log_prob of shape {batch}, got {got}")
+        return value.flatten(len(batch)).sum(-1) if value.ndim > len(batch) else value
