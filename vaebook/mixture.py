@@ -21,6 +21,8 @@ from vaebook.attention import cluster
 
 NORMALISATION = 1e-5
 """How far from 0 the log-sum of the log-weights may be."""
+ROUNDING = 1e-14
+"""How far from 0 it may be by the rounding of float64 alone."""
 
 
 class DiagGaussianMixture(Distribution):
@@ -79,7 +81,10 @@ class DiagGaussianMixture(Distribution):
         self.loc, self.scale = loc, scale
         self._order: tuple[Tensor, int] | None = None
         self._held: dict[bool, tuple[Tensor, Tensor, tuple[int, int], kernels.Components]] = {}  # see _components
-        self._log_weight = weight64 - weight64.logsumexp(0)
+        total = weight64.logsumexp(0)
+        if abs(float(total)) < ROUNDING:  # normalised already: making the same mixture again changes no bit
+            total = total - total.detach()
+        self._log_weight = weight64 - total
         super().__init__(torch.Size(), loc.shape[1:], validate_args=False)
 
     def __repr__(self) -> str:
@@ -106,8 +111,8 @@ class DiagGaussianMixture(Distribution):
         return self.loc.shape[1]
 
     def components(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights (N), means (N, D) and scales (N, D)."""
-        return self.log_weight, self.loc, self.scale
+        """Log-weights (N), float64, means (N, D) and scales (N, D)."""
+        return self._log_weight, self.loc, self.scale
 
     @property
     def mean(self) -> Tensor:
