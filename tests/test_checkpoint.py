@@ -9,7 +9,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from vaebook import _checkpoint
+from vaebook import checkpoint
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior, fit_gmm
@@ -242,10 +242,9 @@ def test_half_precision_round_trips(prior, tmp_path):
 
 def test_files_of_models_without_such_a_prior_are_what_they_were(tmp_path):
     """The header's model part, spelled out: files of earlier versions and of this one are the same."""
-    model = _checkpoint._describe(vae("normal"))
+    model = checkpoint._describe(vae("normal"))
     assert model == {
         "encoder": {"class": "GaussianEncoder", "arguments": {"data_dim": 6, "latent_dim": 2, "hidden": [5]}},
         "decoder": {"class": "BernoulliDecoder", "arguments": {"latent_dim": 2, "data_dim": 6, "hidden": [5]}},
         "prior": {"class": "StandardNormal", "arguments": {"latent_dim": 2}},
     }
-    assert _checkpoint.FORMAT == 1

@@ -11,9 +11,15 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
-from torch.distributions import Independent, Normal
+from torch.distributions import (
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+)
 
-from vaebook import models
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.priors import StandardNormal
@@ -345,28 +351,34 @@ def test_vae_rejects_parts_that_do_not_fit():
         (
             (encoder, decoder, nn.Linear(2, 2)),
             TypeError,
-            "prior: expected an object with a method `log_prob`, got Linear",
+            "prior: expected a module that returns a distribution when called without arguments, got Linear: "
+            "Linear.forward() missing 1 required positional argument: 'input'",
         ),
-        ((encoder, decoder, None), TypeError, "prior: expected an object with a method `log_prob`, got NoneType"),
+        (
+            (encoder, decoder, None),
+            TypeError,
+            "prior: expected a torch distribution over vectors, or an object with latent_dim, log_prob(z) and "
+            "sample(shape, generator=…), got NoneType",
+        ),
         (
             (encoder, BernoulliDecoder(2, 7), prior),
             ValueError,
-            "data_dim: expected the same in all parts, got 6 in the encoder, 7 in the decoder",
+            "data_dim: expected the same, got 6 in the encoder and 7 in the decoder",
         ),
         (
             (encoder, BernoulliDecoder(3, 6), prior),
             ValueError,
-            "latent_dim: expected the same in all parts, got 2 in the encoder, 3 in the decoder, 2 in the prior",
+            "latent_dim: expected the same, got 2 in the encoder and 3 in the decoder",
         ),
         (
             (encoder, decoder, StandardNormal(3)),
             ValueError,
-            "latent_dim: expected the same in all parts, got 2 in the encoder, 2 in the decoder, 3 in the prior",
+            "prior: expected dimension 2, got 3",
         ),
         (
             (encoder, decoder, DiagGaussianMixture(torch.zeros(1, 4), torch.ones(1, 4))),
             ValueError,
-            "latent_dim: expected the same in all parts, got 2 in the encoder, 2 in the decoder, 4 in the prior",
+            "prior: expected dimension 2, got 4",
         ),
     ]
     for parts, error, message in cases:
@@ -390,7 +402,19 @@ def test_vae_takes_modules_that_do_not_tell_their_sizes():
         ((0,), {}, ValueError, "num_samples: expected an int at least 1, got 0"),
         ((2.0,), {}, TypeError, "num_samples: expected an int, got float"),
         ((2,), {"generator": 3}, TypeError, "generator: expected a torch.Generator or None, got int"),
-        ((2,), {"latent": torch.zeros(2)}, TypeError, "latent: expected an object with a method `sample`, got Tensor"),
+        (
+            (2,),
+            {"latent": torch.zeros(2)},
+            TypeError,
+            "latent: expected a torch distribution over vectors, or an object with latent_dim, log_prob(z) and "
+            "sample(shape, generator=…), got Tensor",
+        ),
+        (
+            (2,),
+            {"condition": torch.zeros(2)},
+            ValueError,
+            "condition: expected an encoder or a decoder that takes it as second argument, got none",
+        ),
         ((2,), {"latent": StandardNormal(3)}, ValueError, "z: expected shape (..., 2), got (2, 3)"),
     ],
 )
@@ -400,10 +424,124 @@ def test_sample_rejects(arguments, kwargs, error, message):
     assert str(caught.value) == message
 
 
-def test_latent_is_the_protocol_of_the_mixture_and_the_prior():
-    for latent in (StandardNormal(2), DiagGaussianMixture(torch.zeros(1, 2), torch.ones(1, 2))):
-        assert all(callable(getattr(latent, name)) for name in ("log_prob", "sample"))
-    assert {name for name in vars(models.Latent) if not name.startswith("_")} == {"log_prob", "sample"}
+class Flow(nn.Module):
+    """A density with parameters that is made anew at every call, as the flows of other libraries are."""
+
+    def __init__(self, dim=2):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.full((dim,), 0.3))
+
+    def forward(self):
+        return Independent(Normal(torch.zeros_like(self.log_scale), self.log_scale.exp()), 1)
+
+
+EYE = torch.eye(2)
+OUTSIDE = {
+    "independent": lambda: Independent(Normal(torch.zeros(2), 2 * torch.ones(2)), 1),
+    "multivariate": lambda: MultivariateNormal(torch.ones(2), scale_tril=EYE + 0.5 * EYE.roll(1, 0).tril(-1)),
+    "mixture": lambda: MixtureSameFamily(
+        Categorical(torch.tensor([0.3, 0.7])), Independent(Normal(torch.randn(2, 2), torch.ones(2, 2)), 1)
+    ),
+    "flow": Flow,
+}
+
+
+@pytest.mark.parametrize("make", OUTSIDE.values(), ids=OUTSIDE)
+def test_a_prior_from_outside_is_adapted_and_draws_from_the_generator(make):
+    source = make()
+    density, z = source() if isinstance(source, Flow) else source, torch.randn(3, 2)
+    vae, rng = small_vae(prior=source), torch.get_rng_state()
+    assert vae.prior.latent_dim == 2
+    torch.testing.assert_close(vae.prior.log_prob(z), density.log_prob(z))
+    one, same, other = (vae.sample(5, generator=generator(seed)) for seed in (0, 0, 1))
+    assert torch.equal(one, same) and not torch.equal(one, other)
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+def test_a_flow_is_a_part_of_the_model():
+    flow = Flow()
+    vae = small_vae(prior=flow)
+    assert any(parameter is flow.log_scale for parameter in vae.parameters())
+    assert torch.equal(vae.state_dict()["prior.source.log_scale"], flow.log_scale)
+    native = StandardNormal(2)
+    assert small_vae(prior=native).prior is native
+
+
+def test_a_prior_from_outside_of_another_dimension_is_refused_at_once():
+    for source in (Flow(3), Independent(Normal(torch.zeros(3), torch.ones(3)), 1)):
+        with pytest.raises(ValueError, match=r"^prior: expected dimension 2, got 3$"):
+            small_vae(prior=source)
+    with pytest.raises(ValueError, match=r"^prior: expected one distribution over vectors, got batch shape"):
+        small_vae(prior=Normal(torch.zeros(2), torch.ones(2)))
+
+
+class Decodes(nn.Module):
+    """A decoder that returns whatever one likes."""
+
+    def __init__(self, make):
+        super().__init__()
+        self.make, self.drop = make, nn.Dropout(0.5)
+
+    def forward(self, z, shift=None):
+        return self.make(self.drop(torch.cat([z, z], 1)) + (0 if shift is None else shift))
+
+
+def decodes(make):
+    return VAE(GaussianEncoder(4, 2), Decodes(make), StandardNormal(2))
+
+
+def test_sample_runs_in_evaluation_mode_and_puts_the_modes_back():
+    vae = decodes(lambda mean: Independent(Normal(mean, 1.0), 1))
+    means = vae.sample(9, generator=generator())
+    z = vae.prior.sample((9,), generator=generator())
+    assert torch.equal(means, torch.cat([z, z], 1)) and vae.training and vae.decoder.drop.training
+
+
+def test_sample_carries_a_condition_and_images():
+    vae = decodes(lambda mean: Independent(Normal(mean.reshape(-1, 1, 2, 2), 1.0), 3))
+    shift = torch.arange(3.0)[:, None]
+    means = vae.sample(3, condition=shift, generator=generator())
+    z = vae.prior.sample((3,), generator=generator())
+    assert torch.equal(means, (torch.cat([z, z], 1) + shift).reshape(3, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda mean: mean, TypeError, "^decoder: expected it to return a distribution of x, got Tensor; name the lik"),
+        (lambda mean: (mean, mean.exp()), TypeError, "^decoder: expected it to return a distribution of x, got tuple"),
+        (lambda mean: Independent(StudentT(1.0, mean), 1), ValueError, "with a mean, got StudentT, without$"),
+        (lambda mean: Categorical(logits=mean), ValueError, "with a mean, got Categorical, without$"),
+        (lambda mean: None, TypeError, "decoder: expected it to return a distribution of x, got NoneType"),
+    ],
+)
+def test_sample_says_what_has_no_mean(make, error, message):
+    with pytest.raises(error, match=message):
+        decodes(make).sample(3, generator=generator())
+
+
+@pytest.mark.parametrize("scale", ["shared", "free"])
+@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, -200.0), (torch.float64, -400.0), (torch.float32, 60.0)])
+def test_a_scale_whose_square_is_no_number_is_refused(scale, dtype, value):
+    decoder = GaussianDecoder(2, 4, (), scale=scale).to(dtype)
+    for parameter in [decoder.log_scale] if scale == "shared" else [decoder.log_scale.weight, decoder.log_scale.bias]:
+        nn.init.constant_(parameter, value)
+    if scale == "free":
+        nn.init.zeros_(decoder.log_scale.weight)
+    with pytest.raises(ValueError, match=rf"^decoder's scale: expected a scale whose square {dtype} can hold"):
+        decoder(torch.zeros(3, 2, dtype=dtype))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_a_fixed_scale_is_held_to_the_same(scale):
+    decoder = GaussianDecoder(2, 4, (), scale=scale)
+    with pytest.raises(ValueError, match=r"^decoder's scale: expected a scale whose square torch.float32 can hold"):
+        decoder(torch.zeros(3, 2))
+    z = torch.zeros(3, 2, dtype=torch.float64)
+    mode = decoder.double()(z)  # which float64 can hold
+    torch.testing.assert_close(
+        mode.log_prob(mode.mean), torch.full((3,), -4 * np.log(scale * np.sqrt(2 * np.pi))).double()
+    )
 
 
 def test_sample_takes_what_was_fitted_in_double_precision():

@@ -9,16 +9,18 @@ import warnings
 
 import numpy as np
 import pytest
+import sklearn.cluster
 import sklearn.mixture
 import torch
 from scipy import stats
 from sklearn.exceptions import ConvergenceWarning
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from vaebook.adapters import adapt
 from vaebook.aggregate import aggregated_posterior
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
-from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior, fit_gmm
+from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior, as_mixture, fit_gmm
 
 
 @pytest.mark.parametrize("dim", [1, 2, 7, 40])
@@ -338,6 +340,86 @@ def test_an_encoder_need_not_tell_its_size():
     assert repr(gmm()) == "GaussianMixture(num_components=3, latent_dim=2)"
 
 
+@EVERY
+def test_components_are_those_of_the_density(name):
+    """They make, by scipy and as one mixture, the density that the prior says."""
+    prior, z = PRIORS[name](2), 2 * torch.randn(20, 2, generator=rng(2), dtype=torch.float64)
+    log_weight, loc, scale = (part.detach().double() for part in prior.components())
+    covariance = scale @ scale.mT if scale.ndim == 3 else torch.diag_embed(scale.square())
+    parts = zip(log_weight.exp(), loc.numpy(), covariance.numpy(), strict=True)
+    by_hand = np.log(sum(float(w) * stats.multivariate_normal(m, c).pdf(z.numpy()) for w, m, c in parts))
+    with torch.no_grad():
+        np.testing.assert_allclose(prior.log_prob(z), by_hand, rtol=1e-10)
+    mixture = as_mixture(prior)
+    torch.testing.assert_close(mixture.log_prob(z), torch.from_numpy(by_hand), rtol=1e-10, atol=0)
+    assert not mixture.log_prob(z).requires_grad
+
+
+def test_what_is_not_known_to_be_a_mixture_has_no_components():
+    class Laplace:
+        latent_dim = 2
+
+        def log_prob(self, z):
+            return -z.abs().sum(-1) - 2 * math.log(2)
+
+        def sample(self, sample_shape=(), *, generator=None):
+            raise NotImplementedError
+
+    assert as_mixture(Laplace()) is None
+
+
+@pytest.mark.parametrize("name", ["vamp", "exemplar"])
+def test_leaving_out_is_an_object_with_a_density_for_each_datum(name):
+    prior, z = PRIORS[name](2), torch.randn(5, 3, 2, generator=rng(), dtype=torch.float64)
+    index = torch.tensor([2, 0, 2])
+    with torch.no_grad():
+        got, mixture = prior.leave_one_out(index).log_prob(z), prior.mixture()
+        for b, out in enumerate(index.tolist()):
+            keep = torch.arange(mixture.num_components) != out
+            rest = DiagGaussianMixture(mixture.loc[keep], mixture.scale[keep])
+            torch.testing.assert_close(got[:, b], rest.log_prob(z[:, b]), rtol=1e-12, atol=0)
+
+
+def test_sizes_are_told():
+    assert StandardNormal(2).config() == {"latent_dim": 2}
+    assert gmm().config() == {"num_components": 3, "latent_dim": 2}
+    assert PRIORS["vamp"](2).config() == {"num_pseudo_inputs": 4}
+    assert PRIORS["exemplar"](2).config() == {"num_exemplars": 7}
+
+
+class Pair(torch.nn.Module):
+    """An encoder of images that returns a mean and a log-variance, with dropout and batch norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 4))
+        self.drop = torch.nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.drop(self.net(x)).chunk(2, 1)
+
+
+@pytest.mark.parametrize("cls", [VampPrior, ExemplarPrior])
+def test_an_encoder_that_was_adapted_makes_a_prior(cls):
+    net, x = Pair(), torch.randn(5, 1, 2, 3, generator=rng())
+    vae = adapt(net, spread="log_var")
+    prior, before = cls(vae, x), {name: value.clone() for name, value in net.state_dict().items()}
+    assert prior.encoder is net and prior.latent_dim == 2 and net.training
+    z = prior.sample((4,), generator=rng())
+    assert torch.equal(z, prior.sample((4,), generator=rng())) and net.training
+    assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
+    net.eval()
+    loc, log_var = net(x)
+    scale = torch.exp(0.5 * log_var) if cls is VampPrior else torch.ones_like(loc)
+    torch.testing.assert_close(prior.log_prob(z), DiagGaussianMixture(loc, scale).log_prob(z))
+
+
+def test_an_encoder_may_return_a_pair():
+    prior = VampPrior(lambda x: (x, x.abs() + 1), torch.eye(3))
+    expected = DiagGaussianMixture(torch.eye(3), torch.eye(3) + 1)
+    assert torch.equal(prior.log_prob(torch.ones(2, 3)), expected.log_prob(torch.ones(2, 3)))
+
+
 def test_pseudo_inputs_are_copied():
     x = data(4)
     prior = VampPrior(encoder(), x)
@@ -353,9 +435,11 @@ def test_gaussian_mixture_is_scikit_learns():
     z = torch.cat(
         [torch.randn(300, 3, generator=rng()) @ torch.randn(3, 3, generator=rng(1)), data(80)[:, :3]]
     ).double()
+    # Units of which there is one for all coordinates, so that both start from the same k-means.
+    z = (z - z.mean(0)) / z.std(0, correction=0)
     theirs = sklearn.mixture.GaussianMixture(4, random_state=0, reg_covar=1e-6, max_iter=1000).fit(z.numpy())
     ours = fit_gmm(z, 4)
-    np.testing.assert_allclose(ours.log_prob(z), theirs.score_samples(z.numpy()), rtol=1e-10)
+    np.testing.assert_allclose(ours.log_prob(z), theirs.score_samples(z.numpy()), rtol=1e-8)
     assert float(ours.log_prob(z.float()).dtype == torch.float32)
     np.testing.assert_allclose(ours.log_prob(z.repeat(400, 1))[-len(z) :], ours.log_prob(z), rtol=1e-13)  # in chunks
 
@@ -373,7 +457,7 @@ def test_one_component_has_the_moments_of_q_agg_and_not_those_of_its_means():
     z = q_agg.sample((num,), generator=rng(3))  # the same draws: maximum likelihood is their mean and covariance
     torch.testing.assert_close(fitted.loc[0], z.mean(0), rtol=0, atol=1e-10)
     covariance = fitted.scale_tril[0] @ fitted.scale_tril[0].mT
-    expected = torch.cov(z.T, correction=0) + 1e-6 * torch.eye(2)
+    expected = torch.cov(z.T, correction=0) + 1e-6 * torch.diag(z.var(0, correction=0))
     torch.testing.assert_close(covariance, expected, rtol=0, atol=1e-10)
     products = (z - q_agg.mean)[:, :, None] * (z - q_agg.mean)[:, None]
     error = products.std(0) / math.sqrt(num)
@@ -381,7 +465,8 @@ def test_one_component_has_the_moments_of_q_agg_and_not_those_of_its_means():
     means = fit_gmm(q_agg.loc, 1)
     of_means = means.scale_tril[0] @ means.scale_tril[0].mT
     within = q_agg.scale.square().mean(0)
-    torch.testing.assert_close(q_agg.covariance - of_means, torch.diag(within) - 1e-6 * torch.eye(2), rtol=0, atol=1e-9)
+    floor = 1e-6 * torch.diag(q_agg.loc.var(0, correction=0))
+    torch.testing.assert_close(q_agg.covariance - of_means, torch.diag(within) - floor, rtol=0, atol=1e-9)
     assert ((covariance - of_means).diagonal() > 10 * error.diagonal()).all()
 
 
@@ -402,7 +487,76 @@ def test_fit_gmm_is_reproducible_and_does_not_warn():
 
 def test_min_variance_keeps_a_component_of_equal_samples_bounded():
     z = torch.cat([torch.zeros(50, 1), 5 + torch.randn(50, 1, generator=rng())])
-    assert float(fit_gmm(z, 2, min_variance=0.01).scale_tril.min()) == pytest.approx(0.1, rel=1e-3)
+    floor = 0.1 * float(z.std(correction=0))
+    assert float(fit_gmm(z, 2, min_variance=0.01).scale_tril.min()) == pytest.approx(floor, rel=1e-3)
+
+
+CLOUDS = torch.cat([torch.randn(400, 2, generator=rng(n)) * (1 + n) + 7 * n for n in range(3)]).double()
+
+
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+@pytest.mark.parametrize(("a", "num"), [(1e-4, 3), (1e5, 3), (-2.0, 3), (torch.tensor([1e-3, -1e3]).double(), 1)])
+def test_a_fit_does_not_depend_on_the_units_of_z(covariance, a, num):
+    """z → a z + b shifts every log-density by −log|a|.
+
+    Where a is another for each coordinate that holds without k-means, which sees distances in z as it is.
+    """
+    b, z = torch.tensor([3.0, -2.0]).double(), CLOUDS + 0.5
+    one = fit_gmm(z, num, covariance=covariance)
+    other = fit_gmm(a * z + b, num, covariance=covariance)
+    shift = (torch.zeros(2) + a).abs().log().sum()
+    torch.testing.assert_close(other.log_prob(a * z + b) + shift, one.log_prob(z), rtol=0, atol=1e-6)
+
+
+def test_small_codes_keep_their_spread():
+    """A floor of 1e-6 on the variance itself would make these eleven times as wide."""
+    z = 1e-4 * torch.randn(500, 2, generator=rng(), dtype=torch.float64)
+    fitted = fit_gmm(z, 1)
+    width = (fitted.scale_tril[0] @ fitted.scale_tril[0].mT).diagonal().sqrt()
+    torch.testing.assert_close(width, z.std(0, correction=0), rtol=1e-5, atol=0)
+
+
+def test_the_seed_decides_where_em_starts():
+    """On given samples nothing else is random; k-means ends in other places from other starts."""
+    z = torch.rand(600, 2, generator=rng(), dtype=torch.float64)
+    fits = [fit_gmm(z, 12, seed=seed) for seed in (0, 0, 1, 2, 3)]
+    assert torch.equal(fits[0].loc, fits[1].loc)
+    assert all((fits[0].log_prob(z) - other.log_prob(z)).abs().max() > 1e-3 for other in fits[2:])
+    for seed in (0, 3):
+        start = sklearn.cluster.KMeans(12, n_init=1, random_state=seed).fit(z.numpy()).labels_
+        one_step = functools.partial(sklearn.mixture.GaussianMixture, max_iter=1)
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            patch.setattr(sklearn.mixture, "GaussianMixture", one_step)
+            stepped = fit_gmm(z, 12, seed=seed)
+        middles = torch.stack([z[torch.from_numpy(start == k)].mean(0) for k in range(12)])
+        assert (stepped.loc - middles).norm(dim=1).max() < 0.1
+
+
+def test_diagonal_covariances_are_those_of_scikit_learn():
+    z = (CLOUDS - CLOUDS.mean(0)) / CLOUDS.std(0, correction=0)
+    theirs = sklearn.mixture.GaussianMixture(3, covariance_type="diag", random_state=0).fit(z.numpy())
+    ours = fit_gmm(z, 3, covariance="diag")
+    assert isinstance(ours, DiagGaussianMixture)
+    np.testing.assert_allclose(ours.log_prob(z), theirs.score_samples(z.numpy()), rtol=1e-8)
+
+
+def test_too_few_samples_for_the_parameters_are_said_and_diagonal_ones_serve():
+    z, new = (torch.randn(num, 256, generator=rng(num), dtype=torch.float64) for num in (250, 100))
+    with pytest.warns(UserWarning, match=r'^data: expected at least 33152, .*, got 250; .* or covariance="diag"$'):
+        full = fit_gmm(z, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fewer = fit_gmm(z[:, :15], 1)  # 135 parameters
+    with pytest.warns(UserWarning, match=r"^data: expected at least 512, .*: more samples$"):
+        diag = fit_gmm(z, 1, covariance="diag")
+    best = float(StandardNormal(256).log_prob(new).mean())
+    assert float(full.log_prob(new).mean()) < best - 1000
+    assert best - 5 < float(diag.log_prob(new).mean()) < best
+    assert fewer.latent_dim == 15
+    q_agg = DiagGaussianMixture(torch.zeros(1, 40), torch.ones(1, 40))
+    with pytest.warns(UserWarning, match=r"^num_samples: expected at least 860, "):
+        fit_gmm(q_agg, 1, num_samples=800)
 
 
 def test_no_convergence_is_a_warning_and_still_a_density(monkeypatch):
@@ -436,39 +590,47 @@ INF = torch.full((2, 6), math.inf)
 @pytest.mark.parametrize(
     ("error", "match", "call"),
     [
-        (TypeError, r"encoder: expected it to return Independent\(Normal, 1\), got tuple", wrong(lambda x: (x, x))),
-        (TypeError, "got Normal without an event dimension", wrong(lambda x: Normal(x, 1.0))),
-        (TypeError, "got MultivariateNormal", wrong(lambda x: MultivariateNormal(x, torch.eye(2)))),
+        (TypeError, r"encoder: expected it to return \(loc, scale\), .* got Tensor", wrong(lambda x: x)),
+        (TypeError, "encoder: expected a diagonal covariance", wrong(lambda x: MultivariateNormal(x, EYE[0] + 0.1))),
         (
             ValueError,
-            r"encoder: expected batch shape \(3,\), got \(2,\)",
-            wrong(lambda x: Independent(Normal(x[:2], 1.0), 1)),
+            r"encoder's loc: expected shape \(1, ...\), a row for each datum, got \(2, 2\)",
+            wrong(lambda x: (x.repeat(2, 1), x.repeat(2, 1))),
         ),
         (
             ValueError,
             "scale: expected positive values, got min 0",
             wrong(lambda x: Independent(Normal(x, torch.zeros_like(x), validate_args=False), 1)),
         ),
-        (TypeError, "encoder: expected a torch.nn.Module, got function", lambda: VampPrior(lambda x: x, data())),
-        (TypeError, "pseudo_inputs: expected a torch.Tensor, got list", lambda: VampPrior(encoder(), [[0.0]])),
+        (TypeError, "encoder: expected a callable, got int", lambda: VampPrior(3, data())),
+        (TypeError, "pseudo_inputs: expected a tensor or an array, got list", lambda: VampPrior(encoder(), [[0.0]])),
         (
             ValueError,
-            r"pseudo_inputs: expected shape \(K, 6\), got \(3, 5\)",
+            r"pseudo_inputs: expected shape \(..., 6\), got \(1, 5\)",
             lambda: VampPrior(encoder(), data(3)[:, 1:]),
         ),
         (ValueError, "pseudo_inputs: expected finite values, got inf", lambda: VampPrior(encoder(), INF.double())),
         (
             TypeError,
-            "pseudo_inputs: expected the dtype of the encoder, torch.float64",
+            "pseudo_inputs: expected the dtype of the weights, torch.float64, got torch.float32",
             lambda: VampPrior(encoder(), INF.sign()),
+        ),
+        (
+            TypeError,
+            "pseudo_inputs: expected a floating-point tensor, got dtype torch.int64",
+            lambda: VampPrior(encoder(), INF.sign().long()),
         ),
         (TypeError, "pseudo_inputs: expected the dtype", lambda: VampPrior(encoder(), data()).float().sample()),
         (
             ValueError,
-            "exemplars: expected the device of the encoder, meta",
+            "exemplars: expected the device of the weights, meta, got cpu",
             lambda: ExemplarPrior(encoder().to("meta"), data()),
         ),
-        (ValueError, r"exemplars: expected shape \(N, 6\)", lambda: ExemplarPrior(encoder(), data()[0])),
+        (
+            ValueError,
+            r"exemplars: expected shape \(N, ...\) with at least one value, got \(6,\)",
+            lambda: ExemplarPrior(encoder(), data()[0]),
+        ),
         (ValueError, "scale: expected a number > 0, got 0", lambda: ExemplarPrior(encoder(), data(), scale=0.0)),
         (TypeError, "scale: expected a number, got str", lambda: ExemplarPrior(encoder(), data(), scale="1")),
         (ValueError, r"z: expected shape \(..., 2\)", lambda: VampPrior(encoder(), data()).log_prob(data())),
@@ -505,6 +667,16 @@ INF = torch.full((2, 6), math.inf)
             lambda: fit_gmm(aggregated_posterior(encoder(), data()), 4, num_samples=3),
         ),
         (ValueError, "num_components: expected an int at least 1", lambda: fit_gmm(data(), 0)),
+        (
+            ValueError,
+            "covariance: expected one of full, diag, got 'tied'",
+            lambda: fit_gmm(data(), 1, covariance="tied"),
+        ),
+        (
+            ValueError,
+            r"data's standard deviation: expected different values in every coordinate, got 0 at index \(1,\)",
+            lambda: fit_gmm(torch.stack([torch.arange(9.0), torch.ones(9)], 1), 1),
+        ),
         (ValueError, "min_variance: expected a number > 0", lambda: fit_gmm(data(), 1, min_variance=0.0)),
         (
             ValueError,

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.distributions import Independent, Normal
 
-from vaebook import _checkpoint, bounds, data, training
+from vaebook import bounds, checkpoint, data, training
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.ppca import PPCA
 from vaebook.priors import ExemplarPrior, StandardNormal, VampPrior
-from vaebook.training import fit, load, read_config, save
+from vaebook.training import fit, load, save
 
 
 def generator(seed=0):
@@ -119,7 +119,6 @@ def test_vamp_training_leaves_nothing_out(monkeypatch):
     [
         (two_images().double().flip(0).roll(1, 0)[:20], r"shape \(20, 6\), torch.float64 on cpu"),
         (1 - two_images().double(), "other values"),
-        (two_images(), r"shape \(40, 6\), torch.float32 on cpu"),
     ],
 )
 def test_exemplars_must_be_the_training_data(x, got):
@@ -293,7 +292,8 @@ class Explodes(nn.Module):
 
     def forward(self, z):
         p = self.inner(z)
-        return p if next(self.calls) < self.at else Independent(Normal(p.mean * torch.nan, 1.0, validate_args=False), 1)
+        # Two passes over the data come before training.
+        return p if next(self.calls) - 2 < self.at else Independent(Normal(p.mean * torch.nan, 1.0, validate_args=False), 1)
 
 
 def explosive(at):
@@ -321,7 +321,7 @@ def test_loss_that_is_not_finite_at_once_keeps_the_initial_weights():
 
 def test_loss_that_is_not_finite_in_validation_is_named():
     with pytest.raises(ValueError, match=r"^fit: stopped in epoch 1, validation: loss"):
-        quick(explosive(at=4), validation=two_images())
+        quick(explosive(at=6), validation=two_images())  # two more passes over the validation data
 
 
 @pytest.mark.parametrize("batch_size", [16, 40])
@@ -340,8 +340,10 @@ def test_divergence_leaves_finite_weights(batch_size):
 def test_weights_spoiled_by_the_last_batch_are_not_kept(monkeypatch):
     vae, elbo = small_vae(), bounds.elbo
 
+    bias = vae.encoder.loc.bias
+
     def infinite_gradient(vae, b, **kw):
-        return elbo(vae, b, **kw) + (vae.encoder.loc.bias - vae.encoder.loc.bias.detach()).sum().abs().sqrt()
+        return elbo(vae, b, **kw) + (bias - bias.detach()).sum().abs().sqrt()
 
     before = state(vae)
     monkeypatch.setattr(bounds, "elbo", infinite_gradient)
@@ -368,8 +370,8 @@ def test_interrupt_keeps_the_last_complete_epoch(monkeypatch):
 
 
 BAD_FIT = [
-    ({"vae": nn.Linear(6, 6)}, TypeError, "vae: expected a vaebook.models.VAE, got Linear"),
-    ({"x": [[0.0] * 6]}, TypeError, "x: expected a torch.Tensor, got list"),
+    ({"vae": nn.Linear(6, 6)}, TypeError, "vae: expected an object with .encoder, .decoder and .prior"),
+    ({"x": [[0.0] * 6]}, TypeError, "x: expected a tensor or an array, got list"),
     (
         {"x": torch.zeros(5, 6, dtype=torch.uint8)},
         TypeError,
@@ -380,9 +382,9 @@ BAD_FIT = [
         TypeError,
         "x: expected the dtype of the weights, torch.float32, got torch.float64",
     ),
-    ({"x": torch.zeros(6)}, ValueError, "x: expected shape (N, 6), got (6,)"),
-    ({"x": torch.zeros(5, 7)}, ValueError, "x: expected shape (N, 6), got (5, 7)"),
-    ({"x": torch.zeros(0, 6)}, ValueError, "x: expected at least one element, got shape (0, 6)"),
+    ({"x": torch.zeros(6)}, ValueError, "x: expected shape (N, ...) with at least one value, got (6,)"),
+    ({"x": torch.zeros(5, 7)}, ValueError, "x: expected shape (..., 6), got (5, 7)"),
+    ({"x": torch.zeros(0, 6)}, ValueError, "x: expected shape (N, ...) with at least one value, got (0, 6)"),
     ({"x": torch.full((5, 6), torch.nan)}, ValueError, "x: expected finite values, got nan at index (0, 0)"),
     (
         {"x": torch.full((5, 6), 2.0), "binarize": True},
@@ -392,11 +394,12 @@ BAD_FIT = [
     (
         {"x": torch.full((5, 6), 2.0)},
         ValueError,
-        "fit: stopped in epoch 1, batch 1: x: expected values in [0, 1], got 2",
+        "x: expected values in [0, 1], got 2 at index (0, 0)",
     ),
-    ({"validation": torch.zeros(5, 7)}, ValueError, "validation: expected shape (M, 6), got (5, 7)"),
-    ({"validation": torch.zeros(0, 6)}, ValueError, "validation: expected at least one element"),
+    ({"validation": torch.zeros(5, 7)}, ValueError, "validation: expected data as x, of shape (M, 6) and torch.float32, got (5, 7)"),
+    ({"validation": torch.zeros(0, 6)}, ValueError, "validation: expected shape (N, ...) with at least one value, got (0, 6)"),
     ({"validation": torch.full((5, 6), torch.inf)}, ValueError, "validation: expected finite values, got inf"),
+    ({"validation": torch.full((5, 6), -1.0)}, ValueError, "validation: expected values in [0, 1], got -1"),
     ({"validation": torch.full((5, 6), -1.0), "binarize": True}, ValueError, "validation: expected values in [0, 1]"),
     ({"num_epochs": 0}, ValueError, "num_epochs: expected an int at least 1, got 0"),
     ({"num_epochs": 1.5}, TypeError, "num_epochs: expected an int, got float"),
@@ -470,10 +473,10 @@ def test_a_loaded_model_can_be_trained_on(tmp_path):
 
 def test_config_is_kept_and_the_file_is_plain_safetensors(tmp_path):
     path = tmp_path / "a"
-    save(path, small_vae(), {"seed": 3, "note": "héllo", "rates": [0.1, None]})
-    assert read_config(path) == {"seed": 3, "note": "héllo", "rates": [0.1, None]}
-    save(path, small_vae())
-    assert read_config(path) == {}
+    for config in ({"seed": 3, "note": "héllo", "rates": [0.1, None]}, {}):
+        save(path, small_vae(), config)
+        with safetensors.safe_open(path, "pt") as file:
+            assert json.loads(file.metadata()["vaebook"])["config"] == config
     assert same(safetensors.torch.load_file(path), state(small_vae()))
     with safetensors.safe_open(path, "pt") as file:
         model = json.loads(file.metadata()["vaebook"])["model"]
@@ -484,10 +487,10 @@ def test_config_is_kept_and_the_file_is_plain_safetensors(tmp_path):
     assert model["prior"] == {"class": "StandardNormal", "arguments": {"latent_dim": 2}}
 
 
-def test_every_rebuildable_class_keeps_its_arguments_and_takes_them_back():
-    for part in (GaussianEncoder(6, 2), BernoulliDecoder(2, 6), GaussianDecoder(2, 6, scale=0.5), StandardNormal(2)):
-        assert _checkpoint.REBUILDABLE[type(part).__name__] is type(part)
-    assert len(_checkpoint.REBUILDABLE) == 4
+def test_every_network_tells_the_arguments_that_make_it_again():
+    for part in (GaussianEncoder(6, 2), BernoulliDecoder(2, 6, ()), GaussianDecoder(2, 6, (3,), scale=0.5)):
+        again = type(part)(**part.config())
+        assert again.config() == part.config() and same(state(again), state(part))
 
 
 def test_saving_is_deterministic_and_respects_the_umask(tmp_path):
@@ -537,12 +540,12 @@ def test_truncated_or_foreign_files_are_one_clear_error(tmp_path):
     vae = small_vae(5)
     for bad in (*(content[:n] for n in range(0, len(content), 97)), content + b"x", b"{}", b"\x80\x04pickle"):
         path.write_bytes(bad)
-        for read in (load, read_config, lambda p: load(p, vae)):
+        for read in (load, lambda p: load(p, vae)):
             with pytest.raises(ValueError, match="expected a complete safetensors file written by vaebook") as error:
                 read(path)
             assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
     safetensors.torch.save_file({"w": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match=r"written by vaebook.training.save in format 1, got None"):
+    with pytest.raises(ValueError, match=r"written by vaebook.training.save in format 1, got format None"):
         load(path)
     assert same(state(vae), state(small_vae(5)))
 
@@ -637,23 +640,23 @@ def test_tied_and_strided_tensors_are_saved(tmp_path):
 def test_a_description_that_cannot_be_built_is_an_error(tmp_path, monkeypatch):
     """As from a later version of the package, whose classes take other arguments."""
     path = tmp_path / "vae"
-    describe = _checkpoint._describe
+    describe = checkpoint._describe
 
     def newer(vae):
         model = describe(vae)
         model["encoder"]["arguments"]["dropout"] = 0.1
         return model
 
-    monkeypatch.setattr(_checkpoint, "_describe", newer)
+    monkeypatch.setattr(checkpoint, "_describe", newer)
     save(path, small_vae())
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=rf"^{path}: expected a model that this version can build, got: .*dropout"):
+    with pytest.raises(ValueError, match=rf"^{path}: expected a model that this version can build, got TypeError: .*dropout"):
         load(path)
 
 
 @pytest.mark.parametrize("path", [None, 3, b"x"])
 def test_path_must_be_a_path(path):
-    for call in (lambda: save(path, small_vae()), lambda: load(path), lambda: read_config(path)):
+    for call in (lambda: save(path, small_vae()), lambda: load(path)):
         with pytest.raises(TypeError, match=r"^path: expected a path, got"):
             call()
 

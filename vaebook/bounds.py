@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from vaebook._checks import check_diag_normal, check_generator, check_int, check_number, check_tensor
-from vaebook.priors import StandardNormal
+from vaebook.adapters import adapt_vae
 
 Decoder = Callable[[Tensor], Distribution]
 
@@ -29,6 +29,7 @@ def elbo(
     num_samples: int = 1,
     beta: float = 1.0,
     index: Tensor | None = None,
+    condition: Any = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     r"""Estimate the evidence lower bound with reparameterised samples.
@@ -42,6 +43,7 @@ def elbo(
         x: data, (B, P).
         num_samples: samples of z for each datum.
         beta: weight of the KL, >= 0; below 1 this is no bound on log p(x).
+        condition: what encoder or decoder take beside x, a row for each datum: a tensor, or tensors by name.
         index: which component of the prior belongs to each datum, (B), long, and is left out of it:
             `prior.log_prob_leave_one_out` is called, as for training with an `ExemplarPrior`. None leaves out none.
         generator: the source of randomness; None means torch's global one.
@@ -62,14 +64,21 @@ def elbo(
 
     Source: Kingma & Welling (2014), equations 6 and 7; Higgins et al., beta-VAE (2017), equation 4.
     """
-    check_tensor("x", x, ("B", "P"))
     check_int("num_samples", num_samples, minimum=1)
     check_number("beta", beta, minimum=0)
+    vae = adapt_vae(vae)
+    x, condition = vae.data(x, condition)
     _check_index(vae.prior, index, len(x))
-    q = _encode(vae, x)
+    q = vae.encode(x, condition)
     z, log_q = _reparameterise(q, _noise(q, num_samples, generator))
-    cost = _kl(q, vae.prior) if isinstance(vae.prior, StandardNormal) else log_q - _log_prior(vae.prior, z, index)
-    return (_log_likelihood(vae.decoder, z, x) - beta * cost).mean(0).to(x.dtype)
+    closed = getattr(vae.prior, "kl", None)
+    cost = closed(*_loc_scale(q)) if closed else log_q - _log_prior(vae.prior, z, index)
+    value = (vae.log_likelihood(z, x, condition) - beta * cost).mean(0)
+    return value.to(torch.promote_types(x.dtype, torch.float32) if x.is_floating_point() else torch.float32)
+
+
+def _loc_scale(q: Independent) -> tuple[Tensor, Tensor]:
+    return q.base_dist.loc, q.base_dist.scale
 
 
 def iwae_bound(
@@ -229,13 +238,6 @@ def _reparameterise(q: Independent, noise: Tensor) -> tuple[Tensor, Tensor]:
     loc, scale = q.base_dist.loc, q.base_dist.scale
     log_q = -0.5 * noise.double().square() - scale.double().log() - 0.5 * math.log(2 * math.pi)
     return loc + scale * noise, log_q.sum(-1)
-
-
-def _kl(q: Independent, prior: StandardNormal) -> Tensor:
-    if q.event_shape[0] != prior.latent_dim:
-        raise ValueError(f"vae.prior: expected latent_dim {q.event_shape[0]}, got {prior.latent_dim}")
-    loc, scale = q.base_dist.loc.double(), q.base_dist.scale.double()
-    return 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
 
 
 def _log_likelihood(decoder: Decoder, z: Tensor, x: Tensor) -> Tensor:

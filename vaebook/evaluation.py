@@ -85,6 +85,17 @@ def call(name: str, function: Callable[..., Any], rows: Tensor, condition: Condi
         raise ValueError(f"{name}: expected it to take {given}, got {told}") from error
 
 
+@contextmanager
+def blaming(name: str) -> Iterator[None]:
+    """Let errors about x, which a model calls its input, name the argument that it came from."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not str(error).startswith("x: "):
+            raise
+        raise type(error)(f"{name}{str(error)[1:]}") from error
+
+
 def accepted(function: Callable[..., Any], condition: Condition) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Return the part of a condition that a function takes, as positional and as named arguments."""
     if condition is None:

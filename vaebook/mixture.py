@@ -30,6 +30,8 @@ from vaebook._checks import (
 
 NORMALISATION = 1e-5
 """How far from 0 the log-sum of the log-weights may be: more is a mistake, less the rounding of single precision."""
+ROUNDING = 1e-14
+"""How far from 0 it may be by the rounding of float64 alone."""
 CATEGORIES = 2**24
 """The most components that torch.multinomial draws from."""
 
@@ -98,7 +100,10 @@ class DiagGaussianMixture(Distribution):
             if log_weight is not None:
                 _check_log_weight(log_weight)
         self.loc, self.scale = _outside_inference_mode(loc), _outside_inference_mode(scale)
-        self._log_weight = _outside_inference_mode(weight64 - weight64.logsumexp(0))
+        total = weight64.logsumexp(0)
+        if abs(float(total)) < ROUNDING:  # normalised already: making the same mixture again changes no bit
+            total = total - total.detach()
+        self._log_weight = _outside_inference_mode(weight64 - total)
         self._held: dict[str, Any] = {}  # see _prepared
         super().__init__(torch.Size(), loc.shape[1:], validate_args=False)
 

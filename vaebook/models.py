@@ -10,33 +10,58 @@ just that. Weights are drawn from a `torch.Generator`, never from torch's global
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
-from typing import Protocol
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Independent, Normal, constraints
+from torch.distributions import Independent, Normal
 
 from vaebook._checks import check_all, check_generator, check_int, check_number, check_tensor
-
-HIDDEN = (256,)
-"""Default widths of the hidden layers."""
-
-
-class Latent(Protocol):
-    """What a prior, or anything else to draw codes from, must offer."""
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log-density in nats of z (*s, D), as (*s)."""
-        ...
-
-    def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws, (*s, D)."""
-        ...
+from vaebook.adapters import adapt_prior, adapt_vae
+from vaebook.outputs import GreyBernoulli
 
 
-class GaussianEncoder(nn.Module):
+class _Network(nn.Module):
+    """Hidden layers and affine heads: what the encoder and the decoders have in common.
+
+    ``sizes`` are those of input and output, by the names under which they are kept.
+    """
+
+    def __init__(
+        self, sizes: dict[str, int], heads: Sequence[str], hidden: Sequence[int], generator: torch.Generator | None
+    ) -> None:
+        super().__init__()
+        for name, size in sizes.items():
+            setattr(self, name, check_int(name, size, minimum=1))
+        self.hidden = _check_hidden(hidden)
+        generator = check_generator(generator) or torch.Generator().manual_seed(0)
+        num_in, num_out = sizes.values()
+        widths = (num_in, *self.hidden)
+        layers = [m for a, b in pairwise(widths) for m in (_linear(a, b, generator), nn.SiLU())]
+        self.body = nn.Sequential(*layers)
+        for head in heads:
+            self.add_module(head, _linear(widths[-1], num_out, generator))
+
+    def config(self) -> dict[str, Any]:
+        """Return the arguments that make this network again, up to its weights."""
+        names = [name for name in inspect.signature(type(self)).parameters if name != "generator"]
+        return {name: getattr(self, name) for name in names}
+
+    def _last_hidden(self, name: str, value: Tensor, dim: int) -> Tensor:
+        check_tensor(name, value, ("...", dim), finite=False)
+        weight = next(self.parameters())
+        if value.dtype != weight.dtype:
+            raise TypeError(f"{name}: expected the dtype of the weights, {weight.dtype}, got {value.dtype}")
+        if value.device != weight.device:
+            raise ValueError(f"{name}: expected the device of the weights, {weight.device}, got {value.device}")
+        return self.body(check_all(name, value, torch.isfinite(value), "finite values"))
+
+
+class GaussianEncoder(_Network):
     r"""An encoder q(z|x): a Gaussian with diagonal covariance for every datum.
 
     $q(z\mid x) = \prod_{j=1}^D \mathcal N(z_j \mid \mu_j(x), \sigma_j(x)^2)$,
@@ -65,18 +90,11 @@ class GaussianEncoder(nn.Module):
         self,
         data_dim: int,
         latent_dim: int,
-        hidden: Sequence[int] = HIDDEN,
+        hidden: Sequence[int] = (256,),
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.data_dim = check_int("data_dim", data_dim, minimum=1)
-        self.latent_dim = check_int("latent_dim", latent_dim, minimum=1)
-        self.hidden = _check_hidden(hidden)
-        generator = _own_generator(generator)
-        self.body, width = _body(data_dim, self.hidden, generator)
-        self.loc = _linear(width, latent_dim, generator)
-        self.log_scale = _linear(width, latent_dim, generator)
+        super().__init__({"data_dim": data_dim, "latent_dim": latent_dim}, ("loc", "log_scale"), hidden, generator)
 
     def forward(self, x: Tensor) -> Independent:
         """Encode.
@@ -91,11 +109,11 @@ class GaussianEncoder(nn.Module):
             TypeError: x is not a tensor of the weights' dtype.
             ValueError: its last dimension is not P, it is empty, not finite, or on another device.
         """
-        h = self.body(_check_input("x", x, self.data_dim, self.loc.weight))
+        h = self._last_hidden("x", x, self.data_dim)
         return _diag_normal(self.loc(h), self.log_scale(h).exp())
 
 
-class BernoulliDecoder(nn.Module):
+class BernoulliDecoder(_Network):
     r"""A decoder p(x|z) of independent black-and-white pixels.
 
     $p(x\mid z) = \prod_{i=1}^P \pi_i(z)^{x_i}(1-\pi_i(z))^{1-x_i}$
@@ -125,17 +143,11 @@ class BernoulliDecoder(nn.Module):
         self,
         latent_dim: int,
         data_dim: int,
-        hidden: Sequence[int] = HIDDEN,
+        hidden: Sequence[int] = (256,),
         *,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.latent_dim = check_int("latent_dim", latent_dim, minimum=1)
-        self.data_dim = check_int("data_dim", data_dim, minimum=1)
-        self.hidden = _check_hidden(hidden)
-        generator = _own_generator(generator)
-        self.body, width = _body(latent_dim, self.hidden, generator)
-        self.logits = _linear(width, data_dim, generator)
+        super().__init__({"latent_dim": latent_dim, "data_dim": data_dim}, ("logits",), hidden, generator)
 
     def forward(self, z: Tensor) -> Independent:
         """Decode.
@@ -150,11 +162,11 @@ class BernoulliDecoder(nn.Module):
             TypeError: z is not a tensor of the weights' dtype.
             ValueError: its last dimension is not D, it is empty, not finite, or on another device.
         """
-        logits = self.logits(self.body(_check_input("z", z, self.latent_dim, self.logits.weight)))
-        return Independent(_GreyBernoulli(logits=logits, validate_args=False), 1, validate_args=False)
+        logits = self.logits(self._last_hidden("z", z, self.latent_dim))
+        return Independent(GreyBernoulli(logits=logits, validate_args=False), 1, validate_args=False)
 
 
-class GaussianDecoder(nn.Module):
+class GaussianDecoder(_Network):
     r"""A decoder p(x|z) of independent Gaussian pixels.
 
     $p(x\mid z) = \prod_{i=1}^P \mathcal N(x_i \mid f_i(z), s_i^2)$
@@ -187,24 +199,18 @@ class GaussianDecoder(nn.Module):
         self,
         latent_dim: int,
         data_dim: int,
-        hidden: Sequence[int] = HIDDEN,
+        hidden: Sequence[int] = (256,),
         *,
         scale: float | str = "shared",
         min_scale: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__()
-        self.latent_dim = check_int("latent_dim", latent_dim, minimum=1)
-        self.data_dim = check_int("data_dim", data_dim, minimum=1)
-        self.hidden = _check_hidden(hidden)
-        self.scale, self.min_scale = _check_scale(scale, min_scale)
-        generator = _own_generator(generator)
-        self.body, width = _body(latent_dim, self.hidden, generator)
-        self.loc = _linear(width, data_dim, generator)
-        if self.scale == "shared":
-            self.log_scale = nn.Parameter(torch.zeros((), device=generator.device))
-        elif self.scale == "free":
-            self.log_scale = _linear(width, data_dim, generator)
+        scale, min_scale = _check_scale(scale, min_scale)
+        heads = ("loc", "log_scale") if scale == "free" else ("loc",)
+        super().__init__({"latent_dim": latent_dim, "data_dim": data_dim}, heads, hidden, generator)
+        self.scale, self.min_scale = scale, min_scale
+        if scale == "shared":
+            self.log_scale = nn.Parameter(torch.zeros((), device=self.loc.weight.device))
 
     def forward(self, z: Tensor) -> Independent:
         """Decode.
@@ -217,9 +223,10 @@ class GaussianDecoder(nn.Module):
 
         Raises:
             TypeError: z is not a tensor of the weights' dtype.
-            ValueError: its last dimension is not D, it is empty, not finite, or on another device.
+            ValueError: its last dimension is not D, it is empty, not finite, or on another device; or s^2 is too
+                small or too large a number for the dtype.
         """
-        h = self.body(_check_input("z", z, self.latent_dim, self.loc.weight))
+        h = self._last_hidden("z", z, self.latent_dim)
         loc = self.loc(h)
         if self.scale == "shared":
             scale = self.min_scale + self.log_scale.exp()
@@ -227,6 +234,10 @@ class GaussianDecoder(nn.Module):
             scale = self.min_scale + self.log_scale(h).exp()
         else:
             scale = loc.new_tensor(self.scale)
+        variance = scale.detach().square()  # it enters the density, and underflows to 0 long before the scale does
+        fits = (variance >= torch.finfo(loc.dtype).tiny) & variance.isfinite()
+        wanted = f"a scale whose square {loc.dtype} can hold (min_scale bounds a learned one)"
+        check_all("decoder's scale", scale.detach(), fits, wanted)
         return _diag_normal(loc, scale.expand_as(loc))
 
 
@@ -236,13 +247,15 @@ class VAE(nn.Module):
     $\log p(x) \ge \mathbb E_{q(z\mid x)}[\log p(x\mid z)] - \mathrm{KL}(q(z\mid x)\,\|\,p(z))$
 
     Args:
-        encoder: a module that maps x (B, P) to a distribution over z with event shape (D,).
-        decoder: a module that maps z (*s, D) to a distribution over x with event shape (P,).
-        prior: anything with `log_prob(z)` and `sample(sample_shape, *, generator)`, such as
-            `vaebook.priors.StandardNormal` or an aggregated posterior.
+        encoder: a module that maps x (B, …) to codes, in one of the forms that `vaebook.adapters.adapt` takes without
+            a name for the spread, such as Independent(Normal, 1) with event shape (D,).
+        decoder: a module that maps z (B, D) to a distribution over x.
+        prior: a `vaebook.priors.StandardNormal`, an aggregated posterior, or another object with `latent_dim`,
+            `log_prob(z)` and `sample(sample_shape, *, generator)`; these stay as they are. A torch distribution over
+            vectors or a flow is adapted, and a flow's parameters are trained and saved with the model.
 
     Raises:
-        TypeError: encoder or decoder is not a module, or prior lacks a method.
+        TypeError: encoder or decoder is not a module, or prior cannot be adapted.
         ValueError: the parts disagree on P or D, or the prior is made of the codes of another encoder.
 
     Example:
@@ -254,56 +267,58 @@ class VAE(nn.Module):
     Source: Kingma & Welling, Auto-Encoding Variational Bayes (2014), equation 3.
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: Latent) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: Any) -> None:
         super().__init__()
         for name, module in (("encoder", encoder), ("decoder", decoder)):
             if not isinstance(module, nn.Module):
                 raise TypeError(f"{name}: expected a torch.nn.Module, got {type(module).__name__}")
-        for method in ("log_prob", "sample"):
-            _check_method("prior", prior, method)
-        # Parts of one's own need not tell their sizes; a torch distribution tells its event shape.
-        prior_dim = getattr(prior, "latent_dim", None) or next(iter(getattr(prior, "event_shape", ())), None)
-        for name, of_prior in (("data_dim", None), ("latent_dim", prior_dim)):
-            sizes = {"encoder": getattr(encoder, name, None), "decoder": getattr(decoder, name, None)}
-            _check_agreement(name, sizes | {"prior": of_prior})
+        for name in ("data_dim", "latent_dim"):  # parts of one's own need not tell their sizes
+            size = getattr(encoder, name, getattr(decoder, name, None))
+            if getattr(decoder, name, size) != size:
+                got = f"{size} in the encoder and {getattr(decoder, name)} in the decoder"
+                raise ValueError(f"{name}: expected the same, got {got}")
         if getattr(prior, "encoder", encoder) is not encoder:  # it would be neither trained nor saved
             raise ValueError("prior: expected one made of the codes of this encoder, got one of another encoder")
-        self.encoder, self.decoder, self.prior = encoder, decoder, prior
+        self.encoder, self.decoder = encoder, decoder
+        self.prior = adapt_prior(prior, size)
 
-    def forward(self, x: Tensor) -> torch.distributions.Distribution:
+    def forward(self, x: Tensor) -> Any:
         """Encode: the same as `self.encoder(x)`.
 
         Args:
-            x: data, (B, P).
+            x: data, (B, …).
 
         Returns:
-            q(z|x): batch shape (B,), event shape (D,).
+            What the encoder returns, q(z|x).
 
         Raises:
             TypeError, ValueError: as the encoder.
         """
         return self.encoder(x)
 
-    @torch.no_grad()
     def sample(
-        self, num_samples: int, *, latent: Latent | None = None, generator: torch.Generator | None = None
+        self, num_samples: int, *, latent: Any = None, condition: Any = None, generator: torch.Generator | None = None
     ) -> Tensor:
         r"""Draw codes and return the decoder's means, $\mathbb E[x\mid z^{(s)}]$ with $z^{(s)}\sim p(z)$.
 
-        These are the pictures one looks at. They are not draws from p(x), which lack the pixels' noise.
+        These are the pictures one looks at. They are not draws from p(x), which lack the pixels' noise. The decoder
+        runs in evaluation mode.
 
         Args:
             num_samples: S.
             latent: where z comes from instead of the prior, for example the aggregated posterior. Its draws are
                 converted to the dtype of the decoder's weights: what is fitted after training is in float64.
+            condition: what the decoder takes beside z, a row for each draw: a tensor, or tensors by name.
             generator: the source of randomness; None means torch's global one.
 
         Returns:
-            The means, (S, P), without gradients.
+            The means, (S, …), without gradients.
 
         Raises:
-            TypeError: num_samples is not an int, latent cannot be sampled, generator is not a torch.Generator.
-            ValueError: num_samples is below 1, or latent draws codes that the decoder does not take.
+            TypeError: num_samples is not an int, latent cannot be adapted, generator is not a torch.Generator, or the
+                decoder returns no distribution.
+            ValueError: num_samples is below 1, latent draws codes that the decoder does not take, or the decoder's
+                distribution has no mean.
 
         Example:
             >>> from vaebook.priors import StandardNormal
@@ -311,22 +326,7 @@ class VAE(nn.Module):
             >>> vae.sample(5, generator=torch.Generator().manual_seed(0)).shape
             torch.Size([5, 64])
         """
-        check_int("num_samples", num_samples, minimum=1)
-        check_generator(generator)
-        source = self.prior if latent is None else _check_method("latent", latent, "sample")
-        z = source.sample((num_samples,), generator=generator)
-        return self.decoder(z.to(next(self.decoder.parameters(), z).dtype)).mean
-
-
-class _GreyBernoulli(Bernoulli):
-    """Bernoulli that lets grey values through, as the usual loss does, but nothing outside [0, 1]."""
-
-    support = constraints.unit_interval
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        check_tensor("x", value, ("...",), empty=True)
-        check_all("x", value, (value >= 0) & (value <= 1), "values in [0, 1]")
-        return super().log_prob(value)
+        return adapt_vae(self).sample(num_samples, latent=latent, condition=condition, generator=generator)
 
 
 def _diag_normal(loc: Tensor, scale: Tensor) -> Independent:
@@ -334,26 +334,19 @@ def _diag_normal(loc: Tensor, scale: Tensor) -> Independent:
     return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
 
 
-def _own_generator(generator: torch.Generator | None) -> torch.Generator:
-    check_generator(generator)
-    return torch.Generator().manual_seed(0) if generator is None else generator
-
-
 def _linear(num_in: int, num_out: int, generator: torch.Generator) -> nn.Linear:
-    """As nn.Linear, with the same distribution of initial weights, but drawn from the generator alone."""
-    layer = nn.utils.skip_init(nn.Linear, num_in, num_out, device=generator.device)
+    """As nn.Linear, with the same distribution of initial weights, but drawn from the generator alone.
+
+    Where torch's default device is "meta" the layer has sizes and no memory.
+    """
+    layer = nn.Linear(num_in, num_out, device="meta")
+    if torch.get_default_device().type != "meta":
+        layer.to_empty(device=generator.device)
     bound = 1 / math.sqrt(num_in)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.uniform_(-bound, bound, generator=generator)
     return layer
-
-
-def _body(num_in: int, hidden: tuple[int, ...], generator: torch.Generator) -> tuple[nn.Sequential, int]:
-    """Build the hidden layers; also return the width of what comes out of them."""
-    sizes = (num_in, *hidden)
-    layers = [m for a, b in zip(sizes, hidden, strict=False) for m in (_linear(a, b, generator), nn.SiLU())]
-    return nn.Sequential(*layers), sizes[-1]
 
 
 def _check_hidden(hidden: object) -> tuple[int, ...]:
@@ -371,25 +364,3 @@ def _check_scale(scale: object, min_scale: object) -> tuple[float | str, float]:
     if minimum > 0:
         raise ValueError(f"min_scale: expected 0 where scale is fixed, got {minimum:g}")
     return check_number("scale", scale, above=0), minimum
-
-
-def _check_input(name: str, value: Tensor, dim: int, weight: Tensor) -> Tensor:
-    check_tensor(name, value, ("...", dim), finite=False)
-    if value.dtype != weight.dtype:
-        raise TypeError(f"{name}: expected the dtype of the weights, {weight.dtype}, got {value.dtype}")
-    if value.device != weight.device:
-        raise ValueError(f"{name}: expected the device of the weights, {weight.device}, got {value.device}")
-    return check_all(name, value, torch.isfinite(value), "finite values")
-
-
-def _check_method(name: str, value: Latent, method: str) -> Latent:
-    if not callable(getattr(value, method, None)):
-        raise TypeError(f"{name}: expected an object with a method `{method}`, got {type(value).__name__}")
-    return value
-
-
-def _check_agreement(name: str, sizes: dict[str, int | None]) -> None:
-    known = {part: size for part, size in sizes.items() if size is not None}
-    if len(set(known.values())) > 1:
-        got = ", ".join(f"{size} in the {part}" for part, size in known.items())
-        raise ValueError(f"{name}: expected the same in all parts, got {got}")

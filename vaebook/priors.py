@@ -1,7 +1,8 @@
 r"""Priors p(z) over the latent space.
 
-A prior is a module with three things: `latent_dim`, `log_prob(z)` (a normalised density, in nats) and
-`sample(sample_shape, generator=…)`. Density and sampler describe the same distribution; a test holds them together.
+A prior has `latent_dim`, `log_prob(z)` (a normalised density, in nats) and `sample(sample_shape, generator=…)`.
+Density and sampler describe the same distribution; a test holds them together. These here are modules, and have
+also `components()`, their log-weights, means and scales, and `config()`, the sizes that describe them.
 
 Two of them, `VampPrior` and `ExemplarPrior`, are made of an encoder's codes and change with it: they are trained
 jointly with the model. `fit_gmm` fits a prior afterwards, with everything else fixed. The aggregated posterior
@@ -11,15 +12,15 @@ itself, a `vaebook.DiagGaussianMixture`, serves as a prior as it is.
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any, Literal, get_args
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
 from vaebook._checks import (
     check_all,
-    check_diag_normal,
     check_generator,
     check_int,
     check_number,
@@ -28,10 +29,27 @@ from vaebook._checks import (
     check_shape,
     check_tensor,
 )
-from vaebook.mixture import DiagGaussianMixture
+from vaebook.adapters import Components, Prior, adapt_encoder, components
+from vaebook.evaluation import as_data, blaming, evaluation_mode
+from vaebook.mixture import DiagGaussianMixture, LeaveOneOut
+
+Covariance = Literal["full", "diag"]
+"""Whether the components of a fitted mixture may have correlations."""
 
 
-class StandardNormal(nn.Module):
+class _Prior(nn.Module):
+    latent_dim: int
+
+    def config(self) -> dict[str, int]:
+        """Return the sizes that, with its tensors, make this prior again."""
+        return {"latent_dim": self.latent_dim}
+
+    def extra_repr(self) -> str:
+        """Show the sizes in `repr`."""
+        return ", ".join(f"{name}={size}" for name, size in (self.config() | _Prior.config(self)).items())
+
+
+class StandardNormal(_Prior):
     r"""The usual prior of a VAE, without parameters.
 
     $p(z) = \prod_{j=1}^D \mathcal N(z_j \mid 0, 1)$
@@ -58,10 +76,6 @@ class StandardNormal(nn.Module):
         self.latent_dim = check_int("latent_dim", latent_dim, minimum=1)
         # Empty: it only remembers the device and dtype that the module was moved to.
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
-
-    def extra_repr(self) -> str:
-        """Show the dimension in `repr`."""
-        return f"latent_dim={self.latent_dim}"
 
     def log_prob(self, z: Tensor) -> Tensor:
         r"""Log-density in nats.
@@ -114,10 +128,6 @@ class StandardNormal(nn.Module):
         zero = self._anchor.new_zeros(1, self.latent_dim)
         return zero[:, 0], zero, torch.ones_like(zero)
 
-    def config(self) -> dict[str, int]:
-        """Return the arguments that make this prior again."""
-        return {"latent_dim": self.latent_dim}
-
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw samples.
 
@@ -141,30 +151,23 @@ class StandardNormal(nn.Module):
         return torch.randn(shape, generator=generator, device=self._anchor.device, dtype=self._anchor.dtype)
 
 
-class _CodePrior(nn.Module):
+class _CodePrior(_Prior):
     """A mixture whose components are codes of an encoder that belongs to someone else, the VAE."""
 
-    def __init__(self, encoder: nn.Module, name: str, inputs: Tensor, letter: str) -> None:
+    def __init__(self, encoder: Any, name: str, inputs: Tensor) -> None:
         super().__init__()
-        if not isinstance(encoder, nn.Module):
-            raise TypeError(f"encoder: expected a torch.nn.Module, got {type(encoder).__name__}")
-        check_tensor(name, inputs, (letter, getattr(encoder, "data_dim", "P")))
-        # In a tuple, so that it is not registered, and so neither saved nor counted twice. `.to` and `.double` of the
-        # VAE change its encoder in place, and copy.deepcopy keeps the two together: this stays the VAE's own.
-        self._encoder = (encoder,)
-        self._check_inputs(name, inputs)
+        # Not a module, and so neither saved nor counted twice. `.to` and `.double` of the VAE change its encoder in
+        # place, and copy.deepcopy keeps the two together: this stays the VAE's own.
+        self._encoder, self._name = adapt_encoder(encoder), name
+        if not as_data(name, inputs).is_floating_point():
+            raise TypeError(f"{name}: expected a floating-point tensor, got dtype {inputs.dtype}")
+        with torch.no_grad(), evaluation_mode(self.encoder):
+            self.latent_dim = self._encode(inputs[:1]).loc.shape[1]
 
     @property
-    def encoder(self) -> nn.Module:
+    def encoder(self) -> Any:
         """The encoder that makes the components: the VAE's own."""
-        return self._encoder[0]
-
-    @property
-    @torch.no_grad()
-    def latent_dim(self) -> int:
-        """D, as the encoder tells it or as its codes have it."""
-        known = getattr(self.encoder, "latent_dim", None)
-        return self.mixture().event_shape[0] if known is None else known
+        return self._encoder.source
 
     def mixture(self) -> DiagGaussianMixture:
         """Return the prior as a mixture, differentiable in everything that makes it."""
@@ -218,19 +221,47 @@ class _CodePrior(nn.Module):
             >>> prior.sample((3,), generator=torch.Generator().manual_seed(0)).shape
             torch.Size([3, 2])
         """
-        return self.mixture().sample(sample_shape, generator=generator)
+        with evaluation_mode(self.encoder):
+            return self.mixture().sample(sample_shape, generator=generator)
 
-    def _encode(self, name: str, inputs: Tensor) -> Normal:
-        self._check_inputs(name, inputs)
-        return check_diag_normal("encoder", self.encoder(inputs), len(inputs)).base_dist
+    def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
+        r"""Log-density of the prior without one component, for the training of the very datum that it was made of.
 
-    def _check_inputs(self, name: str, inputs: Tensor) -> None:
-        """Compare with the encoder's weights: someone may have moved one of the two alone."""
-        weights = [p for p in self.encoder.parameters() if p.is_floating_point()]
-        if weights and inputs.dtype not in {p.dtype for p in weights}:
-            raise TypeError(f"{name}: expected the dtype of the encoder, {weights[0].dtype}, got {inputs.dtype}")
-        if weights and inputs.device not in {p.device for p in weights}:
-            raise ValueError(f"{name}: expected the device of the encoder, {weights[0].device}, got {inputs.device}")
+        $\log\frac1{N-1}\sum_{n\ne i}p_n(z)$, with $p_n$ the Gaussian of component n
+
+        Args:
+            z: points, (*s, D).
+            index: for each point which component to leave out, (*s), long.
+
+        Returns:
+            The log-density in nats, (*s), in z's dtype. Differentiable.
+
+        Raises:
+            TypeError, ValueError: as `DiagGaussianMixture.log_prob_leave_one_out`, for instance if there is a single
+                component, and as `mixture`.
+
+        Example:
+            >>> from vaebook.models import GaussianEncoder
+            >>> prior = ExemplarPrior(GaussianEncoder(64, 1), torch.eye(2, 64))
+            >>> other = prior.encoder(prior.exemplars[1:]).mean  # under the other exemplar alone
+            >>> prior.log_prob_leave_one_out(other, torch.tensor([0])).detach()
+            tensor([-0.9189])
+
+        Source: Norouzi, Fleet & Norouzi, Exemplar VAE (2020), section 3.
+        """
+        return self.mixture().log_prob_leave_one_out(z, index)
+
+    def leave_one_out(self, index: Tensor) -> LeaveOneOut:
+        """Return the density that leaves out a component of its own for each of B data; index (B), long."""
+        return LeaveOneOut(self, index)
+
+    def components(self) -> Components:
+        """Log-weights (K), means and scales (K, D), differentiable in everything that makes them."""
+        return self.mixture().components()
+
+    def _encode(self, inputs: Tensor) -> Normal:
+        with blaming(self._name):
+            return self._encoder(inputs).base_dist
 
 
 class VampPrior(_CodePrior):
@@ -242,11 +273,12 @@ class VampPrior(_CodePrior):
     With K = N and u_n = x_n this is the aggregated posterior.
 
     Args:
-        encoder: the VAE's encoder. The VAE owns it: it is not among this module's parameters.
-        pseudo_inputs: initial values u, (K, P), for example training data; copied.
+        encoder: the VAE's encoder, or a VAE that `vaebook.adapters.adapt` made. The VAE owns it: it is not among this
+            module's parameters.
+        pseudo_inputs: initial values u, (K, …), for example training data; copied.
 
     Raises:
-        TypeError: encoder is not a module, or pseudo_inputs not a tensor of the encoder's dtype.
+        TypeError: encoder cannot be adapted, or pseudo_inputs is not a tensor of the encoder's dtype.
         ValueError: pseudo_inputs have the wrong shape, are not finite, or are on another device than the encoder.
 
     Example:
@@ -258,13 +290,9 @@ class VampPrior(_CodePrior):
     Source: Tomczak & Welling, VAE with a VampPrior (2018), section 3.
     """
 
-    def __init__(self, encoder: nn.Module, pseudo_inputs: Tensor) -> None:
-        super().__init__(encoder, "pseudo_inputs", pseudo_inputs, "K")
+    def __init__(self, encoder: Any, pseudo_inputs: Tensor) -> None:
+        super().__init__(encoder, "pseudo_inputs", pseudo_inputs)
         self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
-
-    def extra_repr(self) -> str:
-        """Show the sizes in `repr`."""
-        return f"num_pseudo_inputs={len(self.pseudo_inputs)}, latent_dim={self.latent_dim}"
 
     def mixture(self) -> DiagGaussianMixture:
         """Encode the pseudo-inputs and average their posteriors.
@@ -273,7 +301,7 @@ class VampPrior(_CodePrior):
             The mixture, K components of equal weight, differentiable in the pseudo-inputs and in the encoder.
 
         Raises:
-            TypeError: the encoder returns anything but Independent(Normal, 1), or has another dtype by now.
+            TypeError: the encoder returns no Gaussian of the codes, or has another dtype by now.
             ValueError: its codes are not finite, a scale is not positive, or it is on another device by now.
 
         Example:
@@ -281,8 +309,12 @@ class VampPrior(_CodePrior):
             >>> VampPrior(GaussianEncoder(64, 2), torch.zeros(5, 64)).mixture().num_components
             5
         """
-        q = self._encode("pseudo_inputs", self.pseudo_inputs)
+        q = self._encode(self.pseudo_inputs)
         return DiagGaussianMixture(q.loc, q.scale)
+
+    def config(self) -> dict[str, int]:
+        """Return what describes this prior besides its tensors."""
+        return {"num_pseudo_inputs": len(self.pseudo_inputs)}
 
 
 class ExemplarPrior(_CodePrior):
@@ -295,13 +327,13 @@ class ExemplarPrior(_CodePrior):
     data are scored under all of it (`log_prob`).
 
     Args:
-        encoder: the VAE's encoder, whose means are used. The VAE owns it.
-        exemplars: the training data, (N, P). They are neither copied nor saved with the weights: whoever loads the
+        encoder: the VAE's encoder, or a VAE that `vaebook.adapters.adapt` made; its means are used. The VAE owns it.
+        exemplars: the training data, (N, …). They are neither copied nor saved with the weights: whoever loads the
             weights has to give the same exemplars again.
         scale: initial value of s.
 
     Raises:
-        TypeError: encoder is not a module, exemplars not a tensor of the encoder's dtype, or scale no number.
+        TypeError: encoder cannot be adapted, exemplars is no tensor of the encoder's dtype, or scale no number.
         ValueError: exemplars have the wrong shape, are not finite or on another device than the encoder, or scale is
             not positive.
 
@@ -317,14 +349,10 @@ class ExemplarPrior(_CodePrior):
 
     exemplars: Tensor
 
-    def __init__(self, encoder: nn.Module, exemplars: Tensor, scale: float = 1.0) -> None:
-        super().__init__(encoder, "exemplars", exemplars, "N")
+    def __init__(self, encoder: Any, exemplars: Tensor, scale: float = 1.0) -> None:
+        super().__init__(encoder, "exemplars", exemplars)
         self.register_buffer("exemplars", exemplars.detach(), persistent=False)
         self.log_scale = nn.Parameter(exemplars.new_tensor(math.log(check_number("scale", scale, above=0))))
-
-    def extra_repr(self) -> str:
-        """Show the sizes in `repr`."""
-        return f"num_exemplars={len(self.exemplars)}, latent_dim={self.latent_dim}"
 
     def mixture(self) -> DiagGaussianMixture:
         """Encode the exemplars and put equal Gaussians around their means.
@@ -333,7 +361,7 @@ class ExemplarPrior(_CodePrior):
             The mixture, N components of equal weight, differentiable in the encoder and in s.
 
         Raises:
-            TypeError: the encoder returns anything but Independent(Normal, 1), or has another dtype by now.
+            TypeError: the encoder returns no Gaussian of the codes, or has another dtype by now.
             ValueError: its means or s are not finite, s is not positive, or it is on another device by now.
 
         Example:
@@ -341,38 +369,15 @@ class ExemplarPrior(_CodePrior):
             >>> ExemplarPrior(GaussianEncoder(64, 2), torch.eye(5, 64), scale=0.5).mixture().scale[0]
             tensor([0.5000, 0.5000], grad_fn=<SelectBackward0>)
         """
-        loc = self._encode("exemplars", self.exemplars).loc
-        return DiagGaussianMixture(loc, self.log_scale.exp().expand_as(loc))
+        loc = self._encode(self.exemplars).loc
+        return DiagGaussianMixture(loc, self.log_scale.exp().to(loc).expand_as(loc))
 
-    def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
-        r"""Log-density of the prior without one exemplar, for the training of that very datum.
-
-        $\log\frac1{N-1}\sum_{n\ne i}\mathcal N(z\mid\mu(x_n), s^2I)$
-
-        Args:
-            z: points, (*s, D).
-            index: for each point which exemplar to leave out, (*s), long.
-
-        Returns:
-            The log-density in nats, (*s), in z's dtype. Differentiable.
-
-        Raises:
-            TypeError, ValueError: as `DiagGaussianMixture.log_prob_leave_one_out`, for instance if there is a single
-                exemplar, and as `mixture`.
-
-        Example:
-            >>> from vaebook.models import GaussianEncoder
-            >>> prior = ExemplarPrior(GaussianEncoder(64, 1), torch.eye(2, 64))
-            >>> other = prior.encoder(prior.exemplars[1:]).mean  # under the other exemplar alone
-            >>> prior.log_prob_leave_one_out(other, torch.tensor([0])).detach()
-            tensor([-0.9189])
-
-        Source: Norouzi, Fleet & Norouzi, Exemplar VAE (2020), section 3.
-        """
-        return self.mixture().log_prob_leave_one_out(z, index)
+    def config(self) -> dict[str, int]:
+        """Return what describes this prior besides its tensors and the exemplars."""
+        return {"num_exemplars": len(self.exemplars)}
 
 
-class GaussianMixture(nn.Module):
+class GaussianMixture(_Prior):
     r"""A mixture of K Gaussians with full covariances, as `fit_gmm` makes it.
 
     $p(z) = \sum_{k=1}^K w_k\,\mathcal N(z\mid m_k, L_kL_k^\top)$
@@ -407,14 +412,13 @@ class GaussianMixture(nn.Module):
         for name, value in (("weight", weight / total), ("loc", loc), ("scale_tril", scale_tril)):
             self.register_buffer(name, value.detach().clone())
 
-    def extra_repr(self) -> str:
-        """Show the sizes in `repr`."""
-        return f"num_components={len(self.weight)}, latent_dim={self.latent_dim}"
+    def components(self) -> Components:
+        """Log-weights (K), means (K, D) and lower triangular factors of the covariances (K, D, D)."""
+        return self.weight.log(), self.loc, self.scale_tril
 
-    def _distribution(self, dtype: torch.dtype) -> MixtureSameFamily:
-        parts = MultivariateNormal(self.loc.to(dtype), scale_tril=self.scale_tril.to(dtype), validate_args=False)
-        weights = Categorical(logits=self.weight.to(dtype).log(), validate_args=False)
-        return MixtureSameFamily(weights, parts, validate_args=False)
+    def config(self) -> dict[str, int]:
+        """Return what describes this prior besides its tensors."""
+        return {"num_components": len(self.weight), "latent_dim": self.latent_dim}
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats.
@@ -436,7 +440,9 @@ class GaussianMixture(nn.Module):
         """
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
         check_same_device(z=z, prior=self.loc)
-        mixture = self._distribution(torch.float64)
+        parts = MultivariateNormal(self.loc.double(), scale_tril=self.scale_tril.double(), validate_args=False)
+        weights = Categorical(logits=self.weight.double().log(), validate_args=False)
+        mixture = MixtureSameFamily(weights, parts, validate_args=False)
         rows = z.double().reshape(-1, self.latent_dim)
         chunk = max(1, 2**23 // self.loc.numel())  # about 64 MiB of differences at once
         return torch.cat([mixture.log_prob(part) for part in rows.split(chunk)]).reshape(z.shape[:-1]).to(z.dtype)
@@ -473,15 +479,41 @@ class GaussianMixture(nn.Module):
         return z.reshape(*shape, self.latent_dim)
 
 
+def as_mixture(prior: Prior) -> DiagGaussianMixture | GaussianMixture | None:
+    """Return a prior that is a mixture of Gaussians as one with fixed components, None if it is not known to be one.
+
+    A prior made of codes is encoded here, once and in evaluation mode, and not again at every call.
+
+    Args:
+        prior: a prior, as `vaebook.adapters.adapt_prior` returns it.
+
+    Returns:
+        The mixture, without gradients: one density with the prior's.
+
+    Example:
+        >>> as_mixture(StandardNormal(2))
+        DiagGaussianMixture(num_components=1, dim=2)
+    """
+    with torch.no_grad(), evaluation_mode():
+        found = components(prior)
+    if found is None:
+        return None
+    log_weight, loc, scale = (part.detach() for part in found)
+    if scale.ndim == 3:
+        return GaussianMixture(log_weight.exp(), loc, scale)
+    return DiagGaussianMixture(loc, scale, log_weight)
+
+
 def fit_gmm(
     data: DiagGaussianMixture | Tensor,
     num_components: int,
     *,
+    covariance: Covariance = "full",
     num_samples: int = 10_000,
     min_variance: float = 1e-6,
     seed: int = 0,
-) -> GaussianMixture:
-    r"""Fit a mixture of K full Gaussians after training: the "ex-post density".
+) -> GaussianMixture | DiagGaussianMixture:
+    r"""Fit a mixture of K Gaussians after training: the "ex-post density".
 
     $\max_p \frac1M\sum_{m=1}^M \log p(z_m),\quad z_m\sim q_{agg}$, which as $M\to\infty$ tends to
     $\min_p\mathrm{KL}(q_{agg}\,\Vert\,p)$
@@ -489,56 +521,98 @@ def fit_gmm(
     Fitting to samples of q_agg is not the same as fitting to the means of its components, which leaves out their
     widths. scikit-learn's EM fits, from k-means: it climbs to a local maximum, and stops where a step gains less than
     1e-3 nats a sample. After 100 steps it stops anyway, with scikit-learn's ConvergenceWarning; what it has reached
-    by then is a density like any other, and every step has raised its likelihood.
+    by then is a density like any other, and every step has raised its likelihood. EM works on coordinates of mean 0
+    and variance 1, so that the fit does not depend on the units of z; where units differ between coordinates, k-means
+    sees that.
 
     Args:
         data: the aggregated posterior, of which num_samples are drawn, or samples z of it, (M, D).
         num_components: K.
+        covariance: "full", or "diag" for components without correlations, which need fewer samples.
         num_samples: M, if data is a mixture.
-        min_variance: added to the covariances' diagonals in every step, which keeps the likelihood bounded.
+        min_variance: added to the variances in every step, in units of the samples' own variance in each coordinate;
+            it keeps the likelihood bounded.
         seed: of the samples and of the start, below 2^32.
 
     Returns:
-        The fitted mixture, in float64, on the device of the data.
+        The fitted mixture, in float64, on the device of the data: for "diag" a `DiagGaussianMixture`.
 
     Raises:
         TypeError: data is neither a mixture nor a floating-point tensor, or a number is of the wrong type.
-        ValueError: there are fewer distinct samples than components, a number is out of range, or min_variance is too
-            small for the covariances to stay positive definite.
+        ValueError: there are fewer distinct samples than components, all samples agree in a coordinate, a number is
+            out of range, or min_variance is too small for the covariances to stay positive definite.
+
+    Warns:
+        UserWarning: there are fewer samples than parameters. With M samples for that many parameters the fit loses
+            about parameters/(2 M) nats on other data, if M is large, and far more if it is not.
 
     Example:
         >>> q_agg = DiagGaussianMixture(torch.tensor([[-3.0], [3.0]]), torch.ones(2, 1))
         >>> fit_gmm(q_agg, 2).weight.round(decimals=1)
         tensor([0.5000, 0.5000], dtype=torch.float64)
 
-    Source: Ghosh et al., From variational to deterministic autoencoders (2020), section 4.
+    Source: Ghosh et al., From variational to deterministic autoencoders (2020), section 4; on the loss, Akaike, A new
+    look at the statistical model identification (1974).
     """
     check_int("num_components", num_components, minimum=1)
     check_int("num_samples", num_samples, minimum=1)
     check_int("seed", seed, minimum=0, maximum=2**32 - 1)
     check_number("min_variance", min_variance, above=0)
+    if covariance not in get_args(Covariance):
+        raise ValueError(f"covariance: expected one of {', '.join(get_args(Covariance))}, got {covariance!r}")
     name, z = "data", data
     if isinstance(data, DiagGaussianMixture):
         generator = torch.Generator(data.loc.device).manual_seed(seed)
         name, z = "num_samples", data.double().sample((num_samples,), generator=generator)
     z = check_tensor("data", z, ("M", "D")).detach().double()
-    wanted = f"at least {max(2, num_components)} samples for {num_components} components"
-    if len(z) < max(2, num_components):
-        raise ValueError(f"{name}: expected {wanted}, got {len(z)}")
-    if len(torch.unique(z, dim=0)) < num_components:
-        raise ValueError(f"{name}: expected {wanted}, got {len(torch.unique(z, dim=0))} distinct ones")
-    fitted = _em(z.cpu().numpy(), num_components, min_variance, seed)
-    return GaussianMixture(*(torch.from_numpy(array).to(z.device) for array in fitted))
+    _check_enough(name, z, num_components, covariance)
+    unit = z.std(0, correction=0)
+    check_all("data's standard deviation", unit, unit > 0, "different values in every coordinate")
+    weight, loc, scale = _em((z - z.mean(0)) / unit, unit, num_components, covariance, min_variance, seed)
+    loc = z.mean(0) + unit * loc
+    if covariance == "diag":
+        return DiagGaussianMixture(loc, unit * scale, weight.log())
+    return GaussianMixture(weight, loc, unit[:, None] * scale)
 
 
-def _em(z: np.ndarray, num_components: int, min_variance: float, seed: int) -> tuple[np.ndarray, ...]:
-    """Return weights, means and lower triangular factors."""
-    from sklearn.mixture import GaussianMixture as Fit  # here, because it takes a second to import
+def _check_enough(name: str, z: Tensor, num_components: int, covariance: str) -> None:
+    """Compare the number of samples with that of components and of parameters."""
+    (num, dim), least = z.shape, max(2, num_components)
+    distinct = len(torch.unique(z, dim=0)) if num >= least else num
+    if num < least or distinct < num_components:
+        got = f"{num}" if num < least else f"{distinct} distinct ones"
+        raise ValueError(f"{name}: expected at least {least} samples for {num_components} components, got {got}")
+    of_covariance = dim * (dim + 1) // 2 if covariance == "full" else dim
+    parameters = num_components * (1 + dim + of_covariance) - 1
+    if num < parameters:
+        remedy = 'more samples, fewer components or covariance="diag"' if covariance == "full" else "more samples"
+        warnings.warn(
+            f"{name}: expected at least {parameters}, as many as the fit has parameters, got {num}; on other data its "
+            f"likelihood may be far lower than on these: {remedy}",
+            UserWarning,
+            stacklevel=3,
+        )
 
+
+def _em(z: Tensor, unit: Tensor, num_components: int, covariance: str, min_variance: float, seed: int) -> list[Tensor]:
+    """Fit to standardised samples: weights, means, and triangular factors or, for diagonal covariances, scales."""
+    from sklearn.cluster import KMeans  # here, because it takes a second to import
+    from sklearn.mixture import GaussianMixture as Fit
+
+    original = z * (unit / unit.square().mean().sqrt())
+    group = KMeans(num_components, n_init=1, random_state=seed).fit(original.cpu().numpy()).labels_
+    parts = [z[torch.from_numpy(group == k).to(z.device)] for k in range(num_components)]
+    loc, diagonal = torch.stack([part.mean(0) for part in parts]), covariance == "diag"
+    variance = torch.stack([(part - m).mT @ (part - m) / len(part) for part, m in zip(parts, loc, strict=True)])
+    variance = variance + min_variance * torch.eye(len(unit)).to(z)
     try:
-        fit = Fit(num_components, reg_covar=min_variance, random_state=seed).fit(z)
-        return fit.weights_, fit.means_, np.linalg.cholesky(fit.covariances_)
-    except (ValueError, np.linalg.LinAlgError) as error:  # all else that it could refuse has been checked
+        precision = 1 / variance.diagonal(dim1=-2, dim2=-1) if diagonal else torch.linalg.inv(variance)
+        start = {"weights_init": [len(part) / len(z) for part in parts], "means_init": loc.cpu().numpy()}
+        start["precisions_init"] = precision.cpu().numpy()
+        fit = Fit(num_components, covariance_type=covariance, reg_covar=min_variance, **start).fit(z.cpu().numpy())
+        weight, loc, variance = (torch.from_numpy(part).to(z) for part in (fit.weights_, fit.means_, fit.covariances_))
+        return [weight, loc, variance.sqrt() if diagonal else torch.linalg.cholesky(variance)]
+    except (ValueError, RuntimeError) as error:  # all else that it could refuse has been checked
         wanted = "enough for all covariances to be positive definite"
         raise ValueError(f"min_variance: expected {wanted}, got {min_variance:g}") from error
 

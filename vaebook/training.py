@@ -1,25 +1,26 @@
 r"""Fit a VAE, save it and load it.
 
 Training minimises −(1/B) sum_b ELBO_β(x_b) over minibatches; here, and nowhere else, the sign is turned and the
-mean taken. Saving and loading live in `vaebook._checkpoint`.
+mean taken. Saving and loading live in `vaebook.checkpoint`.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from vaebook import bounds, data
-from vaebook._checkpoint import check_vae, load, read_config, save
-from vaebook._checks import check_all, check_generator, check_int, check_number, check_tensor
-from vaebook.models import VAE
-from vaebook.priors import ExemplarPrior
+from vaebook._checks import check_all, check_generator, check_int, check_number
+from vaebook.adapters import AdaptedVAE, adapt_vae
+from vaebook.checkpoint import load, load_density, save, save_density
+from vaebook.evaluation import Condition, blaming, take
 
-__all__ = ["History", "fit", "load", "read_config", "save"]
+__all__ = ["History", "fit", "load", "load_density", "save", "save_density"]
 _KEPT = "the model has its best weights so far"
 
 
@@ -36,7 +37,7 @@ class History(NamedTuple):
 
 
 def fit(
-    vae: VAE,
+    vae: Any,
     x: Tensor,
     *,
     num_epochs: int,
@@ -48,6 +49,8 @@ def fit(
     patience: int | None = None,
     progress: bool = True,
     binarize: bool = False,
+    condition: Any = None,
+    validation_condition: Any = None,
 ) -> History:
     r"""Train in place with Adam, and leave the best weights in the model.
 
@@ -61,29 +64,32 @@ def fit(
     epoch that was completed. They are left in the model also when training is interrupted or diverges.
 
     Args:
-        vae: the model; parameters that do not require gradients stay as they are.
-        x: training data, (N, P), in the dtype and on the device of the model.
+        vae: the model: a `VAE`, what `vaebook.adapters.adapt` makes, or another object with encoder, decoder and
+            prior. Parameters that do not require gradients stay as they are.
+        x: training data, (N, …), in the dtype and on the device of the model.
         num_epochs: passes over the data.
         batch_size: B; the last batch of an epoch may be smaller.
         learning_rate: of Adam.
         beta: weight of the KL term.
         generator: the source of the order, the noise and the binarisation; None means torch's global one. With the
             same one and the same initial weights training is the same to the last bit.
-        validation: data for the choice of the best epoch, (M, P). It does not change the course of training.
+        validation: data for the choice of the best epoch, (M, …). It does not change the course of training.
         patience: stop after so many epochs without a better validation loss.
         progress: show a bar on standard error.
         binarize: draw every batch anew with `vaebook.data.binarize` (and validation data once).
+        condition: what encoder or decoder take beside x, a row for each datum: a tensor, or tensors by name.
+        validation_condition: the same for the validation data.
 
     Returns:
         The losses, and which epoch's weights the model now has.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument has the wrong shape or is out of range, or the loss is not finite; the message then
-            names the epoch and the batch.
+        ValueError: an argument has the wrong shape or is out of range, the model cannot take the data, or the loss is
+            not finite; the message then names the epoch and the batch.
 
     Example:
-        >>> from vaebook.models import BernoulliDecoder, GaussianEncoder
+        >>> from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
         >>> from vaebook.priors import StandardNormal
         >>> x = torch.rand(20, 6, generator=torch.Generator().manual_seed(0)).round()
         >>> vae = VAE(GaussianEncoder(6, 1, (8,)), BernoulliDecoder(1, 6, (8,)), StandardNormal(1))
@@ -94,48 +100,69 @@ def fit(
 
     Source: Kingma & Welling, Auto-Encoding Variational Bayes (2014), algorithm 1; Kingma & Ba, Adam (2015).
     """
-    _check_data(vae, x, validation, binarize)
     _check_settings(num_epochs, batch_size, learning_rate, beta, generator)
-    _check_patience(patience, validation, progress)
-    if validation is not None and binarize:
-        validation = data.binarize(validation, _fixed_generator(x))
-    optimizer = torch.optim.Adam(_trainable(vae), lr=learning_rate, fused=True)
+    _check_choices(patience, validation, progress=progress, binarize=binarize)
+    model = adapt_vae(vae)
+    x, condition = _data(model, "x", x, condition, binarize)
+    if validation is not None:
+        validation, validation_condition = _data(model, "validation", validation, validation_condition, binarize, x)
+    exemplars = getattr(model.prior, "exemplars", None)
+    if exemplars is not None:
+        _check_exemplars(exemplars, x)
+    trained = _trainable(model)
+    holder = vae if isinstance(vae, nn.Module) and {*trained} <= {*vae.parameters()} else model
+    optimizer = torch.optim.Adam(trained, lr=learning_rate, fused=True)
     history = History([], [], 0)
-    x, validation = x.detach(), None if validation is None else validation.detach()
-    best, was_training = _snapshot(vae), {module: module.training for module in vae.modules()}
+    best, was_training = _snapshot(holder), {module: module.training for module in model.modules()}
     bar = tqdm(range(1, num_epochs + 1), desc="fit", unit="epoch", disable=not progress)
     try:
         for epoch in bar:
-            vae.train()
-            batches = _batches(vae, x, batch_size, generator, binarize)
-            history.train_loss.append(_train_epoch(vae, optimizer, batches, epoch, beta, generator))
+            batches = _batches(x, condition, batch_size, generator, binarize, exemplars is not None)
+            history.train_loss.append(_train_epoch(model, optimizer, batches, epoch, beta, generator))
             if validation is not None:
-                history.validation_loss.append(_evaluate(vae, validation, batch_size, epoch, beta))
-            _check_weights(vae, epoch)
+                loss = _evaluate(model, validation, validation_condition, batch_size, epoch, beta)
+                history.validation_loss.append(loss)
+            _check_weights(holder, epoch)
             if _is_best(history):
-                history, best = history._replace(best_epoch=epoch), _snapshot(vae)
+                history, best = history._replace(best_epoch=epoch), _snapshot(holder)
             bar.set_postfix(loss=f"{(history.validation_loss or history.train_loss)[-1]:.4g}")
             if patience is not None and epoch - history.best_epoch >= patience:
                 break
     finally:
         bar.close()
-        vae.load_state_dict(best)
+        holder.load_state_dict(best)
         for module, flag in was_training.items():
             module.training = flag
     return history
 
 
+def _data(
+    model: AdaptedVAE, name: str, x: Any, condition: Any, binarize: bool, like: Tensor | None = None
+) -> tuple[Tensor, Condition]:
+    """Check data and that the model takes them, before anything is trained; binarise those of validation."""
+    x, condition = model.data(x, condition, name=name)
+    if like is not None and (x.shape[1:], x.dtype) != (like.shape[1:], like.dtype):
+        wanted = f"data as x, of shape (M, {', '.join(map(str, like.shape[1:]))}) and {like.dtype}"
+        raise ValueError(f"{name}: expected {wanted}, got {tuple(x.shape)} and {x.dtype}")
+    with blaming(name):
+        binary = data.binarize(x, _fixed_generator(x)) if binarize else x
+        with model.evaluating(binary, condition):
+            pass  # it compares two passes over the first data
+    return (x if like is None else binary).detach(), condition
+
+
 def _train_epoch(
-    vae: VAE,
+    model: AdaptedVAE,
     optimizer: torch.optim.Optimizer,
-    batches: Iterator[tuple[Tensor, Tensor | None]],
+    batches: Iterator[tuple[Tensor, Condition, Tensor | None]],
     epoch: int,
     beta: float,
     generator: torch.Generator | None,
 ) -> float:
+    model.train()
     total = count = 0
-    for number, (batch, index) in enumerate(batches, start=1):
-        loss = _loss(vae, batch, f"epoch {epoch}, batch {number}", beta, generator, index)
+    for number, (batch, condition, index) in enumerate(batches, start=1):
+        loss = _loss(model, batch, condition, f"epoch {epoch}, batch {number}", beta, generator, index)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -144,18 +171,20 @@ def _train_epoch(
 
 
 @torch.no_grad()
-def _evaluate(vae: VAE, x: Tensor, batch_size: int, epoch: int, beta: float) -> float:
-    vae.eval()
-    generator = _fixed_generator(x)
-    losses = [
-        _loss(vae, batch, f"epoch {epoch}, validation", beta, generator) * len(batch) for batch in x.split(batch_size)
-    ]
+def _evaluate(model: AdaptedVAE, x: Tensor, condition: Condition, batch_size: int, epoch: int, beta: float) -> float:
+    model.eval()
+    generator, losses = _fixed_generator(x), []
+    for start in range(0, len(x), batch_size):
+        rows = slice(start, start + batch_size)
+        loss = _loss(model, x[rows], take(condition, rows), f"epoch {epoch}, validation", beta, generator)
+        losses.append(loss * len(x[rows]))
     return float(torch.stack(losses).sum()) / len(x)
 
 
 def _loss(
-    vae: VAE,
+    model: AdaptedVAE,
     batch: Tensor,
+    condition: Condition,
     where: str,
     beta: float,
     generator: torch.Generator | None,
@@ -163,7 +192,7 @@ def _loss(
 ) -> Tensor:
     """−mean ELBO, or a ValueError that says where it was not finite."""
     try:
-        loss = -bounds.elbo(vae, batch, beta=beta, index=index, generator=generator).mean()
+        loss = -bounds.elbo(model, batch, beta=beta, index=index, condition=condition, generator=generator).mean()
         check_all("loss", loss.detach(), torch.isfinite(loss), "a finite value")
     except ValueError as error:  # elbo itself may be the one to meet the nan
         raise ValueError(f"fit: stopped in {where}: {str(error).splitlines()[0]}; {_KEPT}") from error
@@ -171,14 +200,13 @@ def _loss(
 
 
 def _batches(
-    vae: VAE, x: Tensor, batch_size: int, generator: torch.Generator | None, binarize: bool
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield batches, with the indices of their data where the prior has a component for each of them."""
-    leaves_out = isinstance(vae.prior, ExemplarPrior)
+    x: Tensor, condition: Condition, batch_size: int, generator: torch.Generator | None, binarize: bool, number: bool
+) -> Iterator[tuple[Tensor, Condition, Tensor | None]]:
+    """Yield data, their condition and, where the prior has a component for each of them, their numbers."""
     order = torch.randperm(len(x), generator=generator, device=x.device)
     for index in order.split(batch_size):
         batch = data.binarize(x[index], generator) if binarize else x[index]
-        yield batch, index if leaves_out else None
+        yield batch, take(condition, index), index if number else None
 
 
 def _is_best(history: History) -> bool:
@@ -186,32 +214,19 @@ def _is_best(history: History) -> bool:
     return not losses or losses[-1] < min(losses[:-1], default=float("inf"))
 
 
-def _snapshot(vae: VAE) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in vae.state_dict().items()}
+def _snapshot(module: nn.Module) -> dict[str, Any]:
+    return copy.deepcopy(module.state_dict())
 
 
 def _fixed_generator(x: Tensor) -> torch.Generator:
     return torch.Generator(x.device).manual_seed(0)
 
 
-def _trainable(vae: VAE) -> list[nn.Parameter]:
-    parameters = [p for p in vae.parameters() if p.requires_grad]
+def _trainable(model: nn.Module) -> list[nn.Parameter]:
+    parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise ValueError("vae: expected parameters that require gradients, got none")
     return parameters
-
-
-def _check_data(vae: object, x: object, validation: object, binarize: object) -> None:
-    check_vae(vae)
-    _check_bool("binarize", binarize)
-    check_tensor("x", x, ("N", getattr(vae.encoder, "data_dim", "P")))
-    if isinstance(vae.prior, ExemplarPrior):
-        _check_exemplars(vae.prior.exemplars, x)
-    if validation is not None:
-        check_tensor("validation", validation, ("M", x.shape[1]))
-    for name, values in (("x", x), ("validation", validation)):
-        if binarize and values is not None:
-            check_all(name, values, (values >= 0) & (values <= 1), "values in [0, 1]")
 
 
 def _check_exemplars(exemplars: Tensor, x: Tensor) -> None:
@@ -231,21 +246,18 @@ def _check_settings(
     check_generator(generator)
 
 
-def _check_patience(patience: object, validation: object, progress: object) -> None:
-    _check_bool("progress", progress)
+def _check_choices(patience: object, validation: object, **flags: object) -> None:
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected a bool, got {type(flag).__name__}")
     if patience is not None:
         check_int("patience", patience, minimum=1)
         if validation is None:
             raise ValueError(f"patience: expected None without validation data, got {patience}")
 
 
-def _check_bool(name: str, flag: object) -> None:
-    if not isinstance(flag, bool):
-        raise TypeError(f"{name}: expected a bool, got {type(flag).__name__}")
-
-
-def _check_weights(vae: VAE, epoch: int) -> None:
+def _check_weights(module: nn.Module, epoch: int) -> None:
     """Refuse weights that the last batch of an epoch has spoiled: they must not be kept as the best."""
-    for name, parameter in vae.named_parameters():
+    for name, parameter in module.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise ValueError(f"fit: stopped after epoch {epoch}: {name}: expected finite values; {_KEPT}")

@@ -22,12 +22,12 @@ from scipy import stats
 from torch import Tensor
 
 from vaebook import DiagGaussianMixture, data, training
-from vaebook._checkpoint import write_atomically
 from vaebook.aggregate import aggregated_posterior
 from vaebook.bounds import elbo
 from vaebook.likelihood import importance_log_prob
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.priors import ExemplarPrior, StandardNormal, VampPrior, fit_gmm
+from vaebook.storage import write_atomically
 from vaebook.surgery import decompose_kl
 
 CONFIG: dict[str, Any] = {

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from vaebook._checkpoint import write_atomically
+from vaebook.storage import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS, RESULTS, SCRATCH = ROOT / "book" / "experiments", ROOT / "book" / "results", ROOT / "_build" / "experiments"
