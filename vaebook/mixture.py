@@ -106,8 +106,8 @@ class DiagGaussianMixture(Distribution):
         return self.loc.shape[1]
 
     def components(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights (N), means (N, D) and scales (N, D)."""
-        return self.log_weight, self.loc, self.scale
+        """Log-weights (N) in float64, as exact as they are held, means (N, D) and scales (N, D)."""
+        return self._log_weight, self.loc, self.scale
 
     @property
     def mean(self) -> Tensor:

@@ -28,7 +28,7 @@ from vaebook._checks import (
     check_shape,
     check_tensor,
 )
-from vaebook.mixture import DiagGaussianMixture
+from vaebook.mixture import DiagGaussianMixture, LeaveOneOut
 
 
 class StandardNormal(nn.Module):
@@ -169,6 +169,10 @@ class _CodePrior(nn.Module):
     def mixture(self) -> DiagGaussianMixture:
         """Return the prior as a mixture, differentiable in everything that makes it."""
         raise NotImplementedError
+
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights (K), means (K, D) and scales (K, D)."""
+        return self.mixture().components()
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats.
@@ -371,6 +375,10 @@ class ExemplarPrior(_CodePrior):
         """
         return self.mixture().log_prob_leave_one_out(z, index)
 
+    def leave_one_out(self, index: Tensor) -> LeaveOneOut:
+        """Return the prior without an exemplar of its own for each of B data; see `log_prob_leave_one_out`."""
+        return self.mixture().leave_one_out(index)
+
 
 class GaussianMixture(nn.Module):
     r"""A mixture of K Gaussians with full covariances, as `fit_gmm` makes it.
@@ -410,6 +418,10 @@ class GaussianMixture(nn.Module):
     def extra_repr(self) -> str:
         """Show the sizes in `repr`."""
         return f"num_components={len(self.weight)}, latent_dim={self.latent_dim}"
+
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights (K), means (K, D) and triangular factors (K, D, D)."""
+        return self.weight.log(), self.loc, self.scale_tril
 
     def _distribution(self, dtype: torch.dtype) -> MixtureSameFamily:
         parts = MultivariateNormal(self.loc.to(dtype), scale_tril=self.scale_tril.to(dtype), validate_args=False)
@@ -471,6 +483,33 @@ class GaussianMixture(nn.Module):
             own = index == k
             z[own] = self.loc[k] + z[own] @ self.scale_tril[k].mT
         return z.reshape(*shape, self.latent_dim)
+
+
+def from_components(log_weight: Tensor, loc: Tensor, scale: Tensor) -> DiagGaussianMixture | GaussianMixture:
+    """Make a mixture, in float64, of what `components` of any prior returns.
+
+    Args:
+        log_weight: natural logarithms of the weights, (K); they are normalised.
+        loc: the means, (K, D).
+        scale: the scales, (K, D), or the lower triangular factors of the covariances, (K, D, D).
+
+    Returns:
+        The mixture; one of full covariances has no components of weight 0.
+
+    Raises:
+        TypeError, ValueError: as the two mixtures.
+
+    Example:
+        >>> from_components(torch.zeros(1), torch.zeros(1, 2), torch.ones(1, 2))
+        DiagGaussianMixture(num_components=1, dim=2)
+
+    Source: none; two forms of one thing.
+    """
+    log_weight, loc, scale = log_weight.double().log_softmax(0), loc.double(), scale.double()
+    if scale.ndim == loc.ndim:
+        return DiagGaussianMixture(loc, scale, log_weight)
+    keep = log_weight.exp() > 0
+    return GaussianMixture(log_weight[keep].exp(), loc[keep], scale[keep])
 
 
 def fit_gmm(
