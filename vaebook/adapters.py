@@ -312,6 +312,8 @@ class AdaptedVAE(nn.Module):
         q = self.encoder(x, condition)
         if self.decoder is not None and self.decoder.latent_shape is None:
             self.decoder.latent_shape = self.encoder.latent_shape
+        if self.decoder is not None and self.dtype is None:  # no weights are seen: codes as the encoder makes them
+            self.decoder.dtype = q.base_dist.loc.dtype
         if self.prior.latent_dim != q.event_shape[0]:
             raise ValueError(f"prior: expected dimension {q.event_shape[0]}, got {self.prior.latent_dim}")
         return q

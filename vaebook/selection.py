@@ -18,20 +18,19 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_generator, check_int, check_number, check_tensor
-from vaebook.aggregate import aggregated_posterior, evaluation_mode
-from vaebook.bounds import _log_likelihood as log_likelihood
+from vaebook._checks import check_all, check_generator, check_int, check_number, check_positive, check_tensor
+from vaebook.adapters import AdaptedVAE, adapt_vae, components
 from vaebook.estimators import Estimate, estimate
+from vaebook.evaluation import Condition, Data, take
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior, fit_gmm
+from vaebook.priors import GaussianMixture, fit_gmm, from_components
 from vaebook.tables import Table, table
-from vaebook.tilted import TiltedDiag, TiltedFull, log_factor
+from vaebook.tilted import CELLS, Tilted, log_factor
 
 ORDER = ("prior", "gmm", "q_agg")
 """The candidates, the smoothest first."""
@@ -43,19 +42,10 @@ DRAWS = 96
 """Draws of z for each datum from each candidate, a multiple of eight."""
 NEGLIGIBLE = 0.01
 """Nats per datum for which a smoother candidate is not given up."""
-CELLS = 2**22
-"""Draws × data × pixels at once."""
 PILOT = 200
 """How many data decide how strong the tilt is."""
-
-Tilted = TiltedDiag | TiltedFull
-
-
-class _Candidate(NamedTuple):
-    """A density over z, and what to draw from for it."""
-
-    base: Tilted
-    density: Any = None  # the density itself, where base only resembles it
+FEW = 10
+"""Effective draws for half of the data below which the gains are not to be relied on."""
 
 
 class Choice(NamedTuple):
@@ -69,6 +59,8 @@ class Choice(NamedTuple):
     """Estimated log-likelihood over that under the model's prior, nats per datum, by name; num_samples counts data."""
     candidates: dict[str, Any]
     """All three densities over z, by name."""
+    effective_samples: dict[str, float]
+    """How many of the 288 draws for a datum count under each, by name: the median over the data."""
 
     def table(self) -> Table:
         """Show the gains and their standard errors."""
@@ -77,26 +69,33 @@ class Choice(NamedTuple):
         return table({"z from": list(self.gains), "gain (nats)": value, "std. error": error, "chosen": chosen})
 
 
+_Candidate = tuple[Tilted, Any]
+"""A mixture to draw from, and the density itself where the mixture only resembles it, else None."""
+
+
 class _Codes(NamedTuple):
     """B data to be scored."""
 
-    x: Tensor  # (B, P)
-    precision: Tensor  # (B, D), H of the factor that the encoder is without the model's prior
+    x: Tensor  # (B, …)
+    condition: Condition
+    precision: Tensor  # (B, D), H of the Gaussian factor that is left of the code without the model's prior
     shift: Tensor  # (B, D), its eta
     own: Tensor | None  # (B), their components in q_agg
     fold: Tensor  # (B)
 
     def at(self, rows: Tensor) -> _Codes:
         """Select some of the data."""
-        return _Codes(*[None if part is None else part[rows] for part in self])
+        return _Codes(*[take(part, rows) for part in self])
 
 
 @torch.no_grad()
 def choose_prior(
     vae: Any,
-    x: Tensor,
+    x: Data,
     *,
-    held_out: Tensor | None = None,
+    condition: Any = None,
+    held_out: Data | None = None,
+    held_out_condition: Any = None,
     num_components: tuple[int, ...] = (1, 10, 30),
     num_data: int = 500,
     caution: float = 1.0,
@@ -126,22 +125,25 @@ def choose_prior(
     mixtures and on N × num_data pairs: seconds for 1,000 data, minutes for 50,000.
 
     Args:
-        vae: a trained model on the CPU: `.encoder` as for `aggregated_posterior`, `.decoder(z)` → a distribution of x,
-            and `.prior` with `log_prob(z)` and `sample(shape, generator=…)`. A `PPCA` is one.
-        x: the training data, (N, P), N at least 10, in the dtype of the model.
-        held_out: data that had no part in training, (M, P); None means to leave out training data.
+        vae: a trained model on the CPU: what `vaebook.adapters.adapt` makes, or an object with such an encoder, decoder
+            and prior. It is run in evaluation mode.
+        x: the training data, (N, …), N at least 10.
+        condition: what the model takes beside x, a row for each datum: a tensor, or tensors by name.
+        held_out: data that had no part in training, (M, …); None means to leave out training data.
+        held_out_condition: their condition.
         num_components: the K to try; those above N/2 are skipped (if all are, K = 1 is tried).
         num_data: how many data to score at most, drawn at random.
         caution: how many standard errors a smoother candidate may fall short of the best.
         generator: the source of randomness; None means torch's global one.
 
     Returns:
-        The choice, with the gains (0 for the prior itself) and all three densities, ready to use.
+        The choice, with the gains (0 for the prior itself) and all three densities, ready to use. Where fewer than 10
+        draws count for half of the data, a warning says so.
 
     Raises:
         TypeError: vae lacks a part, or an argument has the wrong type.
         ValueError: an argument has the wrong shape, is out of range, not finite or not on the CPU; there are fewer
-            than 10 training data, or a log-likelihood is not finite.
+            than 10 training data, a log-likelihood is not finite, or two passes over the same data differ.
 
     Example:
         >>> from vaebook.ppca import PPCA
@@ -154,66 +156,35 @@ def choose_prior(
     Source: this book, chapter aggregated/sampling. Taking the simplest model within a standard error: Breiman et al.,
     Classification and Regression Trees (1984), section 3.4.3.
     """
-    _check(vae, x, held_out, num_components, num_data, caution, generator)
-    q_agg = aggregated_posterior(vae.encoder, x)
-    sizes = sorted({k for k in num_components if 2 * k <= len(x)}) or [1]
-    with evaluation_mode(vae.decoder), evaluation_mode(vae.prior):
-        scored = x if held_out is None else held_out
+    vae = adapt_vae(vae)
+    _check(num_components, num_data, caution, generator)
+    x, condition = vae.data(x, condition, least=10)
+    name, scored, given = "x", x, condition
+    if held_out is not None:
+        name, (scored, given) = "held_out", vae.data(held_out, held_out_condition, name="held_out", least=2)
+    if scored.shape[1:] != x.shape[1:] or scored.device != x.device or x.device.type != "cpu":
+        wanted = f"data of shape {tuple(x.shape[1:])} on the CPU, as the model"
+        raise ValueError(f"{name}: expected {wanted}, got {tuple(scored.shape[1:])} on {scored.device}")
+    with vae.evaluating(x, condition):
+        q_agg = _encode(vae, x, condition)
+        if held_out is None and len(x) != (num := len(getattr(vae.prior, "exemplars", x))):
+            raise ValueError(f"x: expected the {num} exemplars of which the prior is made, got {len(x)} data")
         rows = torch.randperm(len(scored), generator=generator)[:num_data]
-        codes = _codes(vae, scored[rows], rows if held_out is None else None, generator)
+        codes = _codes(vae, scored[rows], take(given, rows), rows if held_out is None else None, generator)
+        check_all(name, codes.shift, codes.shift.isfinite(), "data with finite codes and log-likelihoods")
         seed = int(torch.randint(2**31, (), generator=generator))
         folds = [q_agg] if held_out is not None else _without_folds(q_agg, codes)
-        mixtures = _best_size(codes, folds, sizes, seed)
-        gain = _gains(vae, codes, q_agg, mixtures, generator)
+        mixtures = _best_size(codes, folds, sorted({k for k in num_components if 2 * k <= len(x)}) or [1], seed)
+        log_prob, effective = _score(vae, codes, q_agg, mixtures, generator)
+    check_all(name, log_prob, log_prob.isfinite(), "data with finite log-likelihoods")
+    gain = dict(zip(ORDER, (log_prob - log_prob[:, :1]).unbind(1), strict=True))
     gmm = mixtures[0] if held_out is not None else _fit(q_agg, len(mixtures[0].weight), seed)
     candidates = {"prior": vae.prior, "gmm": gmm.to(q_agg.loc.dtype), "q_agg": q_agg}
-    name = _smoothest(gain, caution)
-    return Choice(name, candidates[name], {n: estimate(gain[n]) for n in ORDER}, candidates)
-
-
-@torch.no_grad()
-def log_prob_under_each(
-    vae: Any, x: Tensor, priors: Mapping[str, Any], *, generator: torch.Generator | None = None
-) -> dict[str, Tensor]:
-    r"""Estimate log p(x) under several densities in the place of the prior, from the same draws.
-
-    $\hat p_c(x) = \frac1S\sum_s\frac{p(x\mid z_s)\,c(z_s)}{r(z_s)}$ with r a mixture of all c, tilted towards x
-
-    The estimates of p_c(x) are unbiased; their logarithms are low by half their relative variance. What is common
-    to all c cancels in differences.
-
-    Args:
-        vae: as for `choose_prior`.
-        x: data that none of the densities was made of, (B, P).
-        priors: densities over z by name: Gaussian mixtures of any kind, or objects with `log_prob` and `sample`.
-        generator: the source of randomness; None means torch's global one.
-
-    Returns:
-        By name, log p̂_c(x), (B), nats, float64, without gradients.
-
-    Raises:
-        TypeError, ValueError: as `choose_prior`; priors is not a mapping, or empty.
-
-    Example:
-        >>> from vaebook.ppca import PPCA
-        >>> model = PPCA(torch.zeros(2), torch.tensor([[2.0], [0.0]]), noise_variance=1.0)
-        >>> wide = DiagGaussianMixture(torch.zeros(1, 1), torch.full((1, 1), 2.0))
-        >>> x, generator = torch.ones(2, 2), torch.Generator().manual_seed(0)
-        >>> found = log_prob_under_each(model, x, {"wide": wide}, generator=generator)["wide"]
-        >>> bool((found - model.log_prob_under(wide, x)).abs().max() < 0.1)
-        True
-
-    Source: Veach & Guibas, Optimally combining sampling techniques (1995), the balance heuristic.
-    """
-    _check(vae, x, None, (1,), 2, 0.0, generator, least=1)
-    if not isinstance(priors, Mapping) or not priors:
-        raise TypeError(f"priors: expected densities by name, got {priors!r}")
-    with evaluation_mode(vae.decoder), evaluation_mode(vae.prior):
-        codes = _codes(vae, x, None, generator)
-        candidates = [_candidate(prior, None, generator) for prior in priors.values()]
-        size = _batch_size(codes, len(candidates))
-        parts = [_log_probs(vae, codes.at(r), candidates, generator) for r in torch.arange(len(x)).split(size)]
-    return dict(zip(priors, torch.cat(parts).unbind(1), strict=True))
+    chosen, counted = _smoothest(gain, caution), dict(zip(ORDER, effective.median(0).values.tolist(), strict=True))
+    if min(counted.values()) < FEW:
+        hint = "gains may be wrong by more than their standard errors; compare those of importance_log_prob"
+        warnings.warn(f"choose_prior: expected {FEW} effective draws or more, got {counted}; {hint}", stacklevel=3)
+    return Choice(chosen, candidates[chosen], {n: estimate(gain[n]) for n in ORDER}, candidates, counted)
 
 
 def _smoothest(gain: dict[str, Tensor], caution: float) -> str:
@@ -226,29 +197,34 @@ def _smoothest(gain: dict[str, Tensor], caution: float) -> str:
     return best
 
 
-def _codes(vae: Any, x: Tensor, own: Tensor | None, generator: Any) -> _Codes:
+def _encode(vae: AdaptedVAE, x: Tensor, condition: Condition) -> DiagGaussianMixture:
+    parts = [vae.encode(x[r], take(condition, r)).base_dist for r in torch.arange(len(x)).split(1024)]
+    loc, scale = torch.cat([q.loc for q in parts]), torch.cat([q.scale for q in parts])
+    return DiagGaussianMixture(check_tensor("encoder's loc", loc, ("N", "D")), check_positive("encoder's scale", scale))
+
+
+def _codes(vae: AdaptedVAE, x: Tensor, condition: Condition, own: Tensor | None, generator: Any) -> _Codes:
     """Encode x, divide the model's prior out of the codes, and scale what is left to fit the decoder."""
-    coded = aggregated_posterior(vae.encoder, x).double()
+    coded = _encode(vae, x, condition).double()
     prior_loc, prior_variance = _moments(vae.prior, generator)
     precision = coded.scale.square().reciprocal()
     shift = coded.loc * precision - prior_loc / prior_variance
     precision = torch.maximum(precision - 1 / prior_variance, 0.01 * precision)
-    strength = _strength(vae.decoder, x[:PILOT], coded, precision, generator)
     fold = torch.arange(len(x)) % FOLDS if own is not None else torch.zeros(len(x), dtype=torch.long)
-    return _Codes(x, strength * precision, strength * shift, own, fold)
+    codes = _Codes(x, condition, precision, shift, own, fold)
+    strength = _strength(vae, codes.at(slice(PILOT)), coded.loc[:PILOT], coded.scale[:PILOT], generator)
+    return codes._replace(precision=strength * precision, shift=strength * shift)
 
 
-def _strength(decoder: Any, x: Tensor, coded: DiagGaussianMixture, precision: Tensor, generator: Any) -> Tensor:
+def _strength(vae: AdaptedVAE, codes: _Codes, loc: Tensor, scale: Tensor, generator: Any) -> Tensor:
     """Return the factor at which exp(-H z²/2 + …) falls over the encoder's width as p(x|z) does, on average.
 
     It is about beta for a model trained with beta, whose codes are narrower or wider than p(x|z) is.
     """
-    loc, scale = coded.loc[: len(x)], coded.scale[: len(x)]
     noise = scale * torch.randn((8, *loc.shape), generator=generator, dtype=torch.float64)
-    z = torch.cat([loc[None], loc + noise, loc - noise]).to(x.dtype)
-    value = log_likelihood(decoder, z, x)
+    value = vae.log_likelihood(torch.cat([loc[None], loc + noise, loc - noise]), codes.x, codes.condition)
     fall = (value[0] - value[1:].mean(0)).mean()
-    expected = 0.5 * (precision[: len(x)] * scale.square()).sum(-1).mean()
+    expected = 0.5 * (codes.precision * scale.square()).sum(-1).mean()
     return (fall / expected).clamp(1e-3, 10.0)
 
 
@@ -266,77 +242,65 @@ def _best_size(codes: _Codes, folds: list[DiagGaussianMixture], sizes: list[int]
         mixtures, score = [_fit(q, size, seed) for q in folds], 0.0
         for f, mixture in enumerate(mixtures):
             part = codes.at(codes.fold == f)
-            score += float(TiltedFull(mixture).log_normaliser(part.precision, part.shift).sum())
+            score += float(Tilted(mixture).log_normaliser(part.precision, part.shift).sum())
         if score > best_score:
             best, best_score = mixtures, score
     return best
 
 
-def _gains(
-    vae: Any, codes: _Codes, q_agg: DiagGaussianMixture, mixtures: list[GaussianMixture], generator: Any
-) -> dict[str, Tensor]:
-    """Gains over the model's prior, one a datum, by name; of the mixtures each datum sees that of its fold."""
-    parts = []
+def _score(
+    vae: AdaptedVAE, codes: _Codes, q_agg: DiagGaussianMixture, mixtures: list[GaussianMixture], generator: Any
+) -> Tensor:
+    """Log p(x) under each of ORDER and effective draws, (2, B, 3); of the mixtures each datum sees that of its fold."""
+    known, parts = components(vae.prior), []
+    prior = vae.prior if known is None else from_components(*known)
+    size = max(1, CELLS // (len(ORDER) * DRAWS * codes.x[0].numel()))  # draws × data × pixels at once
     for f, mixture in enumerate(mixtures):
-        for rows in (codes.fold == f).nonzero()[:, 0].split(_batch_size(codes, len(ORDER))):
+        for rows in (codes.fold == f).nonzero()[:, 0].split(size):
             part = codes.at(rows)
-            # An exemplar prior was trained without the datum's own component, and is scored so.
-            own = part.own if isinstance(vae.prior, ExemplarPrior) else None
-            candidates = [_candidate(vae.prior, own, generator), _candidate(mixture, None, generator)]
+            # A prior made of the training data was trained without the datum's own component, and is scored so.
+            own = part.own if hasattr(vae.prior, "exemplars") else None
+            candidates = [_candidate(prior, own, generator), _candidate(mixture, None, generator)]
             parts.append(_log_probs(vae, part, [*candidates, _candidate(q_agg, part.own, generator)], generator))
-    values = torch.cat(parts)
-    if not bool(values.isfinite().all()):
-        raise ValueError("vae: expected finite log-likelihoods, got some that are not")
-    return {name: value - values[:, 0] for name, value in zip(ORDER, values.unbind(1), strict=True)}
+    return torch.cat(parts, 1)
 
 
-def _log_probs(vae: Any, codes: _Codes, candidates: list[_Candidate], generator: Any) -> Tensor:
-    """Estimate log p(x) under each candidate, (B, candidates), from draws that all of them share."""
+def _log_probs(vae: AdaptedVAE, codes: _Codes, candidates: list[_Candidate], generator: Any) -> Tensor:
+    """Estimate log p(x) under each candidate from draws that all share, and how many of them count, (2, B, K)."""
     draws, parts = [], []
     for number, (base, _) in enumerate(candidates):
         for strength, share in STRENGTHS:
             precision, shift, count = strength * codes.precision, strength * codes.shift, DRAWS * share // 8
-            draws.append(base.sample(precision, shift, count, generator))
-            parts.append((number, precision, shift, math.log(count) - base.log_normaliser(precision, shift)))
+            z, log_normaliser = base.sample(precision, shift, count, generator)
+            draws.append(z)
+            parts.append((number, precision, shift, math.log(count) - log_normaliser))
     z = torch.cat(draws, 1)
     log_base = [base.log_prob(z) for base, _ in candidates]
     proposal = [log_base[number] + log_factor(z, h, eta) + constant[:, None] for number, h, eta, constant in parts]
     log_density = [
-        value if density is None else density.log_prob(z.to(codes.x.dtype)).double()
+        value if density is None else density.log_prob(z.to(vae.decoder.dtype)).double()
         for value, (_, density) in zip(log_base, candidates, strict=True)
     ]
-    likelihood = log_likelihood(vae.decoder, z.transpose(0, 1).to(codes.x.dtype), codes.x).mT
-    return (likelihood + torch.stack(log_density) - torch.stack(proposal).logsumexp(0)).logsumexp(-1).mT
-
-
-def _batch_size(codes: _Codes, num_candidates: int) -> int:
-    return max(1, CELLS // (num_candidates * DRAWS * codes.x.shape[1]))
+    likelihood = vae.log_likelihood(z.transpose(0, 1), codes.x, codes.condition).mT
+    log_weight = likelihood + torch.stack(log_density) - torch.stack(proposal).logsumexp(0)
+    log_prob = log_weight.logsumexp(-1).mT
+    return torch.stack([log_prob, (2 * log_prob - (2 * log_weight).logsumexp(-1).mT).exp()])
 
 
 def _candidate(prior: Any, own: Tensor | None, generator: Any) -> _Candidate:
     """Make a density ready for tilting; one that is no Gaussian mixture gets a Gaussian of its moments to draw from."""
-    if isinstance(prior, GaussianMixture):
-        return _Candidate(TiltedFull(prior))
-    mixture = _mixture(prior)
-    if mixture is not None:
-        return _Candidate(TiltedDiag(mixture, own))
+    if components(prior) is not None:
+        return Tilted(prior, own), None
     loc, variance = _moments(prior, generator)
-    return _Candidate(TiltedDiag(DiagGaussianMixture(loc[None], variance.sqrt()[None])), prior)
-
-
-def _mixture(prior: Any) -> DiagGaussianMixture | None:
-    if isinstance(prior, StandardNormal):
-        zero = torch.zeros(1, prior.latent_dim, dtype=torch.float64)
-        return DiagGaussianMixture(zero, zero + 1)
-    mixture = prior.mixture() if isinstance(prior, VampPrior | ExemplarPrior) else prior
-    return mixture if isinstance(mixture, DiagGaussianMixture) else None
+    return Tilted(DiagGaussianMixture(loc[None], variance.sqrt()[None])), prior
 
 
 def _moments(prior: Any, generator: Any) -> tuple[Tensor, Tensor]:
     """Mean and variance of each coordinate under a density."""
-    mixture = _mixture(prior)
-    if mixture is not None:
-        return mixture.double().mean, mixture.double().variance
+    parts = components(prior)
+    if parts is not None and parts[2].ndim == 2:
+        mixture = from_components(*parts)
+        return mixture.mean, mixture.variance
     z = prior.sample((10_000,), generator=generator).double()
     return z.mean(0), z.var(0)
 
@@ -347,23 +311,7 @@ def _fit(q_agg: DiagGaussianMixture, num_components: int, seed: int) -> Gaussian
         return fit_gmm(q_agg, num_components, seed=seed)
 
 
-def _check(
-    vae: Any,
-    x: Any,
-    held_out: Any,
-    num_components: object,
-    num_data: object,
-    caution: object,
-    generator: object,
-    least: int = 10,
-) -> None:
-    for part, methods in (("encoder", ()), ("decoder", ()), ("prior", ("log_prob", "sample"))):
-        if not hasattr(vae, part) or any(not hasattr(getattr(vae, part), method) for method in methods):
-            wanted = " with log_prob and sample" if methods else ""
-            raise TypeError(f"vae: expected an object with .{part}{wanted}, got {type(vae).__name__}")
-    _check_data("x", x, ("N", "P"), least)
-    if held_out is not None:
-        _check_data("held_out", held_out, ("M", x.shape[1]), 2)
+def _check(num_components: object, num_data: object, caution: object, generator: object) -> None:
     if not isinstance(num_components, tuple) or not num_components:
         raise TypeError(f"num_components: expected a tuple of ints, got {num_components!r}")
     for number in num_components:
@@ -371,11 +319,3 @@ def _check(
     check_int("num_data", num_data, minimum=2)
     check_number("caution", caution, minimum=0)
     check_generator(generator)
-
-
-def _check_data(name: str, x: Any, shape: tuple[str, str | int], least: int) -> None:
-    check_tensor(name, x, shape)
-    if len(x) < least:
-        raise ValueError(f"{name}: expected at least {least} data, got {len(x)}")
-    if x.device.type != "cpu":
-        raise ValueError(f"{name}: expected model and data on the CPU, got {x.device}")

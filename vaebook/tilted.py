@@ -9,117 +9,93 @@ draws from it. Rows may leave out a component of their own.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor
 
+from vaebook._checks import check_all
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import GaussianMixture
 
 CELLS = 2**22
-"""Numbers that a temporary tensor may hold: rows × components × dimensions are cut into parts."""
+"""Numbers that a temporary tensor may hold: rows × components × entries of a scale are cut into parts."""
+
+Draw = Callable[[Tensor, Tensor], Tensor]
+"""Components chosen (rows, S) and standard normal noise (rows, S, D) → z (rows, S, D)."""
 
 
-class TiltedDiag:
-    """A diagonal mixture c to be tilted, each of B rows in its own way.
+class Tilted:
+    """A mixture c to be tilted, each of B rows in its own way.
 
     Args:
-        q: the mixture, N components.
-        own: for each row the component to leave out, (B), long; None leaves out none.
+        mixture: c, K components with diagonal or with full covariances.
+        own: for each row the component to leave out, (B), long; for diagonal ones. None leaves out none.
     """
 
-    def __init__(self, q: DiagGaussianMixture, own: Tensor | None = None) -> None:
-        self.q, self.own = q.double(), own
+    def __init__(self, mixture: DiagGaussianMixture | GaussianMixture, own: Tensor | None = None) -> None:
+        self.density = mixture if own is None else mixture.leave_one_out(own[:, None])
+        self.log_weight, self.loc, self.scale = (part.double() for part in mixture.components())
+        self.own = own
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Return log c(z) of z (B, S, D), as (B, S)."""
-        if self.own is None:
-            return self.q.log_prob(z)
-        return self.q.log_prob_leave_one_out(z, self.own[:, None].expand(z.shape[:-1]))
+        return self.density.log_prob(z)
 
     def log_normaliser(self, precision: Tensor, shift: Tensor) -> Tensor:
         """Return log Z for H and eta, each (B, D), as (B)."""
-        return torch.cat([terms.logsumexp(1) for _, terms in self._parts(precision, shift)])
+        return torch.cat([shares.logsumexp(1) for shares, _ in self._parts(precision, shift)])
 
-    def sample(self, precision: Tensor, shift: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
-        """Draw (B, num, D) from the tilted mixtures."""
-        drawn = []
-        for rows, terms in self._parts(precision, shift):
-            k = torch.multinomial(terms.softmax(1), num, replacement=True, generator=generator)
-            loc, own_precision = self.q.loc[k], self.q.scale[k].square().reciprocal()
-            total = own_precision + precision[rows, None]
-            mean = (loc * own_precision + shift[rows, None]) / total
-            drawn.append(mean + _noise(mean, generator) / total.sqrt())
-        return torch.cat(drawn)
+    def sample(
+        self, precision: Tensor, shift: Tensor, num: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw (B, num, D) from the tilted mixtures; also return log Z, (B)."""
+        drawn, normaliser = [], []
+        for shares, draw in self._parts(precision, shift):
+            k = torch.multinomial(shares.softmax(1), num, replacement=True, generator=generator)
+            noise = torch.randn(*k.shape, shift.shape[1], generator=generator, dtype=torch.float64)
+            drawn.append(draw(k, noise))
+            normaliser.append(shares.logsumexp(1))
+        return torch.cat(drawn), torch.cat(normaliser)
 
-    def _parts(self, precision: Tensor, shift: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Logarithms of the components' shares in Z, (rows, N), for parts of the rows."""
-        size = max(1, CELLS // self.q.loc.numel())
-        return [(rows, self._terms(precision, shift, rows)) for rows in torch.arange(len(shift)).split(size)]
+    def _parts(self, precision: Tensor, shift: Tensor) -> Iterator[tuple[Tensor, Draw]]:
+        """Yield the logarithms of the components' shares in Z, (rows, K), and how to draw, for parts of the rows."""
+        tilt = self._tilt_diagonal if self.scale.ndim == 2 else self._tilt_full
+        for rows in torch.arange(len(shift)).split(max(1, CELLS // self.scale.numel())):
+            shares, draw = tilt(precision[rows, None], shift[rows, None])
+            if self.own is not None:
+                own = self.own[rows, None]
+                shares = shares.scatter(1, own, -torch.inf) - torch.log1p(-self.log_weight.exp())[own]
+            yield check_all("codes", shares, shares < torch.inf, "values whose squares are finite"), draw
 
-    def _terms(self, precision: Tensor, shift: Tensor, rows: Tensor) -> Tensor:
-        loc, variance, log_weight = self.q.loc, self.q.scale.square(), self.q.log_weight
-        h, eta = precision[rows, None], shift[rows, None]
+    def _tilt_diagonal(self, h: Tensor, eta: Tensor) -> tuple[Tensor, Draw]:
+        loc, variance = self.loc, self.scale.square()
         narrowed = 1 + h * variance
         exponent = (eta.square() * variance + (2 * eta - h * loc) * loc) / narrowed - narrowed.log()
-        terms = log_weight + 0.5 * exponent.sum(-1)
-        if self.own is None:
-            return terms
-        own = self.own[rows, None]
-        return terms.scatter(1, own, -torch.inf) - torch.log1p(-log_weight.exp())[own]
 
+        def draw(k: Tensor, noise: Tensor) -> Tensor:
+            own = variance[k].reciprocal()
+            return (loc[k] * own + eta) / (own + h) + noise / (own + h).sqrt()
 
-class TiltedFull:
-    """A mixture c with full covariances to be tilted, each of B rows in its own way.
+        return self.log_weight + 0.5 * exponent.sum(-1), draw
 
-    Args:
-        q: the mixture, K components.
-    """
+    def _tilt_full(self, h: Tensor, eta: Tensor) -> tuple[Tensor, Draw]:
+        own = torch.cholesky_inverse(self.scale)
+        tril = torch.linalg.cholesky(own + torch.diag_embed(h))
+        pull = (own @ self.loc[..., None])[..., 0]
+        mean = torch.cholesky_solve((pull + eta)[..., None], tril)[..., 0]
+        exponent = ((pull + eta) * mean).sum(-1) - (pull * self.loc).sum(-1)
+        # Both logarithms of determinants come from triangles; that of S_k⁻¹ is minus that of S_k.
+        log_det = sum(part.diagonal(dim1=-2, dim2=-1).log().sum(-1) for part in (self.scale, tril))
 
-    def __init__(self, q: GaussianMixture) -> None:
-        self.q = q
-        self._log_weight, self._loc = q.weight.double().log(), q.loc.double()
-        self._precision = torch.cholesky_inverse(q.scale_tril.double())
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Return log c(z) of z (B, S, D), as (B, S)."""
-        return self.q.log_prob(z.double())
-
-    def log_normaliser(self, precision: Tensor, shift: Tensor) -> Tensor:
-        """Return log Z for H and eta, each (B, D), as (B)."""
-        return torch.cat([part[0].logsumexp(1) for part in self._parts(precision, shift)])
-
-    def sample(self, precision: Tensor, shift: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
-        """Draw (B, num, D) from the tilted mixtures."""
-        drawn = []
-        for terms, mean, tril in self._parts(precision, shift):
-            k = torch.multinomial(terms.softmax(1), num, replacement=True, generator=generator)
+        def draw(k: Tensor, noise: Tensor) -> Tensor:
             row = torch.arange(len(k))[:, None]
-            noise = _noise(mean[row, k], generator)
             spread = torch.linalg.solve_triangular(tril.mT[row, k], noise[..., None], upper=True)
-            drawn.append(mean[row, k] + spread[..., 0])
-        return torch.cat(drawn)
+            return mean[row, k] + spread[..., 0]
 
-    def _parts(self, precision: Tensor, shift: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Return shares (rows, K), means (rows, K, D) and Cholesky factors of precisions, for parts of the rows."""
-        size = max(1, CELLS // self._precision.numel())
-        return [self._tilt(h, eta) for h, eta in zip(precision.split(size), shift.split(size), strict=True)]
-
-    def _tilt(self, precision: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        own = (self._precision @ self._loc[..., None])[..., 0]
-        tril = torch.linalg.cholesky(self._precision + torch.diag_embed(precision)[:, None])
-        pull = own + shift[:, None]
-        mean = torch.cholesky_solve(pull[..., None], tril)[..., 0]
-        # log det S is -2 log det of its own factor's inverse; both logarithms of determinants come from triangles.
-        log_det = -self.q.scale_tril.double().diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        log_det = log_det - tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        exponent = 0.5 * ((pull * mean).sum(-1) - (own * self._loc).sum(-1))
-        return self._log_weight + log_det + exponent, mean, tril
+        return self.log_weight - log_det + 0.5 * exponent, draw
 
 
 def log_factor(z: Tensor, precision: Tensor, shift: Tensor) -> Tensor:
     """Return -H z²/2 + eta z summed over dimensions, for z (B, S, D), as (B, S)."""
     return ((shift[:, None] - 0.5 * precision[:, None] * z) * z).sum(-1)
-
-
-def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)

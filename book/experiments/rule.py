@@ -19,10 +19,11 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from torch import Tensor
 
 from vaebook.data import binarize, fashion_mnist
+from vaebook.likelihood import importance_log_prob
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.ppca import PPCA
 from vaebook.priors import StandardNormal
-from vaebook.selection import Choice, choose_prior, log_prob_under_each
+from vaebook.selection import Choice, choose_prior
 from vaebook.surgery import mutual_information
 from vaebook.training import fit
 
@@ -108,9 +109,11 @@ def log_likelihoods(model: VAE | PPCA, x: Tensor, candidates: dict[str, Any], se
     """Return log p(x) under each candidate: the referee."""
     if isinstance(model, PPCA):
         return {n: model.log_prob(x) if n == "prior" else model.log_prob_under(c, x) for n, c in candidates.items()}
-    generator = _generator(seed)
-    runs = [log_prob_under_each(model, x, candidates, generator=generator) for _ in range(CONFIG["referee_repeats"])]
-    return {n: torch.stack([run[n] for run in runs]).logsumexp(0) - math.log(len(runs)) for n in candidates}
+    num_samples, values = 250 * CONFIG["referee_repeats"], {}
+    for name, candidate in candidates.items():  # the same draws as far as may be, for what is compared
+        generator = _generator(seed)
+        values[name] = importance_log_prob(model, x, num_samples, prior=candidate, generator=generator).log_prob
+    return values
 
 
 def policies(model: VAE | PPCA, train: Tensor, choice: Choice, seed: int) -> dict[str, str]:
