@@ -12,8 +12,10 @@ import vaebook
 PACKAGE = Path(vaebook.__file__).parent
 LAYERS = [
     {"_checks", "tables", "attention", "clusters"},  # below everything
-    {"kernels", "data", "plots", "evaluation", "outputs"},
-    {"mixture", "estimators", "adapters"},
+    {"kernels", "data", "plots", "evaluation"},
+    {"mixture", "estimators", "outputs"},
+    {"parts"},
+    {"adapters"},
     {"models", "priors", "modes"},
     {"bounds", "aggregate", "npmle", "ppca", "tilted", "checkpoint", "_checkpoint"},
     {"training", "surgery", "certificates", "inference", "likelihood", "distributed", "selection"},
