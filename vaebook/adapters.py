@@ -66,6 +66,7 @@ class AdaptedVAE(nn.Module):
         self.dtype = dtype_of(*self.parts)
         if decoder is not None:
             decoder.dtype = decoder.dtype or self.dtype
+            decoder.encoder = decoder.encoder or encoder
         self.data_shape = check_event("data_shape", data_shape)
         self._names, self._condition = _read_condition(condition)
         self._prior = None if prior is None else adapt_prior(prior, self.latent_dim)
@@ -116,8 +117,6 @@ class AdaptedVAE(nn.Module):
     def encode(self, x: Tensor, condition: Condition = None) -> Independent:
         """Encode x (B, …): batch shape (B,), event shape (D,)."""
         q = self._part("encoder")(x, condition)
-        if self.decoder is not None and self.decoder.latent_shape is None:
-            self.decoder.latent_shape = self.encoder.latent_shape
         if self.prior.latent_dim != q.event_shape[0]:
             raise ValueError(f"prior: expected dimension {q.event_shape[0]}, got {self.prior.latent_dim}")
         return q
@@ -161,7 +160,9 @@ class AdaptedVAE(nn.Module):
         decoder, condition = self._part("decoder"), self.condition(condition, num_samples)
         source = self.prior if latent is None else adapt_prior(latent, self.latent_dim, "latent")
         with self.evaluating():
-            return decoder(source.sample((num_samples,), generator=generator), condition).mean
+            z = source.sample((num_samples,), generator=generator)
+            decoder.compare(lambda rows: (decoder(z[rows], take(condition, rows)).mean,), num_samples)
+            return decoder(z, condition).mean
 
 
 def adapt(

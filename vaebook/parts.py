@@ -164,14 +164,14 @@ class _Part:
     def __init__(self, name: str, source: Callable[..., Any], latent_shape: Sequence[int] | None) -> None:
         if not callable(source):
             raise TypeError(f"{name}: expected a callable, got {type(source).__name__}")
-        self.source, self.dtype = source, dtype_of(source)
+        self.name, self.source, self.dtype = name, source, dtype_of(source)
         self.latent_shape = check_event("latent_shape", latent_shape)
 
-    def _check(self, name: str, run: Callable[[slice], Sequence[Tensor]], num: int) -> None:
-        """Compare two passes over the first data, the second over half of them."""
+    def compare(self, run: Callable[[slice], Sequence[Tensor]], num: int) -> None:
+        """Compare what two passes return, over the first rows and over half of them."""
         half = slice(0, max(1, min(PROBE, num) // 2))
         for once, again in zip(run(slice(0, PROBE)), run(half), strict=True):
-            check_repeatable(name, once[half], again)
+            check_repeatable(self.name, once[half], again)
 
 
 class Encoder(_Part):
@@ -198,7 +198,7 @@ class Encoder(_Part):
             q = self(x[rows], take(condition, rows)).base_dist
             return q.loc, q.scale
 
-        self._check("encoder", run, len(x))
+        self.compare(run, len(x))
 
 
 class Decoder(_Part):
@@ -212,12 +212,13 @@ class Decoder(_Part):
     ) -> None:
         super().__init__("decoder", source, latent_shape)
         self.likelihood = check_likelihood(likelihood)
+        self.encoder: Encoder | None = None  # whose codes tell their shape
 
     def __call__(self, z: Tensor, condition: Condition = None) -> Decoded:
         """Decode z (*s, D) in the dtype of the decoder's weights; a condition (B, …) belongs to the last batch."""
-        dim = "D" if self.latent_shape is None else self.latent_shape.numel()
-        shape = check_tensor("z", z, ("...", dim), finite=False).shape
-        rows = z.reshape(-1, *(self.latent_shape or shape[-1:])).to(self.dtype or z.dtype)
+        known = self.latent_shape or (self.encoder and self.encoder.latent_shape)
+        shape = check_tensor("z", z, ("...", known.numel() if known else "D"), finite=False).shape
+        rows = z.reshape(-1, *(known or shape[-1:])).to(self.dtype or z.dtype)
         output = call("decoder", self.source, rows, repeat(condition, shape[:-1]))
         return Decoded(read_likelihood(output, self.likelihood), shape[:-1])
 
@@ -232,7 +233,7 @@ class Decoder(_Part):
 
     def check(self, z: Tensor, x: Tensor, condition: Condition = None) -> None:
         """Compare two passes over the first data, the second over half of them; z (B, D) belongs to x."""
-        self._check("decoder", lambda rows: (self(z[rows], take(condition, rows)).log_prob(x[rows]),), len(x))
+        self.compare(lambda rows: (self(z[rows], take(condition, rows)).log_prob(x[rows]),), len(x))
 
 
 def check_event(name: str, shape: Sequence[int] | None) -> torch.Size | None:
