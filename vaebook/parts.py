@@ -187,7 +187,7 @@ class Encoder(_Part):
         if self.latent_shape not in (None, loc.shape[1:]):
             wanted, got = tuple(self.latent_shape), tuple(loc.shape[1:])
             raise ValueError(f"encoder: expected codes of latent_shape {wanted}, got {got}")
-        self.latent_shape = loc.shape[1:]
+        self.latent_shape, self.dtype = loc.shape[1:], loc.dtype
         normal = Normal(loc.flatten(1), scale.flatten(1), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
@@ -218,7 +218,7 @@ class Decoder(_Part):
         """Decode z (*s, D) in the dtype of the decoder's weights; a condition (B, …) belongs to the last batch."""
         known = self.latent_shape or (self.encoder and self.encoder.latent_shape)
         shape = check_tensor("z", z, ("...", known.numel() if known else "D"), finite=False).shape
-        rows = z.reshape(-1, *(known or shape[-1:])).to(self.dtype or z.dtype)
+        rows = z.reshape(-1, *(known or shape[-1:])).to(self.dtype or (self.encoder and self.encoder.dtype) or z.dtype)
         output = call("decoder", self.source, rows, repeat(condition, shape[:-1]))
         return Decoded(read_likelihood(output, self.likelihood), shape[:-1])
 
