@@ -12,8 +12,10 @@ import vaebook
 PACKAGE = Path(vaebook.__file__).parent
 LAYERS = [
     {"_checks", "tables", "kernels"},  # below everything
-    {"clusters", "data", "plots", "storage", "evaluation", "outputs"},
-    {"mixture", "estimators", "adapters"},
+    {"clusters", "data", "plots", "storage", "evaluation"},
+    {"mixture", "estimators", "outputs"},
+    {"parts"},
+    {"adapters"},
     {"models", "priors", "modes"},
     {"bounds", "aggregate", "npmle", "ppca", "tilted", "checkpoint"},
     {"training", "surgery", "certificates", "inference", "likelihood", "distributed", "selection"},

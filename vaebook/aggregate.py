@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vaebook._checks import check_positive, check_tensor
 from vaebook.adapters import adapt_encoder
-from vaebook.evaluation import Data, batches, check_condition, dtype_of, evaluation_mode
+from vaebook.evaluation import Data
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.outputs import Spread
 
@@ -54,13 +54,12 @@ def aggregated_posterior(
 
     Source: Makhzani et al., Adversarial autoencoders (2016), section 2; Hoffman & Johnson, ELBO surgery (2016).
     """
-    encode, parts = adapt_encoder(encoder, spread), []
-    condition = check_condition(condition, None, encode.source)
-    with evaluation_mode(encode.source):
-        for x, rows in batches(data, batch_size, condition, dtype_of(encode.source)):
+    vae, parts = adapt_encoder(encoder, spread), []
+    with vae.evaluating():
+        for x, rows in vae.batches(data, batch_size, condition):
             if not parts:
-                encode.check(x, rows)
-            q = encode(x, rows).base_dist
+                vae.encoder.check(x, rows)
+            q = vae.encoder(x, rows).base_dist
             parts.append((q.loc, q.scale))
     loc, scale = (torch.cat(part) for part in zip(*parts, strict=True))
     return DiagGaussianMixture(

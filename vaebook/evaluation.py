@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,8 @@ Data = Tensor | np.ndarray | Iterable[Any]
 def evaluation_mode(*sources: object) -> Iterator[None]:
     """Run what is inside in evaluation mode: no dropout, and batch norm with its running statistics, left untouched.
 
-    Every module that is called inside is seen at the moment of its call, also behind a lambda, and is put back into
-    training mode at the end if it was in it. ``sources`` are modules, or methods of modules, to change at once.
+    Every module that is called inside is seen at the moment of its call, and is put back into training mode at the end
+    if it was in it. ``sources`` are modules, or functions around modules, to change at once.
     """
     changed: list[nn.Module] = []
 
@@ -49,9 +50,23 @@ def evaluation_mode(*sources: object) -> Iterator[None]:
 
 
 def modules_of(*sources: object) -> list[nn.Module]:
-    """List the modules among some objects, and those that own a method among them, each once."""
-    owners = [getattr(source, "__self__", source) for source in sources]
-    return list(dict.fromkeys(owner for owner in owners if isinstance(owner, nn.Module)))
+    """List the modules among some objects, each once: also those behind methods, partials, lambdas and closures."""
+    found, queue, seen = [], list(sources), set()
+    for source in queue:  # grows
+        if id(source) in seen:
+            continue
+        seen.add(id(source))
+        if isinstance(source, nn.Module):
+            found.append(source)
+        elif isinstance(source, partial):
+            queue += [source.func, *source.args, *source.keywords.values()]
+        elif inspect.ismethod(source):
+            queue += [source.__self__, *(v for v in vars(source.__self__).values() if isinstance(v, nn.Module))]
+        elif inspect.isfunction(source):
+            named = [source.__globals__.get(name) for name in source.__code__.co_names]
+            cells = [cell.cell_contents for cell in source.__closure__ or ()]
+            queue += [*cells, *(value for value in named if isinstance(value, nn.Module)), *(source.__defaults__ or ())]
+    return found
 
 
 def dtype_of(*sources: object) -> torch.dtype | None:
@@ -72,17 +87,16 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
         yield
 
 
-def call(name: str, function: Callable[..., Any], rows: Tensor, condition: Condition = None) -> Any:
-    """Call a part of a model on a batch; what it raises becomes one error that says what it was called with."""
-    positional, named = accepted(function, condition)
+@contextmanager
+def explained(name: str, wanted: str) -> Iterator[None]:
+    """Turn whatever somebody's code raises into one error that names it; what this package says stays as it is."""
     try:
-        return function(rows, *positional, **named)
+        yield
     except Exception as error:
         if isinstance(error, TypeError | ValueError) and ": expected" in str(error):
             raise
-        given = f"a batch of shape {tuple(rows.shape)} and {rows.dtype}" + (" with its condition" if condition else "")
-        told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-        raise ValueError(f"{name}: expected it to take {given}, got {told}") from error
+        told = next(iter(str(error).strip().splitlines()), "")
+        raise ValueError(f"{name}: expected {wanted}, got {type(error).__name__}: {told}") from error
 
 
 @contextmanager
@@ -96,109 +110,134 @@ def blaming(name: str) -> Iterator[None]:
         raise type(error)(f"{name}{str(error)[1:]}") from error
 
 
-def accepted(function: Callable[..., Any], condition: Condition) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
-    """Return the part of a condition that a function takes, as positional and as named arguments."""
-    if condition is None:
-        return (), {}
+def call(name: str, function: Callable[..., Any], rows: Tensor, condition: Condition = None) -> Any:
+    """Call a part of a model on a batch, with what it takes of the condition."""
+    named = accepted(function, condition)
+    second = [named.pop("")] if "" in named else []
+    given = " with a condition" if condition is not None else ""
+    with explained(name, f"it to take a batch of shape {tuple(rows.shape)} and {rows.dtype}{given}"):
+        return function(rows, *second, **named)
+
+
+def accepted(function: Callable[..., Any], condition: Condition) -> dict[str, Tensor]:
+    """Return the parts of a condition that a function takes, by name; the second argument has the name ""."""
+    parts = _by_name(condition)
     try:
-        parameters = inspect.signature(getattr(function, "forward", function)).parameters.values()
+        parameters = list(inspect.signature(getattr(function, "forward", function)).parameters.values())
     except (TypeError, ValueError):  # built in, without a signature: it gets everything
-        parameters = None
-    if isinstance(condition, Tensor):
-        kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        takes = parameters is None or sum(2 if p.kind is p.VAR_POSITIONAL else p.kind in kinds for p in parameters) > 1
-        return ((condition,) if takes else ()), {}
-    if parameters is None or any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return (), condition
+        return parts
     names = {p.name for p in parameters}
-    return (), {name: value for name, value in condition.items() if name in names}
+    # return_dict=True, or net=net in a lambda, is no place for a condition
+    takes_second = any(p.kind is p.VAR_POSITIONAL for p in parameters) or any(
+        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default in (p.empty, None) for p in parameters[1:2]
+    )
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return {k: v for k, v in parts.items() if (k in names or takes_any if k else takes_second)}
 
 
-def check_condition(condition: object, num: int | None, *functions: Callable[..., Any] | None) -> Condition:
+def check_condition(condition: object, num: int | None, *functions: Callable[..., Any]) -> Condition:
     """Check a condition for ``num`` data (None: not known yet), and that each part of it is taken by some function."""
-    if condition is None:
-        return None
-    named = dict(condition) if isinstance(condition, Mapping) else {"": condition}
-    parts: dict[str, Tensor] = {}
-    for key, value in named.items():
-        name = f"condition[{key!r}]" if key else "condition"
+    parts = _by_name(condition)
+    for key, value in parts.items():
+        name = _name_of(key)
         if not isinstance(value, Tensor | np.ndarray) or not isinstance(key, str):
             kind = type(value).__name__
             raise TypeError(f"{name}: expected a tensor with a row for each datum, or tensors by name, got {kind}")
         parts[key] = torch.as_tensor(value)
-        if parts[key].ndim == 0 or num not in (None, len(parts[key])):
-            raise ValueError(f"{name}: expected {num or 'N'} rows, one for each datum, got {tuple(parts[key].shape)}")
-        piece = parts[key] if not key else {key: parts[key]}
-        if not any(any(accepted(function, piece)) for function in functions if function is not None):
-            wanted = "an encoder or a decoder that takes it" + (f" as {key!r}" if key else " as second argument")
-            raise ValueError(f"{name}: expected {wanted}, got none")
-    return parts[""] if set(parts) == {""} else parts
+        if not any(accepted(function, {key: parts[key]}) for function in functions):
+            wanted = f"as {key!r}" if key else "as second argument"
+            raise ValueError(f"{name}: expected an encoder or a decoder that takes it {wanted}, got none")
+    _check_rows(parts, num)
+    return parts or None
 
 
 def take(condition: Condition, rows: Any) -> Condition:
     """Select rows of a condition."""
-    if isinstance(condition, dict):
-        return {name: value[rows] for name, value in condition.items()}
-    return None if condition is None else condition[rows]
+    return None if condition is None else {name: value[rows] for name, value in _by_name(condition).items()}
 
 
 def repeat(condition: Condition, batch_shape: torch.Size) -> Condition:
     """Repeat a condition (B, …) for every row of a batch (…, B), flattened."""
-    if isinstance(condition, dict):
-        return {name: repeat(value, batch_shape) for name, value in condition.items()}
+    parts = _by_name(condition).items()
+    repeated = {k: v.expand(*batch_shape, *v.shape[1:]).reshape(-1, *v.shape[1:]) for k, v in parts}
+    return None if condition is None else repeated
+
+
+def _by_name(condition: Any) -> dict[str, Tensor]:
     if condition is None:
-        return None
-    return condition.expand(*batch_shape, *condition.shape[1:]).reshape(-1, *condition.shape[1:])
+        return {}
+    return dict(condition) if isinstance(condition, Mapping) else {"": condition}
 
 
 def as_data(name: str, value: object, dtype: torch.dtype | None = None) -> Tensor:
-    """Return data, (N, …), as a tensor: arrays are converted, to ``dtype`` where they hold floating-point numbers."""
+    """Return data, (N, …), as a tensor: arrays are copied, to ``dtype`` where they hold floating-point numbers."""
     if not isinstance(value, Tensor):
-        if not hasattr(value, "__array__"):
-            raise TypeError(f"{name}: expected a tensor or an array, got {type(value).__name__}")
-        array = np.asarray(value)
-        if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
-            raise TypeError(f"{name}: expected an array of real numbers, got dtype {array.dtype}")
-        value = torch.tensor(array)  # a copy: an array that is read only, or a part of a file, stays as it is
+        with explained(name, "an array"):
+            array = np.asarray(value) if hasattr(value, "__array__") else value
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+            raise TypeError(f"{name}: expected a tensor or an array of real numbers, got {_kind(array)}")
+        native = f"{array.dtype.kind}{array.dtype.itemsize}"
+        value = torch.from_numpy(np.array(array, native, order="C"))
         value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
-    if value.layout != torch.strided or value.is_complex() or value.device.type == "meta":
+    odd = value.is_complex() or value.is_nested or value.is_quantized or value.device.type == "meta"
+    if odd or value.layout != torch.strided or (value.is_floating_point() and value.itemsize == 1):
         raise TypeError(f"{name}: expected a dense tensor of real numbers, got {value.layout}, {value.dtype}")
     if value.ndim < 2 or value.numel() == 0:
         raise ValueError(f"{name}: expected shape (N, ...) with at least one value, got {tuple(value.shape)}")
     return check_all(name, value, value.isfinite(), "finite values") if value.is_floating_point() else value
 
 
-def batches(data: Data, size: int, condition: Condition = None, dtype: torch.dtype | None = None) -> Iterator[Any]:
+def batches(
+    data: Data, size: int, condition: Condition = None, dtype: torch.dtype | None = None, name: str = "x"
+) -> Iterator[Any]:
     """Yield (x, condition) a batch at a time, from a tensor, an array (or a part of a file) or an iterable of batches.
 
     A batch of an iterable is x itself, or a tuple or list whose first entry is x.
     """
     check_int("batch_size", size, minimum=1)
     if isinstance(data, Tensor) or hasattr(data, "__array__"):
-        if not isinstance(data, Tensor) and (getattr(data, "ndim", 0) < 2 or 0 in data.shape):
-            as_data("x", data)  # which says what is wrong
-        parts = (data[start : start + size] for start in range(0, len(data), size)) if data.ndim > 1 else [data]
+        odd = isinstance(data, Tensor) and (data.is_nested or data.layout != torch.strided)
+        whole = odd or getattr(data, "ndim", 0) < 2 or 0 in data.shape  # which as_data refuses
+        parts = [data] if whole else (data[start : start + size] for start in range(0, len(data), size))
     elif isinstance(data, Iterable) and not isinstance(data, str | bytes | Mapping):
         parts = (batch[0] if isinstance(batch, tuple | list) and batch else batch for batch in data)
     else:
-        raise TypeError(f"x: expected a tensor, an array or an iterable of batches, got {type(data).__name__}")
-    start = 0
+        raise TypeError(f"{name}: expected a tensor, an array or an iterable of batches, got {_kind(data)}")
+    stop = 0
     for part in parts:
-        x = as_data("x", part, dtype)
-        yield x, take(condition, slice(start, start + len(x)))
-        start += len(x)
-    if not start:
-        raise ValueError("x: expected at least one datum, got none")
+        x = as_data(name, part, dtype)
+        rows = take(condition, slice(stop, stop + len(x)))
+        _check_rows(rows, len(x))
+        stop += len(x)
+        yield x, rows
+    if not stop:
+        raise ValueError(f"{name}: expected at least one datum, got none")
+    _check_rows(condition, stop)
+
+
+def _check_rows(condition: Condition, num: int | None) -> None:
+    for key, value in _by_name(condition).items():
+        if value.ndim == 0 or num not in (None, len(value)):
+            wanted = f"{num or 'N'} rows, one for each datum"
+            raise ValueError(f"{_name_of(key)}: expected {wanted}, got shape {tuple(value.shape)}")
+
+
+def _name_of(key: object) -> str:
+    return "condition" if key == "" else f"condition[{key!r}]"
 
 
 def check_repeatable(name: str, once: Tensor, again: Tensor) -> None:
     """Compare two passes over the same rows, the second in a smaller batch; rounding may differ, nothing else."""
-    spread = float(once.abs().max())
-    allowed = torch.finfo(once.dtype).eps ** 0.5 * max(spread, torch.finfo(once.dtype).tiny)
-    apart = float((once - again).abs().max())
-    if not apart <= allowed and np.isfinite(spread):
+    size = once[once.isfinite()].abs().amax() if bool(once.isfinite().any()) else once.new_zeros(())
+    allowed = float(torch.finfo(once.dtype).eps ** 0.5 * size)
+    if not torch.allclose(once, again, rtol=0, atol=allowed, equal_nan=True):
+        apart = float((once - again).abs().max())
         raise ValueError(
             f"{name}: expected the same from two passes over the same data, got values {apart:.3g} apart. Dropout, a "
             "draw of z or the statistics of the batch enter: call its module's eval(), name it in modules=, or return "
             "parameters instead of a draw"
         )
+
+
+def _kind(value: object) -> str:
+    return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__

@@ -23,13 +23,16 @@ from torch.distributions import (
     constraints,
 )
 
-from vaebook._checks import check_all, check_tensor
+from vaebook._checks import check_all, check_positive, check_tensor
+from vaebook.evaluation import explained
 
 Spread = Literal["std", "var", "log_var"]
 """What an encoder returns beside its means: standard deviations, variances, or logarithms of variances."""
 Likelihood = Literal["bernoulli", "bernoulli_logits", "gaussian", "categorical", "categorical_logits"]
 """What a decoder that returns tensors means: probabilities, logits, or (mean, standard deviation); classes last."""
 
+MANY = 16
+"""Fewer logarithms than these may all be positive by chance; so may those of collapsed codes, but all are below 0.1."""
 _LOC = ("loc", "mean", "mu", "embedding")
 _SPREADS = {"scale": "std", "std": "std", "stddev": "std", "sigma": "std", "var": "var", "variance": "var"}
 _SPREADS |= dict.fromkeys(("log_var", "logvar", "log_variance", "log_covariance"), "log_var")
@@ -46,7 +49,7 @@ class GreyBernoulli(Bernoulli):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return x log p + (1 - x) log(1 - p); for grey x it is not normalised."""
-        check_tensor("x", value, ("...",), empty=True)
+        value = value.to(self.logits.dtype)
         check_all("x", value, (value >= 0) & (value <= 1), "values in [0, 1]")
         return super().log_prob(value)
 
@@ -58,10 +61,9 @@ def read_codes(codes: object, num: int, spread: Spread = "std") -> tuple[Tensor,
         raise ValueError(f"spread: expected {named!r}, which what the encoder returns is, got {spread!r}")
     for name, part in (("encoder's loc", loc), ("encoder's scale", value)):
         check_tensor(name, part, ("...",), finite=False)
-        if part.ndim < 2 or len(part) != num:
-            raise ValueError(f"{name}: expected shape ({num}, ...), a row for each datum, got {tuple(part.shape)}")
-    if loc.shape != value.shape:
-        raise ValueError(f"encoder's scale: expected shape {tuple(loc.shape)}, got {tuple(value.shape)}")
+        if part.ndim < 2 or len(part) != num or part.shape != loc.shape:
+            wanted = f"({num}, ...)" if part is loc else tuple(loc.shape)
+            raise ValueError(f"{name}: expected shape {wanted}, a row for each datum, got {tuple(part.shape)}")
     dtype = torch.promote_types(loc.dtype, torch.float32)
     loc = loc.to(dtype)
     return loc, to_scale(value.to(dtype), named or spread, loc)
@@ -69,30 +71,32 @@ def read_codes(codes: object, num: int, spread: Spread = "std") -> tuple[Tensor,
 
 def to_scale(value: Tensor, spread: Spread, loc: Tensor | None = None, name: str = "encoder's scale") -> Tensor:
     """Turn a named spread into standard deviations; warn where the values look like another one."""
-    known = value.detach()
+    known, odd = value.detach(), ""
     if spread == "log_var":
-        if bool((known > 0).all()):
-            _warn(name, "log_var", "all values are positive, so that every variance is above 1; std or var?")
-        return (0.5 * value).exp()
-    if bool((known < 0).all()):
-        raise ValueError(f'{name}: expected positive values, got none; logarithms of variances are spread="log_var"')
-    scale = value.sqrt() if spread == "var" else value
-    if loc is not None and bool((scale.detach().amin(0) > 10 * (1 + loc.detach().abs().amax(0))).all()):
-        _warn(name, spread, "every code is more than ten times as wide as all codes are apart; another spread?")
+        scale = (0.5 * value).exp()
+        if known.numel() >= MANY and bool((known > 0).all() and (known > 0.1).any()):
+            odd = "all values are positive, so that every variance is above 1; std or var?"
+    else:
+        if bool((known < 0).all()):
+            hint = 'logarithms of variances are spread="log_var"'
+            raise ValueError(f"{name}: expected positive values, got none; {hint}")
+        scale = value.sqrt() if spread == "var" else value
+        if loc is not None and bool((scale.detach().amin(0) > 10 * (1 + loc.detach().abs().amax(0))).all()):
+            odd = "every code is more than ten times as wide as all codes are apart; another spread?"
+    if odd:
+        warnings.warn(f"{name}: expected {spread} as named, got values that look different: {odd}", stacklevel=2)
     return scale
 
 
 def check_spread(spread: object) -> Spread:
     """Check the name of a spread."""
-    if spread not in get_args(Spread):
-        raise ValueError(f"spread: expected one of {', '.join(get_args(Spread))}, got {spread!r}")
-    return spread
+    return _check_name("spread", spread, get_args(Spread), "one of")
 
 
-def _warn(name: str, spread: str, what: str) -> None:
-    warnings.warn(
-        f"{name}: expected {spread} as named, got values that look different: {what}", UserWarning, stacklevel=2
-    )
+def _check_name(name: str, value: object, names: Sequence[str], wanted: str) -> Any:
+    if not isinstance(value, str) or value not in names:
+        raise ValueError(f"{name}: expected {wanted} {', '.join(names)}, got {value!r}")
+    return value
 
 
 def _loc_and_spread(codes: object) -> tuple[Any, Any, Spread | None]:
@@ -102,29 +106,35 @@ def _loc_and_spread(codes: object) -> tuple[Any, Any, Spread | None]:
     if isinstance(codes, Normal):
         return codes.loc, codes.scale, "std"
     if isinstance(codes, MultivariateNormal):
-        tril = codes.scale_tril
-        if not bool((tril == torch.diag_embed(tril.diagonal(dim1=-2, dim2=-1))).all()):
+        scale = codes.scale_tril.diagonal(dim1=-2, dim2=-1)
+        if not torch.equal(codes.scale_tril, torch.diag_embed(scale)):
             raise TypeError("encoder: expected a diagonal covariance, got a MultivariateNormal with correlations")
-        return codes.loc, tril.diagonal(dim1=-2, dim2=-1), "std"
-    if isinstance(codes, tuple | list) and not hasattr(codes, "_fields"):
-        if len(codes) == 2 and all(isinstance(part, Tensor) for part in codes):
-            return *codes, None
-    elif not isinstance(codes, Tensor | Distribution):
+        return codes.loc, scale, "std"
+    plain = isinstance(codes, tuple | list) and not hasattr(codes, "_fields")
+    if plain and len(codes) == 2 and all(isinstance(part, Tensor) for part in codes):
+        return *codes, None
+    if not plain and not isinstance(codes, Tensor | Distribution):
         get = codes.get if isinstance(codes, Mapping) else lambda key: getattr(codes, key, None)
         loc = next((get(key) for key in _LOC if isinstance(get(key), Tensor)), None)
         key = next((key for key in _SPREADS if isinstance(get(key), Tensor)), None)
         if loc is not None and key is not None:
             return loc, get(key), _SPREADS[key]
-    got = (
-        f"{type(codes).__name__} of {len(codes)}" if isinstance(codes, tuple | list | Mapping) else type(codes).__name__
-    )
+    got = type(codes).__name__ + (f" of {len(codes)}" if isinstance(codes, tuple | list | Mapping) else "")
     raise TypeError(f"encoder: expected it to return {_TAKEN}; got {got}")
+
+
+def check_likelihood(likelihood: Any) -> Likelihood | Callable[..., Any] | None:
+    """Check the name of a likelihood; a callable or None is as good."""
+    if likelihood is None or callable(likelihood):
+        return likelihood
+    return _check_name("likelihood", likelihood, get_args(Likelihood), "a callable or one of")
 
 
 def read_likelihood(output: object, likelihood: Likelihood | Callable[..., Any] | None = None) -> Any:
     """Read what a decoder returned as a distribution of x: an object with log_prob, its rows in front."""
     if callable(likelihood):
-        output = likelihood(*output) if isinstance(output, tuple | list) else likelihood(output)
+        with explained("likelihood", "a function that takes what the decoder returns"):
+            output = likelihood(*output) if isinstance(output, tuple | list) else likelihood(output)
     elif likelihood is not None:
         return _named(output, likelihood)
     if not callable(getattr(output, "log_prob", None)):
@@ -137,25 +147,22 @@ def read_likelihood(output: object, likelihood: Likelihood | Callable[..., Any] 
 
 
 def _named(output: object, likelihood: str) -> Distribution:
-    if likelihood not in get_args(Likelihood):
-        wanted = f"a callable or one of {', '.join(get_args(Likelihood))}"
-        raise ValueError(f"likelihood: expected {wanted}, got {likelihood!r}")
     pair = likelihood == "gaussian"
-    parts = output if pair and isinstance(output, tuple | list) else (output,)
+    parts = output if isinstance(output, tuple | list) else (output,)
     if len(parts) != 1 + pair or not all(isinstance(part, Tensor) for part in parts):
         wanted = "(mean, standard deviation)" if pair else "one tensor"
         raise TypeError(f"decoder: expected it to return {wanted} for {likelihood!r}, got {type(output).__name__}")
     mean = check_tensor("decoder's output", parts[0], ("...",))
-    family, argument = likelihood.removesuffix("_logits"), "logits" if likelihood.endswith("_logits") else "probs"
-    if argument == "probs" and not pair:
-        what = f'probabilities (logits are likelihood="{family}_logits")'
-        check_all("decoder's output", mean, (mean >= 0) & (mean <= 1 + 1e-5), what)
     if pair:
-        scale = check_tensor("decoder's scale", parts[1], ("...",))
-        check_all("decoder's scale", scale, scale > 0, "positive values")
-        each = Normal(mean, scale.expand_as(mean), validate_args=False)
+        with explained("decoder's scale", f"a standard deviation for a mean of shape {tuple(mean.shape)}"):
+            each = Normal(mean, check_positive("decoder's scale", parts[1]).expand_as(mean), validate_args=False)
     else:
-        each = {"bernoulli": GreyBernoulli, "categorical": Categorical}[family](**{argument: mean}, validate_args=False)
+        logits = likelihood.endswith("_logits")
+        if not logits:
+            what = f'probabilities (logits are likelihood="{likelihood}_logits")'
+            check_all("decoder's output", mean, (mean >= 0) & (mean <= 1 + 1e-5), what)
+        family = GreyBernoulli if likelihood.startswith("bernoulli") else Categorical
+        each = family(**{"logits" if logits else "probs": mean}, validate_args=family is Categorical)
     return Independent(each, len(each.batch_shape) - 1, validate_args=False)
 
 
@@ -169,23 +176,30 @@ class Decoded:
 
     def __init__(self, source: Any, batch_shape: Sequence[int]) -> None:
         self.source, self.batch_shape = source, torch.Size(batch_shape)
-        shape = (*getattr(source, "batch_shape", ()), *getattr(source, "event_shape", ()))
-        if shape and shape[0] != self.batch_shape.numel():
-            raise ValueError(
-                f"decoder: expected a row for each of {self.batch_shape.numel()} codes, got {tuple(shape)}"
-            )
+        shape, num = (
+            (*getattr(source, "batch_shape", ()), *getattr(source, "event_shape", ())),
+            self.batch_shape.numel(),
+        )
+        if shape and shape[0] != num:
+            raise ValueError(f"decoder: expected a row for each of {num} codes, got {tuple(shape)}")
         self.event_shape = torch.Size(shape[1:]) if shape else None
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of data x (B, *event) at codes (…, B) or (…, 1): (…, B)."""
-        x, *front, last = self._like_event(x), *self.batch_shape
-        if last == len(x):
-            value = self.source.log_prob(x.expand(*front, *x.shape).reshape(-1, *x.shape[1:]))
-            return self._sum(value, (len(value),)).reshape(self.batch_shape)
-        if last != 1:
+        x, (*front, last), num = self._like_event(x), self.batch_shape, self.batch_shape.numel()
+        if last not in (1, len(x)):
             raise ValueError(f"x: expected {last} data, as many as there are codes, got {len(x)}")
-        value = self.source.log_prob(x[:, None])
-        return self._sum(value, (len(x), self.batch_shape.numel())).mT.reshape(*front, len(x))
+        if last == len(x):
+            rows, batch = x.expand(*front, *x.shape).reshape(-1, *x.shape[1:]), (num,)
+        else:  # all data at each code
+            rows, batch = x[:, None], (len(x), num)
+        with explained("x", "data of the decoder's distribution"):
+            value = self.source.log_prob(rows)
+        shape = tuple(getattr(value, "shape", ()))
+        if shape[: len(batch)] != batch:
+            raise ValueError(f"decoder: expected log_prob of shape {batch}, got {shape or type(value).__name__}")
+        value = value.flatten(len(batch)).sum(-1) if value.ndim > len(batch) else value
+        return value.mT.reshape(*front, len(x)) if len(batch) == 2 else value.reshape(self.batch_shape)
 
     @property
     def mean(self) -> Tensor:
@@ -200,23 +214,17 @@ class Decoded:
     @property
     def has_moments(self) -> bool:
         """Whether mean and variance exist and are finite."""
-        try:
+        with suppress(ValueError):
             return bool(self.mean.isfinite().all() and self.variance.isfinite().all())
-        except ValueError:
-            return False
-
-    def sample(self) -> Tensor:
-        """Draw x, (*s, *event), from torch's global generator."""
-        x = self.source.sample()
-        return x.reshape(*self.batch_shape, *x.shape[1:])
+        return False
 
     def _moment(self, name: str) -> Tensor:
         value = None
         with suppress(NotImplementedError):
             value = getattr(self.source, name, None)
         if not isinstance(value, Tensor) or bool(value.isnan().any()):
-            kind = self.source.base_dist if isinstance(self.source, Independent) else self.source
-            raise ValueError(f"decoder: expected a distribution of x with a {name}, got {type(kind).__name__}, without")
+            kind = type(getattr(self.source, "base_dist", self.source)).__name__
+            raise ValueError(f"decoder: expected a distribution of x with a {name}, got {kind}, without")
         return value.reshape(*self.batch_shape, *value.shape[1:])
 
     def _like_event(self, x: Tensor) -> Tensor:
@@ -227,10 +235,3 @@ class Decoded:
         if x.shape[1:].numel() == event.numel() and 1 in (x.ndim - 1, len(event)):
             return x.reshape(len(x), *event)
         raise ValueError(f"x: expected shape (B, {', '.join(map(str, event))}), got {tuple(x.shape)}")
-
-    def _sum(self, value: object, batch: tuple[int, ...]) -> Tensor:
-        """Sum over what is left of the event, after the rows."""
-        if not isinstance(value, Tensor) or tuple(value.shape[: len(batch)]) != batch:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"decoder: expected log_prob of shape {batch}, got {got}")
-        return value.flatten(len(batch)).sum(-1) if value.ndim > len(batch) else value

@@ -1,0 +1,618 @@
+"""The doors: whatever form somebody's encoder, decoder and prior have, they mean the same behind them."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace as Object
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Independent,
+    LogNormal,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+)
+
+from vaebook.adapters import AdaptedVAE, adapt, adapt_decoder, adapt_encoder, adapt_prior, adapt_vae, components
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.priors import StandardNormal
+
+N, P, D = 7, 6, 2
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+X = draw(N, P)
+GREY = X.sigmoid()
+Z = draw(5, N, D, seed=1)
+W, V = draw(P, D, seed=2), draw(D, P, seed=3)
+
+
+def loc_scale(x):
+    return x @ W, (x @ W).sin().exp()
+
+
+@dataclass
+class Found:
+    mu: Tensor
+    logvar: Tensor
+
+
+Pair = namedtuple("Pair", "loc scale")
+LOC, SCALE = loc_scale(X)
+
+
+class TestEncoders:
+    @pytest.mark.parametrize(
+        ("encode", "spread"),
+        [
+            (loc_scale, "std"),
+            (lambda x: list(loc_scale(x)), "std"),
+            (lambda x: Pair(*loc_scale(x)), "std"),
+            (lambda x: (loc_scale(x)[0], loc_scale(x)[1] ** 2), "var"),
+            (lambda x: (loc_scale(x)[0], 2 * loc_scale(x)[1].log()), "log_var"),
+            (lambda x: Normal(*loc_scale(x)), "std"),
+            (lambda x: Independent(Normal(*loc_scale(x)), 1), "std"),
+            (lambda x: Independent(Independent(Normal(*loc_scale(x)), 1), 0), "std"),
+            (lambda x: Independent(Normal(*(p.reshape(-1, 1, D, 1) for p in loc_scale(x))), 3), "std"),
+            (lambda x: MultivariateNormal(loc_scale(x)[0], torch.diag_embed(loc_scale(x)[1] ** 2)), "std"),
+            (lambda x: {"mean": loc_scale(x)[0], "std": loc_scale(x)[1]}, "std"),
+            (lambda x: OrderedDict(embedding=loc_scale(x)[0], log_covariance=2 * loc_scale(x)[1].log()), "std"),
+            (lambda x: {"z": x, "mu": loc_scale(x)[0], "logvar": 2 * loc_scale(x)[1].log()}, "log_var"),
+            (lambda x: Object(loc=loc_scale(x)[0], variance=loc_scale(x)[1] ** 2), "std"),
+            (lambda x: Found(loc_scale(x)[0], 2 * loc_scale(x)[1].log()), "std"),
+        ],
+    )
+    def test_every_form_means_the_same(self, encode, spread):
+        q = adapt(encode, spread=spread).encode(X)
+        assert (q.batch_shape, q.event_shape) == ((N,), (D,))
+        torch.testing.assert_close(q.base_dist.loc, LOC, rtol=0, atol=0)
+        torch.testing.assert_close(q.base_dist.scale, SCALE, rtol=1e-14, atol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+    def test_codes_are_at_least_single_precision(self, dtype):
+        q = adapt(lambda x: (x, torch.ones_like(x))).encode(X.to(dtype))
+        assert q.base_dist.loc.dtype == torch.promote_types(dtype, torch.float32) == q.base_dist.scale.dtype
+
+    def test_gradients_pass(self):
+        net = nn.Linear(P, 2 * D).double()
+        adapt(lambda x: net(x).chunk(2, 1), spread="log_var").encode(X).rsample().sum().backward()
+        assert bool(net.weight.grad.abs().sum() > 0)
+
+    @pytest.mark.parametrize(
+        ("encode", "spread", "match"),
+        [
+            (lambda x: (x, x.exp()), "log_var", "expected log_var as named.* every variance is above 1"),
+            (lambda x: (x, x.exp() * 1e4), "std", "expected std as named.* ten times as wide"),
+            (lambda x: (x, x.exp() * 1e6), "var", "expected var as named.* ten times as wide"),
+        ],
+    )
+    def test_a_spread_that_looks_like_another_is_warned_about(self, encode, spread, match):
+        with pytest.warns(UserWarning, match=match):
+            adapt(encode, spread=spread).encode(X)
+
+    @pytest.mark.parametrize(
+        ("error", "match", "encode", "spread"),
+        [
+            (ValueError, 'expected positive values, got none; .*"log_var"', lambda x: (x, -x.exp()), "std"),
+            (ValueError, 'expected positive values, got none; .*"log_var"', lambda x: (x, -x.exp()), "var"),
+            (ValueError, "spread: expected 'std', which what .* is, got 'var'", lambda x: Normal(x, x.exp()), "var"),
+            (ValueError, "spread: expected 'log_var'", lambda x: {"mu": x, "logvar": x}, "var"),
+            (TypeError, "a mapping or object with one of loc.*got dict of 1", lambda x: {"mu": x}, "std"),
+            (TypeError, "got NoneType", lambda x: None, "std"),
+            (TypeError, "encoder's loc: expected a floating-point", lambda x: (x.long(), x.long()), "std"),
+            (ValueError, "encoder: expected it to take a batch .* got KeyError", lambda x: {}[0], "std"),
+        ],
+    )
+    def test_what_cannot_be_read_is_refused(self, error, match, encode, spread):
+        with pytest.raises(error, match=match):
+            adapt(encode, spread=spread).encode(X)
+
+    @pytest.mark.parametrize("spread", ["scale", "log_std", None, 2, X])
+    def test_unknown_spread(self, spread):
+        with pytest.raises(ValueError, match="spread: expected one of std, var, log_var"):
+            adapt(loc_scale, spread=spread)
+
+    def test_an_adapted_encoder_keeps_its_spread(self):
+        vae = adapt(lambda x: (x, x), spread="log_var")
+        assert adapt_encoder(vae) is vae
+        with pytest.raises(ValueError, match="spread: expected 'log_var', as it was adapted, got 'var'"):
+            adapt_encoder(vae, "var")
+
+
+def expected_log_prob(z, x):
+    """Row by row, in the test's own words: grey Bernoulli of logits z V."""
+    logits = z @ V
+    return (x * logits - logits.exp().log1p()).sum(-1)
+
+
+class OnlyDensity:
+    """A likelihood that is no torch distribution and has no moments, and insists on as many data as codes."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+    def log_prob(self, x):
+        assert x.shape == self.logits.shape
+        return (x * self.logits - self.logits.exp().log1p()).sum(-1)
+
+
+class TestDecoders:
+    FORMS = (
+        (lambda z: z @ V, "bernoulli_logits"),
+        (lambda z: (z @ V).sigmoid(), "bernoulli"),
+        (lambda z: OnlyDensity(z @ V), None),
+        (lambda z: z @ V, OnlyDensity),
+        (lambda z: (z @ V, 0), lambda logits, _: OnlyDensity(logits)),
+    )
+
+    @pytest.mark.parametrize(("decode", "likelihood"), FORMS)
+    @pytest.mark.parametrize("shared", [False, True])
+    def test_every_form_of_a_grey_likelihood(self, decode, likelihood, shared):
+        vae = adapt(loc_scale, decode, likelihood=likelihood)
+        vae.encode(GREY)
+        z = Z[:, :1] if shared else Z
+        value = vae.log_likelihood(z, GREY)
+        assert value.dtype == torch.float64
+        torch.testing.assert_close(value, expected_log_prob(z, GREY), rtol=1e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("likelihood", [None, "gaussian"])
+    @pytest.mark.parametrize("rank", [0, 1])
+    def test_gaussian(self, likelihood, rank):
+        def decode(z):
+            pair = z @ V, (z @ V).cos().exp()
+            return pair if likelihood else Independent(Normal(*pair), rank)
+
+        expected = Normal(Z @ V, (Z @ V).cos().exp()).log_prob(X).sum(-1)
+        torch.testing.assert_close(adapt(loc_scale, decode, likelihood=likelihood).log_likelihood(Z, X), expected)
+
+    @pytest.mark.parametrize("scale", [0.3, torch.tensor([0.3, 0.1, 0.2, 1.0, 2.0, 3.0], dtype=torch.float64)])
+    def test_a_scale_may_be_shared(self, scale):
+        scale = torch.as_tensor(scale, dtype=torch.float64)
+        vae = adapt(loc_scale, lambda z: (z @ V, scale), likelihood="gaussian")
+        torch.testing.assert_close(vae.log_likelihood(Z, X), Normal(Z @ V, scale).log_prob(X).sum(-1))
+
+    @pytest.mark.parametrize("kind", ["categorical", "categorical_logits"])
+    @pytest.mark.parametrize("dtype", [torch.long, torch.uint8, torch.float64])
+    def test_classes(self, kind, dtype):
+        def decode(z):
+            logits = (z @ V).reshape(-1, 3, 2)
+            return logits if kind.endswith("logits") else logits.softmax(-1)
+
+        x = (X[:, :3] > 0).to(dtype)
+        log_p = (Z @ V).reshape(*Z.shape[:2], 3, 2).log_softmax(-1)
+        expected = torch.where(x > 0, log_p[..., 1], log_p[..., 0]).sum(-1)
+        vae = adapt(loc_scale, decode, likelihood=kind)
+        torch.testing.assert_close(vae.log_likelihood(Z, x), expected)
+        assert not vae.decoder(Z).has_moments
+
+    @pytest.mark.parametrize("shape", [(P,), (1, 2, 3), (2, 3, 1)])
+    def test_images_and_flat_data_meet(self, shape):
+        vae = adapt(loc_scale, lambda z: Normal((z @ V).reshape(-1, *shape), 1.0))
+        expected = Normal(Z @ V, 1.0).log_prob(X).sum(-1)
+        for x in (X, X.reshape(N, *shape)):
+            torch.testing.assert_close(vae.log_likelihood(Z, x), expected)
+            torch.testing.assert_close(vae.log_likelihood(Z[:, :1], x), Normal(Z[:, :1] @ V, 1.0).log_prob(X).sum(-1))
+        assert vae.decoder(Z).mean.shape == (*Z.shape[:2], *shape)
+
+    def test_other_shapes_are_no_match(self):
+        vae = adapt(loc_scale, lambda z: Normal((z @ V).reshape(-1, 2, 3), 1.0))
+        with pytest.raises(ValueError, match=r"x: expected shape \(B, 2, 3\), got \(7, 3, 2\)"):
+            vae.log_likelihood(Z, X.reshape(N, 3, 2))
+        with pytest.raises(ValueError, match=r"x: expected shape \(B, 2, 3\), got \(7, 1\)"):
+            vae.log_likelihood(Z, X[:, :1])
+
+    def test_it_gets_rows_in_the_shape_of_codes(self):
+        seen = []
+
+        def decode(z):
+            seen.append(z.shape)
+            return Normal(z.flatten(1) @ V, 1.0)
+
+        vae = adapt(lambda x: tuple(p.reshape(-1, 2, 1) for p in loc_scale(x)), decode)
+        vae.encode(X)
+        torch.testing.assert_close(vae.log_likelihood(Z, X), Normal(Z @ V, 1.0).log_prob(X).sum(-1))
+        assert seen == [(5 * N, 2, 1)]
+
+    def test_latent_shape_must_fit(self):
+        vae = adapt(loc_scale, lambda z: Normal(z @ V, 1.0), latent_shape=(2,))
+        with pytest.raises(ValueError, match=r"z: expected shape \(..., 2\), got \(5, 4\)"):
+            vae.decoder(draw(5, 4))
+        with pytest.raises(ValueError, match=r"encoder: expected codes of latent_shape \(1, 4\), got \(2,\)"):
+            adapt(loc_scale, latent_shape=(1, 4)).encode(X)
+
+    def test_moments(self):
+        decoded = adapt(loc_scale, lambda z: Independent(Bernoulli(logits=z @ V), 1)).decoder(Z)
+        p = (Z @ V).sigmoid()
+        torch.testing.assert_close(decoded.mean, p)
+        torch.testing.assert_close(decoded.variance, p * (1 - p))
+        assert decoded.has_moments
+
+    @pytest.mark.parametrize("made", [lambda z: StudentT(1.0, z.to(V) @ V), lambda z: OnlyDensity(z.to(V) @ V)])
+    def test_without_moments(self, made):
+        vae = adapt(loc_scale, made, latent_shape=(D,))
+        assert not vae.decoder(Z).has_moments
+        with pytest.raises(ValueError, match=r"decoder: expected a distribution of x with a mean, got .*, without"):
+            vae.sample(3)
+
+    @pytest.mark.parametrize(
+        ("error", "match", "decode", "likelihood"),
+        [
+            (TypeError, 'decoder: .* got Tensor; name the likelihood: adapt.*"bernoulli"', lambda z: z @ V, None),
+            (TypeError, "decoder: .* got tuple", lambda z: (z @ V, z @ V), None),
+            (TypeError, "one tensor for 'bernoulli', got tuple", lambda z: (z @ V, z @ V), "bernoulli"),
+            (TypeError, r"\(mean, standard deviation\) for 'gaussian', got Tensor", lambda z: z @ V, "gaussian"),
+            (ValueError, "probabilities.*bernoulli_logits", lambda z: z @ V, "bernoulli"),
+            (ValueError, "decoder's scale: expected positive", lambda z: (z @ V, -(z @ V).exp()), "gaussian"),
+            (ValueError, "decoder's scale: expected a standard dev", lambda z: (z @ V, z[:, :2].exp()), "gaussian"),
+            (ValueError, "decoder's output: expected finite", lambda z: (z @ V).log(), "bernoulli_logits"),
+            (ValueError, "likelihood: expected a function that takes", lambda z: z @ V, lambda a, b: a),
+            (ValueError, r"expected a row for each of 35 codes, got \(1, 6\)", lambda z: Normal(V[:1], 1.0), None),
+            (ValueError, r"log_prob of shape \(35,\), got float", lambda z: Object(log_prob=lambda x: 0.0), None),
+            (ValueError, r"log_prob of shape \(35,\)", lambda z: Independent(Normal(z @ V, 1.0), 2), None),
+            (ValueError, "x: expected data of the decoder's dist.*support", lambda z: Bernoulli(logits=z @ V), None),
+            (ValueError, "decoder: expected it to take a batch of shape", lambda z: nn.Linear(3, 3)(z), None),
+        ],
+    )  # fmt: skip
+    def test_what_cannot_be_read_is_refused(self, error, match, decode, likelihood):
+        with pytest.raises(error, match=match):
+            adapt(loc_scale, decode, likelihood=likelihood).log_likelihood(Z, X)
+
+    @pytest.mark.parametrize(("kind", "x"), [("bernoulli_logits", 3 * GREY), ("categorical_logits", GREY[:, :3])])
+    def test_data_outside_of_the_likelihood(self, kind, x):
+        vae = adapt(loc_scale, lambda z: z @ V if x.shape[1] == P else (z @ V).reshape(-1, 3, 2), likelihood=kind)
+        with pytest.raises(ValueError, match="x: expected"):
+            vae.log_likelihood(Z, x)
+
+    @pytest.mark.parametrize("likelihood", ["normal", "Bernoulli", 3, X, ("a", "b")])
+    def test_unknown_likelihood(self, likelihood):
+        with pytest.raises(ValueError, match="likelihood: expected a callable or one of bernoulli"):
+            adapt(loc_scale, lambda z: z, likelihood=likelihood)
+
+    def test_a_decoder_in_single_precision_takes_codes_in_double(self):
+        net = nn.Linear(D, P)
+        for decode in (net, lambda z: net(z), partial(lambda z, n: n(z), n=net)):
+            decoder = adapt(loc_scale, decode, likelihood="bernoulli_logits").decoder
+            assert decoder(Z).mean.dtype == torch.float32
+
+
+class Flow(nn.Module):
+    """As zuko's: a module that returns a distribution of its present parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.loc = nn.Parameter(torch.zeros(D))
+
+    def forward(self, c=None):
+        return Independent(Normal(self.loc, torch.ones(D)), 1)
+
+
+class Stranger:
+    """No torch distribution; its sample takes no generator."""
+
+    def log_prob(self, z):
+        return Normal(0.0, 2.0).log_prob(z).sum(-1)
+
+    def sample(self, shape):
+        return 2 * torch.randn(*shape, D)
+
+
+class Nothing(nn.Module):
+    """A module that returns no distribution."""
+
+    def forward(self):
+        return 1
+
+
+def mixture_of(component):
+    return MixtureSameFamily(Categorical(torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)), component)
+
+
+LOCS, SCALES = draw(3, D, seed=5), draw(3, D, seed=6).exp()
+PRIORS = {
+    "Independent": lambda: Independent(Normal(LOCS[0], SCALES[0]), 1),
+    "MultivariateNormal": lambda: MultivariateNormal(LOCS[0], torch.eye(D, dtype=torch.float64) + 0.3),
+    "MixtureSameFamily": lambda: mixture_of(Independent(Normal(LOCS, SCALES), 1)),
+    "mixture of full covariances": lambda: mixture_of(
+        MultivariateNormal(LOCS, (torch.eye(D, dtype=torch.float64) + 0.3).expand(3, D, D))
+    ),
+    "flow": Flow,
+    "stranger": Stranger,
+}
+
+
+class TestPriors:
+    @pytest.mark.parametrize("kind", PRIORS)
+    def test_density_and_draws_belong_together(self, kind):
+        source = PRIORS[kind]()
+        prior = adapt_prior(source, D)
+        assert prior.latent_dim == D
+        z = prior.sample((20_000,), generator=torch.Generator().manual_seed(0))
+        raw = source() if isinstance(source, Flow) else source
+        torch.testing.assert_close(prior.log_prob(z), raw.log_prob(z))
+        found = components(prior)
+        if found is not None:
+            log_weight, loc, scale = found
+            full = scale.ndim == 3
+            part = MultivariateNormal(loc, scale_tril=scale) if full else Independent(Normal(loc, scale), 1)
+            own = MixtureSameFamily(Categorical(logits=log_weight), part)
+            torch.testing.assert_close(own.log_prob(z[:50].to(loc)), prior.log_prob(z[:50].to(loc)))
+            mean = log_weight.exp() @ loc
+            assert float((z.to(mean).mean(0) - mean).detach().abs().max()) < 0.05
+        assert (found is None) == (kind == "stranger")
+
+    @pytest.mark.parametrize("kind", PRIORS)
+    def test_a_generator_is_honoured_and_the_global_one_left_alone(self, kind):
+        prior, before = adapt_prior(PRIORS[kind](), D), torch.get_rng_state()
+        one, two, other = (prior.sample((3,), generator=torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+        assert torch.equal(one, two)
+        assert not torch.equal(one, other)
+        assert torch.equal(before, torch.get_rng_state())
+        assert not torch.equal(prior.sample((3,)), prior.sample((3,)))
+
+    def test_a_flow_keeps_learning(self):
+        flow = Flow()
+        prior = adapt_prior(flow)
+        prior.log_prob(torch.ones(3, D)).sum().backward()
+        assert torch.equal(flow.loc.grad, torch.full((D,), 3.0))
+        with torch.no_grad():
+            flow.loc += 5
+        assert float(prior.sample((2000,)).detach().mean()) > 4
+
+    def test_zuko(self):
+        zuko = pytest.importorskip("zuko")
+        torch.manual_seed(0)
+        flow = zuko.flows.NSF(D, transforms=1, hidden_features=(8,))
+        prior = adapt_prior(flow)
+        z = prior.sample((4,), generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(prior.log_prob(z), flow().log_prob(z))
+        assert (prior.latent_dim, components(prior)) == (D, None)
+
+    def test_one_with_the_interface_stays_as_it_is(self):
+        for prior in (StandardNormal(D), DiagGaussianMixture(LOCS, SCALES)):
+            assert adapt_prior(prior, D) is prior
+
+    def test_the_kl_of_a_diagonal_gaussian_is_exact(self):
+        prior = adapt_prior(Independent(Normal(LOCS[0], SCALES[0]), 1))
+        s, t = SCALE, SCALES[0]
+        expected = ((t / s).log() + (s**2 + (LOC - LOCS[0]) ** 2) / (2 * t**2) - 0.5).sum(-1)
+        torch.testing.assert_close(prior.kl(LOC, SCALE), expected)
+        torch.testing.assert_close(
+            adapt(loc_scale, latent_shape=(D,)).prior.kl(LOC, SCALE), StandardNormal(D).kl(LOC, SCALE)
+        )
+        assert not hasattr(adapt_prior(PRIORS["MixtureSameFamily"]()), "kl")
+
+    @pytest.mark.parametrize(
+        ("error", "match", "prior"),
+        [
+            (TypeError, "prior: expected a torch distribution over vectors.* got int", 3),
+            (TypeError, "prior: expected a torch distribution.* got type", StandardNormal),
+            (TypeError, "prior: expected a torch distribution.* got Simple", Object(log_prob=lambda z: z.sum(-1))),
+            (TypeError, "prior: expected a torch distribution.* got Simple",
+             Object(latent_dim=2, sample=lambda shape, generator=None: torch.zeros(*shape, 2))),
+            (ValueError, r"prior: .* batch shape \(2,\) and event shape \(\); .*Indep", Normal(LOCS[0], SCALES[0])),
+            (ValueError, r"prior: .* batch shape \(3,\)", Independent(Normal(LOCS, SCALES), 1)),
+            (ValueError, r"prior: .* event shape \(3, 2\)", Independent(Normal(LOCS, SCALES), 2)),
+            (ValueError, "prior: expected dimension 2, got 3", StandardNormal(3)),
+            (ValueError, "prior: expected dimension 2, got 3", MultivariateNormal(torch.zeros(3), torch.eye(3))),
+            (ValueError, "prior: expected a module that returns a distribution", nn.Linear(2, 2)),
+            (TypeError, "prior: expected a torch distribution.* got Nothing", Nothing()),
+            (ValueError, r"prior: expected draws of shape \(1, 2\), got \(2,\)",
+             Object(log_prob=lambda z: z.sum(-1), sample=lambda shape: torch.zeros(2))),
+            (ValueError, "prior: expected draws from sample", Object(log_prob=lambda z: 0, sample=lambda: 1)),
+            (ValueError, r"prior: expected log_prob of shape \(1,\)",
+             Object(log_prob=lambda z: z, sample=lambda shape: torch.zeros(*shape, 2))),
+        ],
+    )  # fmt: skip
+    def test_what_is_no_prior_is_refused_at_the_door(self, error, match, prior):
+        with pytest.raises(error, match=match):
+            adapt_prior(prior, D)
+        if "dimension" not in match:
+            with pytest.raises(error, match=match):
+                adapt(loc_scale, latent_shape=(D,), prior=prior)
+
+    def test_the_support_of_a_prior_is_told(self):
+        prior = adapt_prior(Independent(LogNormal(torch.zeros(D), torch.ones(D)), 1))
+        with pytest.raises(ValueError, match="prior: expected a density over all of R"):
+            prior.log_prob(-torch.ones(3, D))
+
+    def test_dimensions_of_prior_and_codes_must_agree(self):
+        with pytest.raises(ValueError, match="prior: expected dimension 2, got 3"):
+            adapt(loc_scale, prior=StandardNormal(3)).encode(X)
+
+
+class TestConditions:
+    Y = torch.arange(N)
+
+    @staticmethod
+    def encode(x, y):
+        return x @ W + y[:, None], torch.ones(len(x), D, dtype=x.dtype)
+
+    @staticmethod
+    def decode(z, y=None):
+        return Normal(z.to(V) @ V + (0 if y is None else y[:, None]), 1.0)
+
+    def check(self, vae, condition, loc_shift, mean_shift):
+        x, condition = vae.data(X, condition)
+        torch.testing.assert_close(vae.encode(x, condition).base_dist.loc, X @ W + loc_shift)
+        expected = Normal(Z @ V + mean_shift, 1.0).log_prob(X).sum(-1)
+        torch.testing.assert_close(vae.log_likelihood(Z, x, condition), expected)
+        expected = Normal(Z[:, :1] @ V + mean_shift, 1.0).log_prob(X).sum(-1)
+        torch.testing.assert_close(vae.log_likelihood(Z[:, :1], x, condition), expected)
+
+    def test_both_parts_take_it(self):
+        y = self.Y[:, None]
+        for given in (self.Y, self.Y.numpy(), {"y": self.Y}):
+            self.check(adapt(self.encode, self.decode), given, y, y)
+
+    def test_only_one_part_takes_it(self):
+        y = self.Y[:, None]
+        self.check(adapt(self.encode, lambda z: self.decode(z)), self.Y, y, 0)
+        self.check(adapt(lambda x: self.encode(x, torch.zeros(N)), self.decode), {"y": self.Y}, 0, y)
+
+    def test_each_part_takes_its_own_by_name(self):
+        def decode(z, *, library):
+            return Normal(z @ V + library, 1.0)
+
+        size = draw(N, 1, seed=9)
+        self.check(adapt(self.encode, decode), {"y": self.Y, "library": size}, self.Y[:, None], size)
+
+    def test_names_given_to_adapt(self):
+        vae, y = adapt(self.encode, self.decode, condition="y"), self.Y[:, None]
+        for given in (self.Y, {"y": self.Y}):
+            self.check(vae, given, y, y)
+        for given in (None, {"t": self.Y}, {}):
+            with pytest.raises(ValueError, match="condition: expected y by name, got"):
+                vae.data(X, given)
+        vae = adapt(lambda x, y, t: self.encode(x, y + t), self.decode, condition=("y", "t"))
+        self.check(vae, {"y": self.Y, "t": self.Y}, 2 * y, y)
+        with pytest.raises(ValueError, match="condition: expected y, t by name, got Tensor"):
+            vae.data(X, self.Y)
+
+    def test_one_given_to_adapt_stands_for_calls_without(self):
+        vae, y = adapt(self.encode, self.decode, condition=self.Y), self.Y[:, None]
+        self.check(vae, None, y, y)
+        self.check(vae, self.Y * 2, 2 * y, 2 * y)
+        with pytest.raises(ValueError, match="condition: expected 3 rows"):
+            vae.data(X[:3])
+        with pytest.raises(ValueError, match="condition: expected 3 rows"):
+            vae.sample(3)
+
+    def test_samples(self):
+        vae = adapt(self.encode, self.decode, latent_shape=(D,))
+        one, two = (
+            vae.sample(N, condition=y, generator=torch.Generator().manual_seed(0)) for y in (self.Y, 0 * self.Y)
+        )
+        torch.testing.assert_close(one - two, self.Y[:, None].expand(N, P).to(one))
+
+    def test_a_second_argument_that_is_an_option_is_no_condition(self):
+        def decode(z, return_dict=True):
+            assert return_dict is True
+            return self.decode(z)
+
+        self.check(adapt(self.encode, decode), self.Y, self.Y[:, None], 0)
+
+    @pytest.mark.parametrize(
+        ("error", "match", "condition"),
+        [
+            (ValueError, r"condition: expected 7 rows, one for each datum, got shape \(3,\)", Y[:3]),
+            (ValueError, r"condition: expected N rows, .* got shape \(\)", torch.tensor(1)),
+            (ValueError, r"condition\['y'\]: expected 7 rows", {"y": Y[:3]}),
+            (TypeError, "condition: expected a tensor .*, got list", [0] * N),
+            (TypeError, "condition: .* got str", "y"),
+            (TypeError, r"condition\[0\]: .* got Tensor", {0: Y}),
+            (ValueError, r"condition\['t'\]: expected an encoder or a decoder that takes it as 't'", {"t": Y}),
+        ],
+    )
+    def test_bad(self, error, match, condition):
+        with pytest.raises(error, match=match):
+            adapt(self.encode, self.decode).data(X, condition)
+
+    def test_nobody_takes_it(self):
+        with pytest.raises(ValueError, match="condition: expected an encoder or a decoder that takes it as second"):
+            adapt(loc_scale, lambda z: Normal(z @ V, 1.0)).data(X, self.Y)
+
+
+class TestWhole:
+    def test_an_object_with_three_parts(self):
+        vae = Object(encoder=loc_scale, decoder=lambda z: Normal(z @ V, 1.0), prior=StandardNormal(D))
+        adapted = adapt_vae(vae)
+        assert isinstance(adapted, AdaptedVAE)
+        assert adapt_vae(adapted) is adapted
+        assert adapted.prior is vae.prior
+
+    @pytest.mark.parametrize("part", ["encoder", "decoder", "prior"])
+    def test_what_lacks_a_part(self, part):
+        vae = Object(encoder=loc_scale, decoder=lambda z: Normal(z @ V, 1.0), prior=StandardNormal(D))
+        delattr(vae, part)
+        with pytest.raises(TypeError, match=f"vae: expected an object with .*adapt makes.* without .{part}"):
+            adapt_vae(vae)
+
+    def test_parts_that_are_not_there(self):
+        with pytest.raises(ValueError, match="vae: expected one with its encoder, got none"):
+            adapt_decoder(lambda z: Normal(z @ V, 1.0), StandardNormal(D)).encode(X)
+        for run in (lambda vae: vae.log_likelihood(Z, X), lambda vae: vae.sample(3)):
+            with pytest.raises(ValueError, match="vae: expected one with its decoder, got none"):
+                run(adapt(loc_scale))
+
+    def test_a_decoder_can_come_adapted(self):
+        vae = adapt(lambda x: (x[:, :D, None], x[:, :D, None].exp()), lambda z: Normal(z[:, :, 0] @ V, 1.0))
+        vae.encode(X)
+        for decoder in (vae, vae.decoder):
+            value = adapt_decoder(decoder, StandardNormal(D)).log_likelihood(Z, X)
+            torch.testing.assert_close(value, Normal(Z @ V, 1.0).log_prob(X).sum(-1))
+
+    def test_it_is_a_module_of_all_that_it_could_see(self):
+        net, back, hidden = nn.Linear(P, 2 * D), nn.Linear(D, P), [nn.Linear(D, D)]
+        vae = adapt(lambda x: net(x).chunk(2, 1), lambda z: back(hidden[0](z)), prior=Flow(), modules=hidden)
+        names = {id(parameter) for parameter in vae.parameters()}
+        flow = next(m for m in vae.modules() if isinstance(m, Flow))
+        assert names == {id(p) for m in (net, back, hidden[0], flow) for p in m.parameters()}
+
+    def test_flat_data_are_shaped(self):
+        seen = []
+        vae = adapt(lambda x: (seen.append(x.shape), loc_scale(x.flatten(1)))[1], data_shape=(1, 2, 3))
+        vae.encode(*vae.data(X))
+        assert seen == [(N, 1, 2, 3)]
+        with pytest.raises(ValueError, match=r"x: expected data of shape \(1, 2, 3\), got \(4,\)"):
+            vae.data(X[:, :4])
+
+    def test_means_of_samples(self):
+        back = nn.Linear(D, P)
+        vae = adapt(loc_scale, back, likelihood="bernoulli_logits", latent_shape=(D,))
+        seed = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+        x = vae.sample(4, generator=seed())
+        torch.testing.assert_close(x, back(vae.prior.sample((4,), generator=seed())).sigmoid())
+        mixture = DiagGaussianMixture(LOCS, SCALES)
+        z = mixture.sample((4,), generator=seed())
+        torch.testing.assert_close(vae.sample(4, latent=mixture, generator=seed()), back(z.float()).sigmoid())
+
+    @pytest.mark.parametrize(
+        ("error", "match", "named"),
+        [
+            (TypeError, "encoder: expected a callable, got int", {"encode": 3}),
+            (TypeError, "decoder: expected a callable, got Tensor", {"decode": X}),
+            (TypeError, "modules: expected a sequence of torch.nn.Module", {"modules": (3,)}),
+            (TypeError, "modules: expected a sequence of torch.nn.Module", {"modules": 3}),
+            (TypeError, "data_shape: expected a tuple of ints", {"data_shape": "a"}),
+            (ValueError, "latent_shape: expected at least one positive size", {"latent_shape": ()}),
+            (ValueError, "data_shape: expected at least one positive size", {"data_shape": (0, 2)}),
+            (ValueError, "latent_shape: expected no negative", {"latent_shape": (-1,)}),
+        ],
+    )
+    def test_bad_arguments(self, error, match, named):
+        with pytest.raises(error, match=match):
+            adapt(**({"encode": loc_scale} | named))
+
+    @pytest.mark.parametrize(
+        ("error", "match", "named"),
+        [
+            (TypeError, "num_samples: expected an int", {"num_samples": 2.0}),
+            (ValueError, "num_samples: expected an int at least 1", {"num_samples": 0}),
+            (TypeError, "generator: expected a torch.Generator", {"generator": 3}),
+            (TypeError, "latent: expected a torch distribution", {"latent": 3}),
+            (ValueError, "latent: expected dimension 2, got 3", {"latent": StandardNormal(3)}),
+        ],
+    )
+    def test_bad_samples(self, error, match, named):
+        with pytest.raises(error, match=match):
+            adapt(loc_scale, lambda z: Normal(z @ V, 1.0), latent_shape=(D,)).sample(**({"num_samples": 2} | named))
+
+    def test_latent_dim_is_told_by_whatever_knows_it(self):
+        vae = adapt(loc_scale)
+        with pytest.raises(ValueError, match="latent_shape: expected the shape of a code"):
+            _ = vae.prior
+        vae.encode(X)
+        assert vae.latent_dim == vae.prior.latent_dim == D
+        assert vae.prior.log_prob(torch.zeros(D)) == pytest.approx(-D / 2 * math.log(2 * math.pi))

@@ -1,0 +1,246 @@
+r"""The parts of a VAE behind the door: somebody's encoder, decoder or prior, in the one form that this package knows.
+
+- an `Encoder` maps a batch (B, …) to Independent(Normal, 1) over flat codes (B, D);
+- a `Decoder` is called with rows, (S·B, D) or (S·B, *latent shape), and its result is shaped back to (S, B);
+- a `Prior` has ``latent_dim``, ``log_prob(z)`` for z (*s, D) and ``sample(shape, *, generator=None)``; and, where there
+  are any, ``components()``, ``leave_one_out(index)``, ``kl(loc, scale)`` and ``config()``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
+
+from vaebook._checks import check_generator, check_shape, check_tensor
+from vaebook.evaluation import Condition, call, check_repeatable, dtype_of, explained, repeat, seeded, take
+from vaebook.outputs import Decoded, Likelihood, Spread, check_likelihood, check_spread, read_codes, read_likelihood
+
+PROBE = 16
+"""Data on which two passes are compared before a model is used."""
+Components = tuple[Tensor, Tensor, Tensor]
+"""Gaussian components: log-weights (K), means (K, D), and scales (K, D) or triangular factors (K, D, D)."""
+
+
+class Prior(Protocol):
+    """What a prior, or anything else to draw codes from, offers behind the door."""
+
+    latent_dim: int
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density in nats of z (*s, D), as (*s)."""
+        ...
+
+    def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws, (*s, D)."""
+        ...
+
+
+def components(prior: Prior) -> Components | None:
+    """Return the Gaussian components of a prior, None if it is not known to be a mixture of Gaussians."""
+    ask = getattr(prior, "components", None)
+    return ask() if callable(ask) else None
+
+
+def adapt_prior(prior: Any, latent_dim: int | None = None, name: str = "prior") -> Prior:
+    """Adapt a prior: one that has the interface stays as it is; torch distributions and flows get it.
+
+    Args:
+        prior: an object with ``log_prob`` and ``sample``, a torch distribution over vectors, or a module that returns
+            one when it is called without arguments, such as a flow.
+        latent_dim: D, where the caller knows it.
+        name: of the argument, for messages.
+
+    Returns:
+        The prior.
+
+    Raises:
+        TypeError: it lacks a method.
+        ValueError: its dimension is another than latent_dim, or cannot be known.
+    """
+    if not (hasattr(prior, "latent_dim") and hasattr(prior, "log_prob") and _takes_generator(prior)):
+        prior = _Outside(prior, latent_dim, name)
+    if latent_dim is not None and prior.latent_dim != latent_dim:
+        raise ValueError(f"{name}: expected dimension {latent_dim}, got {prior.latent_dim}")
+    return prior
+
+
+class _Outside(nn.Module):
+    """A torch distribution, a flow, or an object whose ``sample`` takes no generator, as a prior."""
+
+    def __init__(self, source: Any, latent_dim: int | None, name: str) -> None:
+        super().__init__()
+        self.source, self.name = source, name
+        density = self._density()
+        if isinstance(density, type) or not all(callable(getattr(density, m, None)) for m in ("log_prob", "sample")):
+            raise TypeError(
+                f"{name}: expected a torch distribution over vectors, or an object with latent_dim, log_prob(z) "
+                f"and sample(shape, generator=…), got {type(source).__name__}"
+            )
+        event = density.event_shape if isinstance(density, Distribution) else None
+        if event is not None and (len(event) != 1 or density.batch_shape):
+            shapes = f"batch shape {tuple(density.batch_shape)} and event shape {tuple(event)}"
+            hint = "torch.distributions.Independent(…, 1) makes the last batch dimension an event"
+            raise ValueError(f"{name}: expected one distribution over vectors, got {shapes}; {hint}")
+        self.latent_dim = event[0] if event else getattr(source, "latent_dim", latent_dim)
+        with torch.random.fork_rng(devices=[]):
+            z = self.sample((1,))  # tells the dtype, and D where nothing else does
+        self.latent_dim, self._dtype = z.shape[-1], z.dtype
+        self.log_prob(z)
+        if isinstance(density, Independent) and isinstance(density.base_dist, Normal):
+            self.kl = self._kl  # in closed form, which only this one has
+
+    def _density(self) -> Any:
+        """Return the distribution; a flow makes it anew at every call, from its present parameters."""
+        if hasattr(self.source, "log_prob") or not isinstance(self.source, nn.Module):
+            return self.source
+        with explained(self.name, "a module that returns a distribution when called without arguments"):
+            return self.source()
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density in nats of z (*s, D), as (*s), in the precision of the density."""
+        check_tensor("z", z, ("...", self.latent_dim), empty=True)
+        with explained(self.name, "a density over all of R^D"):
+            value = self._density().log_prob(z.to(self._dtype))
+        shape = getattr(value, "shape", type(value).__name__)
+        if shape != z.shape[:-1]:
+            raise ValueError(f"{self.name}: expected log_prob of shape {tuple(z.shape[:-1])}, got {shape}")
+        return value.to(z.dtype)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """Draws, (*s, D); torch's global generator is left as it was if another one is given."""
+        shape, density = check_shape("sample_shape", sample_shape), self._density()
+        own = {"generator": check_generator(generator)} if _takes_generator(density) else {}
+        with explained(self.name, "draws from sample(shape)"), seeded(None if own else generator):
+            z = density.sample(shape, **own)
+        wanted, got = (*shape, self.latent_dim or "D"), tuple(getattr(z, "shape", ()))
+        if (
+            not isinstance(z, Tensor)
+            or got[:-1] != shape
+            or len(got) != len(wanted)
+            or self.latent_dim not in (None, got[-1])
+        ):
+            raise ValueError(f"{self.name}: expected draws of shape {wanted}, got {got or type(z).__name__}")
+        return z
+
+    def components(self) -> Components | None:
+        """Gaussian components where torch's distribution says that it has them."""
+        density = self._density()
+        if isinstance(density, MixtureSameFamily):
+            found = _gaussian(density.component_distribution)
+            return found and (density.mixture_distribution.logits, *found)
+        found = _gaussian(density)
+        return found and (found[0].new_zeros(1), found[0][None], found[1][None])
+
+    def _kl(self, loc: Tensor, scale: Tensor) -> Tensor:
+        """KL divergence of N(loc, scale²), (*s, D), from this one, (*s), nats, float64."""
+        own = self._density().base_dist
+        own = Normal(own.loc.double(), own.scale.double(), validate_args=False)
+        return kl_divergence(Normal(loc.double(), scale.double(), validate_args=False), own).sum(-1)
+
+
+def _gaussian(density: Any) -> tuple[Tensor, Tensor] | None:
+    if isinstance(density, Independent) and isinstance(density.base_dist, Normal):
+        return density.base_dist.loc, density.base_dist.scale
+    return (density.loc, density.scale_tril) if isinstance(density, MultivariateNormal) else None
+
+
+def _takes_generator(density: Any) -> bool:
+    try:
+        parameters = inspect.signature(density.sample).parameters.values()
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return any(p.name == "generator" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+class _Part:
+    """A callable that came from outside, with the shape of one code where it is known."""
+
+    def __init__(self, name: str, source: Callable[..., Any], latent_shape: Sequence[int] | None) -> None:
+        if not callable(source):
+            raise TypeError(f"{name}: expected a callable, got {type(source).__name__}")
+        self.name, self.source, self.dtype = name, source, dtype_of(source)
+        self.latent_shape = check_event("latent_shape", latent_shape)
+
+    def compare(self, run: Callable[[slice], Sequence[Tensor]], num: int) -> None:
+        """Compare what two passes return, over the first rows and over half of them."""
+        half = slice(0, max(1, min(PROBE, num) // 2))
+        for once, again in zip(run(slice(0, PROBE)), run(half), strict=True):
+            check_repeatable(self.name, once[half], again)
+
+
+class Encoder(_Part):
+    """Any encoder, as a function from (B, …) to Independent(Normal, 1) over flat codes (B, D)."""
+
+    def __init__(self, source: Any, spread: Spread = "std", latent_shape: Sequence[int] | None = None) -> None:
+        super().__init__("encoder", source, latent_shape)
+        self.spread = check_spread(spread)
+
+    def __call__(self, x: Tensor, condition: Condition = None) -> Independent:
+        """Encode x (B, …): batch shape (B,), event shape (D,), at least float32."""
+        loc, scale = read_codes(call("encoder", self.source, x, condition), len(x), self.spread)
+        if self.latent_shape not in (None, loc.shape[1:]):
+            wanted, got = tuple(self.latent_shape), tuple(loc.shape[1:])
+            raise ValueError(f"encoder: expected codes of latent_shape {wanted}, got {got}")
+        self.latent_shape, self.dtype = loc.shape[1:], loc.dtype
+        normal = Normal(loc.flatten(1), scale.flatten(1), validate_args=False)
+        return Independent(normal, 1, validate_args=False)
+
+    def check(self, x: Tensor, condition: Condition = None) -> None:
+        """Compare two passes over the first data, the second over half of them."""
+
+        def run(rows: slice) -> tuple[Tensor, Tensor]:
+            q = self(x[rows], take(condition, rows)).base_dist
+            return q.loc, q.scale
+
+        self.compare(run, len(x))
+
+
+class Decoder(_Part):
+    """Any decoder, as a function from codes (*s, D) to a distribution of x with batch shape s."""
+
+    def __init__(
+        self,
+        source: Any,
+        likelihood: Likelihood | Callable[..., Any] | None = None,
+        latent_shape: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__("decoder", source, latent_shape)
+        self.likelihood = check_likelihood(likelihood)
+        self.encoder: Encoder | None = None  # whose codes tell their shape
+
+    def __call__(self, z: Tensor, condition: Condition = None) -> Decoded:
+        """Decode z (*s, D) in the dtype of the decoder's weights; a condition (B, …) belongs to the last batch."""
+        known = self.latent_shape or (self.encoder and self.encoder.latent_shape)
+        shape = check_tensor("z", z, ("...", known.numel() if known else "D"), finite=False).shape
+        rows = z.reshape(-1, *(known or shape[-1:])).to(self.dtype or (self.encoder and self.encoder.dtype) or z.dtype)
+        output = call("decoder", self.source, rows, repeat(condition, shape[:-1]))
+        return Decoded(read_likelihood(output, self.likelihood), shape[:-1])
+
+    def log_likelihood(self, z: Tensor, x: Tensor, condition: Condition = None) -> Tensor:
+        """Return log p(x|z) of data x (B, …) at codes z (S, B, D) or, the same for all, (S, 1, D): (S, B)."""
+        if z.shape[-2] == 1 < len(x) and condition is None:
+            decoded = self(z)
+            if decoded.event_shape is not None:  # a torch distribution, which broadcasts
+                return decoded.log_prob(x).double()
+        decoded = self(z.expand(*z.shape[:-2], len(x), z.shape[-1]), condition)
+        return decoded.log_prob(x).double()
+
+    def check(self, z: Tensor, x: Tensor, condition: Condition = None) -> None:
+        """Compare two passes over the first data, the second over half of them; z (B, D) belongs to x."""
+        self.compare(lambda rows: (self(z[rows], take(condition, rows)).log_prob(x[rows]),), len(x))
+
+
+def check_event(name: str, shape: Sequence[int] | None) -> torch.Size | None:
+    """Check the shape of one code or datum, None where it is not known."""
+    if shape is None:
+        return None
+    sizes = check_shape(name, tuple(shape) if isinstance(shape, list) else shape)
+    if not sizes or 0 in sizes:
+        raise ValueError(f"{name}: expected at least one positive size, got {tuple(sizes)}")
+    return sizes
