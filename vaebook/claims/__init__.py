@@ -10,6 +10,7 @@ from vaebook.claims import gen_vae
 from vaebook.claims import index
 from vaebook.claims import dims
 from vaebook.claims import agg
+from vaebook.claims import agg_population
 from vaebook.claims import agg_surgery
 from vaebook.claims import agg_bounds
 from vaebook.claims import est
@@ -30,6 +31,7 @@ __all__ = [
     "agg",
     "agg_attention",
     "agg_bounds",
+    "agg_population",
     "agg_surgery",
     "claim",
     "dims",
