@@ -3,9 +3,11 @@ r"""What N data can say about the population that they were drawn from: brackets
 The mixture of N codes, q̂_N, is an estimate of the population's q_∞ = E_x q(z|x). For an encoder that was not fitted to
 these data, drawn independently,
 
-    E mean_n E_q_n log(q̂_{-n}/p)  <=  KL(q_∞ | p)  <=  E KL(q̂_N | p),         E I(n; z)  <=  I(x; z)  <=  E mean_n E_q_n log(q_n/q̂_{-n}),
+    E mean_n E_q_n log(q̂_{-n}/p)  <=  KL(q_∞ | p)  <=  E KL(q̂_N | p),         E I(n; z)  <=  I(x; z)  <=  E mean_n
+    E_q_n log(q_n/q̂_{-n}),
 
-and any density c made without the datum may take the place of q̂_{-n}: the smoother it is, the less it loses. A bracket is
+and any density c made without the datum may take the place of q̂_{-n}: the smoother it is, the less it loses. A
+bracket is
 one end and the other, each widened by what chance can do.
 """
 
@@ -63,13 +65,15 @@ def bracket_mismatch(
     confidence: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> Interval:
-    r"""Bracket the mismatch of the population, $\mathrm{KL}(q_\infty\,\Vert\,p)$ with $q_\infty=\mathbb E_x\,q(z\mid x)$.
+    r"""Bracket the mismatch of the population, $\mathrm{KL}(q_\infty\,\Vert\,p)$.
 
-    $\max_c\frac1N\sum_n\mathbb E_{q_n}\log\frac{c_{-n}}{p} \;\le\; \mathrm{KL}(q_\infty\Vert p) \;\le\; \mathrm{KL}(\hat q_N\Vert p)$
+    $\max_c\frac1N\sum_n\mathbb E_{q_n}\log\frac{c_{-n}}{p} \;\le\; \mathrm{KL}(q_\infty\Vert p) \;\le\;
+    \mathrm{KL}(\hat q_N\Vert p)$
     in expectation
 
     The candidates c for the lower end are the mixture without the datum's own component, Gaussian mixtures fitted
-    without the datum's fold, and ``densities``. The largest is taken, each judged at a confidence that pays for the choice.
+    without the datum's fold, and ``densities``. The largest is taken, each judged at a confidence that pays for the
+    choice.
     Standard errors of the ends that share components are jackknifed over the data.
 
     Args:
@@ -128,7 +132,9 @@ def bracket_information(
     Source: this book, chapter aggregated/population (claim agg/population).
     """
     drawn = _Drawn(q_agg, num_samples, generator)
-    ends = {"leave-one-out": drawn.jackknife(lambda log_others, log_own, num: math.log(num) - log_others, drawn.log_own)}
+    ends = {
+        "leave-one-out": drawn.jackknife(lambda log_others, log_own, num: math.log(num) - log_others, drawn.log_own)
+    }
     for name, log_c in _outside(q_agg, drawn, densities, num_components, folds, generator).items():
         ends[name] = drawn.mean(drawn.log_own - log_c)
     low = drawn.jackknife(lambda *sums: -_plug_in(*sums), drawn.log_own)

@@ -1,6 +1,7 @@
 """Bracket the mismatch of a population from its codes: on digits, on a model's own data, and as data become more.
 
-First, probabilistic PCA of the 1,297 training digits for D = 1 … 32, with its exact posterior as the encoder. Bracketed is
+First, probabilistic PCA of the 1,297 training digits for D = 1 … 32, with its exact posterior as the encoder.
+Bracketed is
 the mismatch of the digits, and that of as many images drawn from the model itself, for which it is 0. Then populations
 of known answer: codes whose means are Gaussian, so that the aggregated posterior of the population is one Gaussian, for
 N = 100 … 60,000 data.

@@ -1,4 +1,4 @@
-"""Claims of chapter aggregated/population: what a mixture of N codes says about the population, and what a KL allows."""
+"""Claims of chapter aggregated/population: what N codes say about the population, what a KL allows."""
 
 from __future__ import annotations
 
@@ -28,12 +28,17 @@ def _log_mixture(log_parts: Tensor, log_weight: Tensor | None = None) -> Tensor:
 
 @claim(
     "agg/population",
-    statement=r"For data drawn independently from a population, a fixed encoder and $q_\infty=\mathbb E_x\,q(z\mid x)$: "
-    r"$\mathbb E\,\mathrm{KL}(\hat q_N\,\|\,p)=\mathrm{KL}(q_\infty\,\|\,p)+\mathbb E\,\mathrm{KL}(\hat q_N\,\|\,q_\infty)$; "
-    r"leaving one out falls short of $\mathrm{KL}(q_\infty\,\|\,p)$ by $\mathbb E\,\mathrm{KL}(q_\infty\,\|\,\hat q_{N-1})$; "
-    r"every density c made without x by $\mathrm{KL}(q_\infty\,\|\,c)$; and $I(n;z)$ and its leave-one-out twin lie as far "
+    statement=r"For data drawn independently from a population, a fixed encoder and $q_\infty=\mathbb E_x\,q(z\mid "
+    r"x)$: "
+    r"$\mathbb E\,\mathrm{KL}(\hat q_N\,\|\,p)=\mathrm{KL}(q_\infty\,\|\,p)+\mathbb E\,\mathrm{KL}(\hat "
+    r"q_N\,\|\,q_\infty)$; "
+    r"leaving one out falls short of $\mathrm{KL}(q_\infty\,\|\,p)$ by $\mathbb E\,\mathrm{KL}(q_\infty\,\|\,\hat "
+    r"q_{N-1})$; "
+    r"every density c made without x by $\mathrm{KL}(q_\infty\,\|\,c)$; and $I(n;z)$ and its leave-one-out twin lie "
+    r"as far "
     r"below and above $I(x;z)$.",
-    conditions=r"Encoder not fitted to these data; data independent (the first equation needs them identically distributed "
+    conditions=r"Encoder not fitted to these data; data independent (the first equation needs them identically "
+    r"distributed "
     r"only); $\mathrm{KL}(q_\infty\,\|\,p)$ and the expectations finite; N ≥ 2 for leaving one out.",
     falsehood="The mismatch of the N data at hand is the population's.",
     kind="quadrature",
@@ -72,7 +77,9 @@ def population(generator: torch.Generator) -> Measurement:
     twice = share @ torch.stack([torch.trapezoid(part.exp() * (part - log_p), GRID) for part in parts])
     return Measurement(
         lhs=torch.stack([plug_in, left_out, scored, told, told_left_out]),
-        rhs=torch.stack([truth + excess, truth - lack, truth - _kl(log_all, log_c), told_all - excess, told_all + lack]),
+        rhs=torch.stack(
+            [truth + excess, truth - lack, truth - _kl(log_all, log_c), told_all - excess, told_all + lack]
+        ),
         falsehood_lhs=plug_in,
         falsehood_rhs=truth,
         tolerance=1e-9,
@@ -98,7 +105,7 @@ def population(generator: torch.Generator) -> Measurement:
     section=CHAPTER,
 )
 def collapse(generator: torch.Generator) -> Measurement:
-    """Integrate KL(mixture | N(0, 1)): of collapsed codes 0, of codes on the normal's own quantiles small and positive."""
+    """Integrate KL(mixture | N(0, 1)): 0 for collapsed codes, small and positive for codes on its quantiles."""
     log_p = Normal(0.0, 1.0).log_prob(GRID)
     shift = 0.05 + 0.1 * torch.rand(1, generator=generator, dtype=torch.float64)
 
@@ -131,8 +138,10 @@ def collapse(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/hole-mass",
-    statement=r"For every event A: $\mathrm{KL}(q_\mathrm{agg}\,\|\,p)\ge\mathrm{kl}(q_\mathrm{agg}(A)\,\|\,p(A))$, the "
-    r"divergence of the two probabilities. So what $q_\mathrm{agg}$ misses altogether has $p(A)\le1-e^{-\mathrm{KL}}$; and "
+    statement=r"For every event A: $\mathrm{KL}(q_\mathrm{agg}\,\|\,p)\ge\mathrm{kl}(q_\mathrm{agg}(A)\,\|\,p(A))$, "
+    r"the "
+    r"divergence of the two probabilities. So what $q_\mathrm{agg}$ misses altogether has "
+    r"$p(A)\le1-e^{-\mathrm{KL}}$; and "
     r"$\mathrm{TV}(p_\mathrm{agg},p_\theta)\le\mathrm{TV}(q_\mathrm{agg},p)\le\sqrt{\mathrm{KL}/2}$.",
     conditions="Any two densities over codes, any measurable A, any decoder.",
     falsehood="A small KL leaves no hole.",

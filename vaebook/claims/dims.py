@@ -36,12 +36,16 @@ def product(generator: torch.Generator) -> Measurement:
     each = Normal(loc, scale).log_prob(z)
     joint = MultivariateNormal(loc[0], torch.diag(scale[0].square())).log_prob(z)
     counts = torch.tensor([q.num_components, len(find_modes(q, z))])
+    aside = torch.cat([0.6 * scale[:, :1], 0 * scale[:, 1:]], 1)  # 0.6² + 0.8² = 1
+    narrow = torch.cat([0.8 * scale[:, :1], scale[:, 1:]], 1)
+    halves = DiagGaussianMixture(torch.cat([loc - aside, loc + aside]), narrow.repeat(2, 1))
     return Measurement(
         lhs=torch.cat([q.log_prob(z), joint, counts]),
         rhs=torch.cat([each.sum(1), each.sum(1), torch.ones(2)]),
         falsehood_lhs=torch.cat([joint, counts]),
         falsehood_rhs=torch.cat([each.logsumexp(1) - math.log(3), torch.tensor([3, 3])]),
         tolerance=1e-10,
+        neighbours={"two narrower Gaussians with its moments are the same": Neighbour(joint, halves.log_prob(z))},
     )
 
 
@@ -77,6 +81,7 @@ def ghost_modes(generator: torch.Generator) -> Measurement:
         falsehood_rhs=torch.cat([ghosts.log_prob(at_ghosts), torch.zeros(1)]),
         stderr=torch.tensor([exact] * 32 + [gained.stderr]),
         falsehood_stderr=torch.tensor([exact] * 12 + [gained.stderr]),
+        neighbours={"N D modes": Neighbour(counts[1], 8, unit=exact)},
     )
 
 
@@ -127,6 +132,7 @@ def information_adds(generator: torch.Generator) -> Measurement:
         falsehood_rhs=separately,
         stderr=math.hypot(correlation.stderr, together.stderr),
         falsehood_stderr=together.stderr,
+        neighbours={"the other way round": Neighbour(correlation.value, together.value - separately)},
     )
 
 
@@ -199,14 +205,18 @@ def _recovered_law(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 @claim(
     "dims/rotation",
-    statement=r"For every invertible map $T$ that preserves $\mathcal N(0,I)$, the decoder $p(x\mid T^{-1}z)$ gives the same "
-    r"$p(x)$ for every x, and its posteriors are those of the first, moved by $T$. So the likelihood does not determine axes "
+    statement=r"For every invertible map $T$ that preserves $\mathcal N(0,I)$, the decoder $p(x\mid T^{-1}z)$ gives "
+    r"the same "
+    r"$p(x)$ for every x, and its posteriors are those of the first, moved by $T$. So the likelihood does not "
+    r"determine axes "
     "of the latent space.",
-    conditions="Prior N(0, I); T and its inverse measurable, T(z) ~ N(0, I) if z is. A diagonal encoder, or another prior, "
+    conditions="Prior N(0, I); T and its inverse measurable, T(z) ~ N(0, I) if z is. A diagonal encoder, or another "
+    "prior, "
     "may determine axes.",
     falsehood="The coordinates that were found are those of the data.",
     kind="quadrature",
-    source="Locatello et al. (2019), theorem 1, and Khemakhem et al. (2020), for the consequence; the statement is a change "
+    source="Locatello et al. (2019), theorem 1, and Khemakhem et al. (2020), for the consequence; the statement is a "
+    "change "
     "of variables",
     section="mixture/dimensions",
 )

@@ -78,11 +78,15 @@ def ppca(generator: torch.Generator) -> Measurement:
 
 @claim(
     "gen/collapse-linear",
-    statement=r"Probabilistic PCA and the linear VAE of weight $\beta$: at the optimum for a given $\sigma^2$ the latent "
-    r"along the j-th principal axis is active, with $|w_j|^2=\lambda_j-\beta\sigma^2$, if and only if $\lambda_j>\beta\sigma^2$; "
+    statement=r"Probabilistic PCA and the linear VAE of weight $\beta$: at the optimum for a given $\sigma^2$ the "
+    r"latent "
+    r"along the j-th principal axis is active, with $|w_j|^2=\lambda_j-\beta\sigma^2$, if and only if "
+    r"$\lambda_j>\beta\sigma^2$; "
     r"else $w_j=0$ and its code is the prior.",
-    conditions=r"Linear decoder with orthogonal columns along the principal axes, noise $\sigma^2I$ with $\sigma^2$ given, "
-    r"linear encoder with a diagonal covariance, N(0, I) prior, β > 0; $\lambda_j$ the eigenvalues of the data's covariance.",
+    conditions=r"Linear decoder with orthogonal columns along the principal axes, noise $\sigma^2I$ with $\sigma^2$ "
+    r"given, "
+    r"linear encoder with a diagonal covariance, N(0, I) prior, β > 0; $\lambda_j$ the eigenvalues of the data's "
+    r"covariance.",
     falsehood="Collapse needs a bad optimiser or a powerful decoder.",
     kind="exact",
     source="Lucas, Tucker, Grosse & Norouzi (2019); for β = 1 Tipping & Bishop (1999)",
@@ -110,9 +114,10 @@ def collapse_linear(generator: torch.Generator) -> Measurement:
 
 
 def _linear_elbo(square: Tensor, eigenvalue: Tensor, noise: float, beta: Tensor) -> Tensor:
-    """ELBO of weight beta of one coordinate, up to a constant, at the best linear encoder for a weight w of the decoder.
+    """Objective of one coordinate, up to a constant, at the best linear encoder for a weight w of the decoder.
 
-    With z ~ N(a y, v): -(E (y - w z)²)/(2 noise) - beta KL, largest at a = w/(w² + beta noise), v = beta noise/(the same).
+    With z ~ N(a y, v): -(E (y - w z)²)/(2 noise) - beta KL, largest at a = w/(w² + beta noise), v = beta noise/(the
+    same).
     """
     total = square + beta * noise
     slope, variance = square.sqrt() / total, beta * noise / total
@@ -158,6 +163,7 @@ def finite_k(generator: torch.Generator) -> Measurement:
         falsehood_rhs=0.0,
         stderr=torch.tensor([gap.stderr, ratio.stderr], dtype=torch.float64),
         falsehood_stderr=few.stderr,
+        neighbours={"the gap is Var/(K p²)": Neighbour(gap.value, _relative_variance(x, log_p), unit=gap.stderr)},
     )
 
 
@@ -199,6 +205,9 @@ def prior_sampling_cost(generator: torch.Generator) -> Measurement:
         falsehood_rhs=kl,
         relation="<=",
         tolerance=1e-7,
+        neighbours={  # a posterior that is the prior on a quarter of it has chi-squared 3 and KL log 4: equality
+            "a larger exponent, 1.01 KL": Neighbour(math.expm1(1.01 * math.log(4)), 3.0),
+        },
     )
 
 
@@ -232,6 +241,12 @@ def iwae(generator: torch.Generator) -> Measurement:
         relation="<=",
         stderr=torch.tensor([math.hypot(*pair) for pair in pairwise(errors)], dtype=torch.float64),
         falsehood_stderr=math.hypot(steps[-1].stderr, averaged.stderr),
+        neighbours={
+            "two samples reach log p": Neighbour(values[-1], steps[1].value, unit=steps[1].stderr),
+            "two samples do no better than one": Neighbour(
+                steps[1].value, first.value, unit=math.hypot(steps[1].stderr, first.stderr)
+            ),
+        },
     )
 
 
@@ -269,4 +284,9 @@ def elbo_submass(generator: torch.Generator) -> Measurement:
         falsehood_rhs=1.0,
         relation="<=",
         tolerance=1e-9,
+        neighbours={
+            "a mass of at most 0.999": Neighbour(exact, 0.999),
+            "the same for beta = 0.95": Neighbour(mass(gain, scale, 0.95), 1.0),
+            "equality for a wider encoder": Neighbour(1.0, worse[1]),
+        },
     )

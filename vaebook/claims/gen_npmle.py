@@ -12,7 +12,7 @@ from torch.distributions import Normal
 from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.npmle import DiscretePrior, em, fit_npmle, fit_weights, log_gradient
 
-SCALE = 0.5
+SCALE = 0.2
 
 
 @claim(
@@ -46,7 +46,8 @@ def npmle(generator: torch.Generator) -> Measurement:
     terms, log_weight = log_likelihood(coarse), em(log_likelihood(coarse), 3)[0]
     joint = terms.exp() * log_weight.exp()
     average = (joint / joint.sum(1, keepdim=True)).mean(0)
-    stepped = em(terms, 1, log_weight=log_weight)[0].exp()
+    stepped, trace = em(terms, 1, log_weight=log_weight)
+    moved, stepped = (stepped.exp() * (stepped - log_weight)).sum(), stepped.exp()  # KL(G+ | G)
     em_log_prob = joint.sum(1).log()
     em_bound = _bound(x, DiscretePrior(coarse, log_weight, em_log_prob, 0.0))
     # The tempting one: all mass at the single best place. EM does not move it, for it is its own average posterior.
@@ -60,13 +61,18 @@ def npmle(generator: torch.Generator) -> Measurement:
                 (stepped - average).abs().max(),
                 (best - em_log_prob).mean(),
                 em(one, 1)[0].abs().max(),
+                moved,
             ]
         ),
-        rhs=torch.tensor([len(x.unique()), 1e-7, spread, 0.0, em_bound, 0.0], dtype=torch.float64),
+        rhs=torch.tensor([len(x.unique()), 1e-7, spread, 0.0, em_bound, 0.0, trace[1] - trace[0]], dtype=torch.float64),
         falsehood_lhs=best.mean(),
         falsehood_rhs=one.mean(),
         relation="<=",
         tolerance=1e-10,
+        neighbours={
+            "at most one atom fewer than distinct data": Neighbour(len(fits[0].atoms), len(x.unique()) - 1),
+            "a prior that is not best has certificate 0": Neighbour(em_bound, 0.0),
+        },
     )
 
 
@@ -130,8 +136,10 @@ def fixed_point(generator: torch.Generator) -> Measurement:
 @claim(
     "gen/em-rate",
     statement=r"For every prior $G'$ with $\ell(G')>-\infty$ and EM started at $G_0$: "
-    r"$\ell(G')-\ell(G_{T-1})\le\mathrm{KL}(G'^+\,\|\,G_0)/T$, where $G'^+$ is the aggregated true posterior under $G'$.",
-    conditions=r"Decoder fixed; $0<p_{G_0}(x_n)<\infty$ for all n. The right side may be infinite: where $G_0$ misses mass "
+    r"$\ell(G')-\ell(G_{T-1})\le\mathrm{KL}(G'^+\,\|\,G_0)/T$, where $G'^+$ is the aggregated true posterior under "
+    r"$G'$.",
+    conditions=r"Decoder fixed; $0<p_{G_0}(x_n)<\infty$ for all n. The right side may be infinite: where $G_0$ "
+    r"misses mass "
     r"of $G'^+$ nothing is said.",
     falsehood=r"The lack falls geometrically, below $\mathrm{KL}(G'^+\,\|\,G_0)\,2^{-T}$.",
     kind="exact",
@@ -139,7 +147,7 @@ def fixed_point(generator: torch.Generator) -> Measurement:
     section="continuous/npmle",
 )
 def em_rate(generator: torch.Generator) -> Measurement:
-    """Run EM on a grid for overlapping likelihoods; and for data that each atom alone explains, where T = 1 is attained."""
+    """Run EM on a grid for overlapping likelihoods; and where each datum has an atom of its own, and T = 1 is attained."""
     x, grid = torch.linspace(-2, 2, 7, dtype=torch.float64), torch.linspace(-3, 3, 25, dtype=torch.float64)
     x = x + 0.2 * torch.rand(7, generator=generator, dtype=torch.float64)
     terms = Normal(grid, 1.0).log_prob(x[:, None])
@@ -170,7 +178,7 @@ def em_rate(generator: torch.Generator) -> Measurement:
 
 
 def _lack(terms: Tensor, goal: Tensor, start: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
-    """What EM lacks of a prior's log-likelihood after T - 1 steps, and the bound on it, for several T."""
+    """Return what EM lacks of a prior's log-likelihood after T - 1 steps, and the bound on it, for several T."""
     joint = terms + goal
     posterior = (joint - joint.logsumexp(1, keepdim=True)).logsumexp(0) - math.log(len(terms))
     apart = torch.where(posterior > -torch.inf, posterior.exp() * (posterior - start), 0.0).sum()

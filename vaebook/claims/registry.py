@@ -128,7 +128,7 @@ class Evidence:
 
     @property
     def neighbours(self) -> dict[str, float]:
-        """How far each neighbour is from its relation, in its unit: its worst entry, for one counterexample is enough."""
+        """How far each neighbour is from its relation, in its unit, at its worst entry: one is enough."""
         m, found = self.measurement, {}
         for name, near in m.neighbours.items():
             unit = near.unit if near.unit is not None else m.tolerance if m.stderr is None else m.stderr
