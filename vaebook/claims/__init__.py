@@ -22,12 +22,13 @@ from vaebook.claims import gen_limits
 from vaebook.claims import gen_npmle
 
 # isort: on
-from vaebook.claims.registry import Claim, Evidence, Measurement, claim, ledger, verify
+from vaebook.claims.registry import Claim, Evidence, Measurement, Neighbour, claim, ledger, verify
 
 __all__ = [
     "Claim",
     "Evidence",
     "Measurement",
+    "Neighbour",
     "agg",
     "agg_attention",
     "agg_bounds",

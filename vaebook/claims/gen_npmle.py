@@ -130,6 +130,7 @@ def fixed_point(generator: torch.Generator) -> Measurement:
         falsehood_rhs=torch.stack([one.mean(), moved.new_zeros(())]),
         relation="<=",
         tolerance=1e-10,
+        neighbours={"D_G is at most 0.99": Neighbour(derivative.max(), math.log(0.99))},
     )
 
 
@@ -147,7 +148,7 @@ def fixed_point(generator: torch.Generator) -> Measurement:
     section="continuous/npmle",
 )
 def em_rate(generator: torch.Generator) -> Measurement:
-    """Run EM on a grid for overlapping likelihoods; and where each datum has an atom of its own, and T = 1 is attained."""
+    """Run EM on a grid for overlapping likelihoods; then where each datum has its own atom, and T = 1 is attained."""
     x, grid = torch.linspace(-2, 2, 7, dtype=torch.float64), torch.linspace(-3, 3, 25, dtype=torch.float64)
     x = x + 0.2 * torch.rand(7, generator=generator, dtype=torch.float64)
     terms = Normal(grid, 1.0).log_prob(x[:, None])
