@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from vaebook.claims import Evidence, Measurement, claim, ledger, registry, verify
+from vaebook.claims import Evidence, Measurement, Neighbour, claim, ledger, registry, verify
 
 IDS = [entry.id for entry in ledger()]
 KINDS = {entry.id: entry.kind for entry in ledger()}
@@ -21,6 +21,16 @@ def test_claim_holds_and_its_falsehood_is_rejected(id):
     assert evidence.falsehood_rejected, evidence
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("id", IDS)
+def test_neighbours_are_rejected(id, seed):
+    """An inequality is tested near attainment, an equivalence both ways, a condition by its counterexample."""
+    evidence = verify(id, seed=seed)
+    if evidence.measurement.relation != "==":
+        assert evidence.neighbours, f"{id}: expected at least one neighbour"
+    assert evidence.neighbours_rejected, evidence.neighbours
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("id", IDS)
 def test_other_seeds(id):
@@ -28,7 +38,7 @@ def test_other_seeds(id):
     evidences = [verify(id, seed=seed) for seed in range(1, 201 if KINDS[id] == "MC" else 21)]
     failed = [e.seed for e in evidences if not e.holds]
     assert len(failed) <= (1 if KINDS[id] == "MC" else 0), f"seeds {failed}"
-    assert all(e.falsehood_rejected for e in evidences)
+    assert all(e.falsehood_rejected and e.neighbours_rejected for e in evidences)
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -57,6 +67,32 @@ def test_equality_to_a_tolerance():
     assert e.holds and e.falsehood_rejected and e.margin == pytest.approx(1e10)
     assert not evidence(lhs=1.0, rhs=1.0 + 2e-10, falsehood_rhs=2.0, tolerance=1e-10).holds
     assert not evidence(lhs=1.0, rhs=1.0, falsehood_rhs=1.0 + 9e-8, tolerance=1e-10).falsehood_rejected
+
+
+def near(**neighbours):
+    return evidence(lhs=1.0, rhs=2.0, falsehood_rhs=-1.0, relation="<=", tolerance=1e-3, neighbours=neighbours)
+
+
+def test_one_entry_that_is_far_off_rejects_a_neighbour():
+    assert near(some=Neighbour(torch.tensor([0.0, 5.0]), 2.0)).neighbours_rejected
+    assert not near(none=Neighbour(torch.tensor([0.0, 1.0]), 2.0)).neighbours_rejected
+    assert not near(
+        close=Neighbour(2.5, 2.0), far=Neighbour(9.0, 2.0)
+    ).neighbours_rejected  # 500 tolerances are not 1,000
+    assert near().neighbours_rejected and not near().neighbours
+
+
+def test_a_neighbour_may_have_its_own_relation_and_unit():
+    assert near(other=Neighbour(1.0, 5.0, "==")).neighbours_rejected
+    assert not near(other=Neighbour(1.0, 5.0)).neighbours_rejected
+    assert near(fine=Neighbour(2.1, 2.0, unit=1e-6)).neighbours_rejected
+    assert not near(coarse=Neighbour(2.1, 2.0, unit=1.0)).neighbours_rejected
+
+
+def test_neighbours_are_counted_where_evidence_is_shown():
+    shown = repr(near(far=Neighbour(9.0, 2.0), close=Neighbour(2.5, 2.0)))
+    assert "1 of 2 rejected" in shown and "far" in shown and "close" in shown
+    assert "neighbours" not in repr(near())
 
 
 def test_equality_to_standard_errors():

@@ -18,7 +18,7 @@ LAYERS = [
     {"adapters"},
     {"models", "priors", "modes"},
     {"bounds", "aggregate", "npmle", "ppca", "tilted", "checkpoint"},
-    {"training", "surgery", "certificates", "inference", "likelihood", "distributed", "selection"},
+    {"training", "surgery", "certificates", "inference", "likelihood", "selection", "population"},
     {"diagnosis", "__main__", "claims"},
 ]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}

@@ -173,10 +173,6 @@ class _CodePrior(_Prior):
         """Return the prior as a mixture, differentiable in everything that makes it."""
         raise NotImplementedError
 
-    def components(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights (K), means (K, D) and scales (K, D)."""
-        return self.mixture().components()
-
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats.
 

@@ -10,6 +10,7 @@ from vaebook.claims import gen_vae
 from vaebook.claims import index
 from vaebook.claims import dims
 from vaebook.claims import agg
+from vaebook.claims import agg_population
 from vaebook.claims import agg_surgery
 from vaebook.claims import agg_bounds
 from vaebook.claims import est
@@ -21,15 +22,17 @@ from vaebook.claims import gen_limits
 from vaebook.claims import gen_npmle
 
 # isort: on
-from vaebook.claims.registry import Claim, Evidence, Measurement, claim, ledger, verify
+from vaebook.claims.registry import Claim, Evidence, Measurement, Neighbour, claim, ledger, verify
 
 __all__ = [
     "Claim",
     "Evidence",
     "Measurement",
+    "Neighbour",
     "agg",
     "agg_attention",
     "agg_bounds",
+    "agg_population",
     "agg_surgery",
     "claim",
     "dims",

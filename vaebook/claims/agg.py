@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from vaebook.bounds import quadrature_log_prob
-from vaebook.claims.registry import Measurement, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.estimators import estimate
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.ppca import PPCA
@@ -40,6 +40,10 @@ def moments(generator: torch.Generator) -> Measurement:
         falsehood_lhs=q_agg.variance,
         falsehood_rhs=within,
         tolerance=1e-10,
+        neighbours={
+            "the spread of the means alone": Neighbour(q_agg.variance, q_agg.variance - within),
+            "equal weights": Neighbour(q_agg.variance, DiagGaussianMixture(q_agg.loc, q_agg.scale).variance),
+        },
     )
 
 
@@ -60,6 +64,7 @@ def reconstruct(generator: torch.Generator) -> Measurement:
     And the density of decoded codes, by quadrature, with the average over the data of encode, sample, decode.
     """
     in_x, in_z, lost = _gaussian_kls(generator)
+    sharp_x, sharp_z, _ = _gaussian_kls(generator, noise=1e-5)  # next to nothing is lost
     mixture_in_x, mixture_in_z, each, p_agg = _mixture_kls(generator)
     paired = estimate(mixture_in_x - mixture_in_z)
     means = [float(mixture_in_x.mean()), float(mixture_in_z.mean())]
@@ -72,10 +77,11 @@ def reconstruct(generator: torch.Generator) -> Measurement:
         relation="<=",
         stderr=torch.tensor([exact, paired.stderr, *4 * [exact]], dtype=torch.float64),
         falsehood_stderr=torch.tensor([exact, paired.stderr], dtype=torch.float64),
+        neighbours={"at most 0.95 of it": Neighbour(sharp_x, 0.95 * sharp_z, unit=exact)},
     )
 
 
-def _gaussian_kls(generator: torch.Generator) -> tuple[float, float, float]:
+def _gaussian_kls(generator: torch.Generator, noise: float = 0.5) -> tuple[float, float, float]:
     """KL in data and in latent space when q_agg is one Gaussian, through a random linear decoder to three pixels.
 
     The third number is the expected KL between the two posteriors of z given x, which the chain rule says is lost.
@@ -83,7 +89,7 @@ def _gaussian_kls(generator: torch.Generator) -> tuple[float, float, float]:
     weight = torch.randn(3, 2, generator=generator, dtype=torch.float64)
     mean, eye = torch.randn(2, generator=generator, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
     covariance = torch.diag(0.2 + torch.rand(2, generator=generator, dtype=torch.float64))
-    noise = 0.5 * torch.eye(3, dtype=torch.float64)
+    noise = noise * torch.eye(3, dtype=torch.float64)
 
     def decoded(loc: Tensor, covariance: Tensor) -> MultivariateNormal:
         return MultivariateNormal(weight @ loc, weight @ covariance @ weight.mT + noise)

@@ -18,7 +18,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import scaled_dot_product_attention
 
-from vaebook.claims.registry import Measurement, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.mixture import DiagGaussianMixture
 
 GRID = torch.linspace(-12, 12, 601, dtype=torch.float64)[:, None]
@@ -118,8 +118,13 @@ def attention(generator: torch.Generator) -> Measurement:
     step = r @ loc
     too_low = (log_q + 0.5 * (step - z).square().sum(-1) / s**2 - q_agg.log_prob(step)).clamp(min=0)
     reweighted = DiagGaussianMixture(loc, q_agg.scale, half_norm.log_softmax(0))
+    level = DiagGaussianMixture(loc / loc.norm(dim=1, keepdim=True), q_agg.scale)  # all means of one length
 
     log_weight = torch.randn(8, generator=generator, dtype=torch.float64).log_softmax(0)
+    weighted = DiagGaussianMixture(loc, q_agg.scale, log_weight)
+    away = weighted.posterior_mean(z, loc)
+    weighted_low = weighted.log_prob(z) + 0.5 * (away - z).square().sum(-1) / s**2 - weighted.log_prob(away)
+    weighted_low = weighted_low.clamp(min=0)
     general = DiagGaussianMixture(loc, 0.4 + torch.rand(8, 3, generator=generator, dtype=torch.float64), log_weight)
     queries = torch.cat([z.square(), z, torch.ones(20, 1, dtype=torch.float64)], -1)
     constant = log_weight + math.log(8) - (0.5 * (loc / general.scale).square() + general.scale.log()).sum(-1)
@@ -133,6 +138,8 @@ def attention(generator: torch.Generator) -> Measurement:
         (q_agg.log_prob_and_score(z)[1], score),
         ((step - z) / s**2, score),
         (too_low, torch.zeros_like(too_low)),
+        (weighted_low, torch.zeros_like(weighted_low)),
+        (level.responsibilities(z), _attend(z, level.loc, eye, scale=s**-2)),
         (reweighted.responsibilities(z), plain),
         (general.log_prob_and_score(z)[1], read_off),
         *zip(_torch_mixture(general, z), (log_general, read_off), strict=True),
@@ -144,6 +151,7 @@ def attention(generator: torch.Generator) -> Measurement:
         falsehood_lhs=(q_agg.responsibilities(z) - plain).abs().max(),
         falsehood_rhs=0.0,
         tolerance=1e-10,
+        neighbours={"the score without the query's own part": Neighbour(output[:, 3:6], score)},
     )
 
 

@@ -11,7 +11,7 @@ from torch.distributions import Categorical, Normal, kl_divergence
 from vaebook.aggregate import aggregated_posterior
 from vaebook.bounds import elbo
 from vaebook.certificates import mmd_squared, mutual_information_bounds
-from vaebook.claims.registry import Measurement, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.estimators import estimate
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, GaussianDecoder, GaussianEncoder
@@ -108,6 +108,7 @@ def stationarity(generator: torch.Generator) -> Measurement:
         falsehood_lhs=mismatch - seen,  # as a difference: the second is 0 but for rounding
         falsehood_rhs=0.0,
         tolerance=1e-6,
+        neighbours={"the codes' own variances average to 1": Neighbour(q_agg.scale.square().mean(0), 1.0)},
     )
 
 
@@ -153,6 +154,10 @@ def mismatch(generator: torch.Generator) -> Measurement:
         falsehood_rhs=inference,
         relation="<=",
         tolerance=1e-8,
+        neighbours={
+            "an equality": Neighbour(in_x + inference, in_z),
+            "the model's misfit alone": Neighbour(in_z + lost, in_x),
+        },
     )
 
 
@@ -192,6 +197,10 @@ def entropy_sandwich(generator: torch.Generator) -> Measurement:
         falsehood_rhs=-((-swapped).logsumexp(1) - math.log(21)).mean(),
         relation="<=",
         tolerance=1e-9,
+        neighbours={
+            "a lower bound larger by a hundredth": Neighbour(1.01 * bounds.lower, information),
+            "0.99 H(m/N) as the upper one": Neighbour(information, 0.99 * entropy),
+        },
     )
 
 

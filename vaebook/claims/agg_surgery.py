@@ -10,7 +10,7 @@ from torch.distributions import Independent, MultivariateNormal, Normal, kl_dive
 
 from vaebook.aggregate import merge_duplicates
 from vaebook.certificates import gaussian_cap, mismatch_bound
-from vaebook.claims.registry import Measurement, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.estimators import Estimate, estimate
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import StandardNormal
@@ -69,6 +69,7 @@ def _integrated_kl(q_agg: DiagGaussianMixture, limit: float = 30.0) -> float:
 def surgery(generator: torch.Generator) -> Measurement:
     """Sample I and the mismatch separately in three dimensions, under N(0, I) and under a correlated Gaussian."""
     q_agg, lhs, rhs, wrong, errors, wrong_errors = _codes(30, 3, generator), [], [], [], [], []
+    moments = float(kl_divergence(_moment_match(q_agg), _standard(3)))
     for prior in (_standard(3), MultivariateNormal(q_agg.mean + 1, 2 * q_agg.covariance)):
         information, mismatch = mutual_information(q_agg, SAMPLES, generator=generator), _kl(q_agg, prior, generator)
         lhs.append(_rate(q_agg, prior))
@@ -82,6 +83,9 @@ def surgery(generator: torch.Generator) -> Measurement:
         falsehood_rhs=torch.tensor(wrong),
         stderr=torch.tensor(errors),
         falsehood_stderr=torch.tensor(wrong_errors),
+        neighbours={
+            "the mismatch of the moments in its place": Neighbour(lhs[0], rhs[0] - wrong[0] + moments, unit=errors[0]),
+        },
     )
 
 
@@ -113,6 +117,7 @@ def hole_bound(generator: torch.Generator) -> Measurement:
         falsehood_rhs=torch.tensor([rate, rate - math.log(batch)], dtype=torch.float64),
         relation=">=",
         tolerance=1e-9,
+        neighbours={"R - 0.99 H(m/N)": Neighbour(mismatch, rate - 0.99 * (rate - by_entropy))},
     )
 
 
@@ -148,6 +153,10 @@ def mismatch_is_not_hole(generator: torch.Generator) -> Measurement:
         falsehood_rhs=variation,
         relation="<=",
         tolerance=1e-9,
+        neighbours={
+            "the variation is at most half of that": Neighbour(variation, share / 2),
+            "without the entropy of the coin": Neighbour(rate, mismatch),
+        },
     )
 
 
@@ -182,6 +191,10 @@ def small_kl_hole(generator: torch.Generator) -> Measurement:
         falsehood_rhs=0.0,
         relation="<=",
         tolerance=1e-9,
+        neighbours={
+            "a bound larger by a twentieth": Neighbour(1.05 * bound, rest),
+            "equality for every density outside the hole": Neighbour(other, bound),
+        },
     )
 
 
@@ -213,6 +226,7 @@ def tc_split(generator: torch.Generator) -> Measurement:
         falsehood_rhs=total.value + single,
         stderr=math.hypot(mismatch.stderr, total.stderr),
         falsehood_stderr=math.hypot(wrong.stderr, total.stderr),
+        neighbours={"the single coordinates show all of it": Neighbour(mismatch.value, single, unit=mismatch.stderr)},
     )
 
 
@@ -233,13 +247,16 @@ def cap(generator: torch.Generator) -> Measurement:
     q_agg = DiagGaussianMixture(loc, (-1 + 0.3 * torch.randn(loc.shape, generator=generator).double()).exp())
     information = mutual_information(q_agg, SAMPLES, generator=generator)
     shape = _kl(q_agg, _moment_match(q_agg), generator)
-    return Measurement(
-        lhs=information.value + shape.value,
-        rhs=gaussian_cap(q_agg),
+    apart = DiagGaussianMixture(centre.repeat_interleave(2, 0), torch.full((8, 3), 0.1).double())  # each code twice
+    told = mutual_information(apart, 1_000, generator=generator).value
+    return Measurement(  # the second entry: how far I exceeds H(m/N), which it reaches where codes are far apart
+        lhs=torch.tensor([information.value + shape.value, max(0.0, told - math.log(4))], dtype=torch.float64),
+        rhs=torch.tensor([gaussian_cap(q_agg), 0.0], dtype=torch.float64),
         falsehood_lhs=information.value,
         falsehood_rhs=gaussian_cap(q_agg),
-        stderr=math.hypot(information.stderr, shape.stderr),
+        stderr=torch.tensor([math.hypot(information.stderr, shape.stderr), 1e-9], dtype=torch.float64),
         falsehood_stderr=information.stderr,
+        neighbours={"I is at most 0.99 H(m/N)": Neighbour(max(0.0, told - 0.99 * math.log(4)), 0.0, unit=1e-9)},
     )
 
 
@@ -277,6 +294,7 @@ def optimal_prior(generator: torch.Generator) -> Measurement:
         relation=">=",
         stderr=torch.tensor([*errors, errors[3]], dtype=torch.float64),
         falsehood_stderr=1e-9,
+        neighbours={"the mean KL is at least 1.1 I": Neighbour(values[3], 1.1 * information, unit=errors[3])},
     )
 
 
@@ -297,10 +315,19 @@ def pythagoras(generator: torch.Generator) -> Measurement:
     total = _kl(q_agg, _standard(3), generator)
     within = torch.diag(q_agg.log_weight.exp() @ q_agg.scale.square())
     sums, errors = [], []
-    for middle in (_moment_match(q_agg), MultivariateNormal(q_agg.mean, within)):
+    for middle in (
+        _moment_match(q_agg),
+        MultivariateNormal(q_agg.mean, within),
+        MultivariateNormal(q_agg.mean + 0.5, q_agg.covariance),
+    ):
         first = _kl(q_agg, middle, generator)
         sums.append(first.value + float(kl_divergence(middle, _standard(3))))
         errors.append(math.hypot(first.stderr, total.stderr))
     return Measurement(
-        lhs=total.value, rhs=sums[0], falsehood_rhs=sums[1], stderr=errors[0], falsehood_stderr=errors[1]
+        lhs=total.value,
+        rhs=sums[0],
+        falsehood_rhs=sums[1],
+        stderr=errors[0],
+        falsehood_stderr=errors[1],
+        neighbours={"another mean in the middle": Neighbour(total.value, sums[2], unit=errors[2])},
     )

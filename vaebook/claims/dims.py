@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from vaebook.bounds import quadrature_log_prob
-from vaebook.claims.registry import Measurement, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.estimators import estimate
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.modes import find_modes
@@ -36,12 +36,16 @@ def product(generator: torch.Generator) -> Measurement:
     each = Normal(loc, scale).log_prob(z)
     joint = MultivariateNormal(loc[0], torch.diag(scale[0].square())).log_prob(z)
     counts = torch.tensor([q.num_components, len(find_modes(q, z))])
+    aside = torch.cat([0.6 * scale[:, :1], 0 * scale[:, 1:]], 1)  # 0.6² + 0.8² = 1
+    narrow = torch.cat([0.8 * scale[:, :1], scale[:, 1:]], 1)
+    halves = DiagGaussianMixture(torch.cat([loc - aside, loc + aside]), narrow.repeat(2, 1))
     return Measurement(
         lhs=torch.cat([q.log_prob(z), joint, counts]),
         rhs=torch.cat([each.sum(1), each.sum(1), torch.ones(2)]),
         falsehood_lhs=torch.cat([joint, counts]),
         falsehood_rhs=torch.cat([each.logsumexp(1) - math.log(3), torch.tensor([3, 3])]),
         tolerance=1e-10,
+        neighbours={"two narrower Gaussians with its moments are the same": Neighbour(joint, halves.log_prob(z))},
     )
 
 
@@ -77,6 +81,7 @@ def ghost_modes(generator: torch.Generator) -> Measurement:
         falsehood_rhs=torch.cat([ghosts.log_prob(at_ghosts), torch.zeros(1)]),
         stderr=torch.tensor([exact] * 32 + [gained.stderr]),
         falsehood_stderr=torch.tensor([exact] * 12 + [gained.stderr]),
+        neighbours={"N D modes": Neighbour(counts[1], 8, unit=exact)},
     )
 
 
@@ -127,6 +132,7 @@ def information_adds(generator: torch.Generator) -> Measurement:
         falsehood_rhs=separately,
         stderr=math.hypot(correlation.stderr, together.stderr),
         falsehood_stderr=together.stderr,
+        neighbours={"the other way round": Neighbour(correlation.value, together.value - separately)},
     )
 
 
@@ -195,3 +201,55 @@ def _recovered_law(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     transform = torch.trapezoid(q.log_prob(z).exp()[:, None] * waves, z, dim=0)
     law = torch.cat([(u * atoms).cos(), (u * atoms).sin()], 1).mean(0)
     return transform * (0.5 * (scale * u).square()).exp().repeat(2), law
+
+
+@claim(
+    "dims/rotation",
+    statement=r"For every invertible map $T$ that preserves $\mathcal N(0,I)$, the decoder $p(x\mid T^{-1}z)$ gives "
+    r"the same "
+    r"$p(x)$ for every x, and its posteriors are those of the first, moved by $T$. So the likelihood does not "
+    r"determine axes "
+    "of the latent space.",
+    conditions="Prior N(0, I); T and its inverse measurable, T(z) ~ N(0, I) if z is. A diagonal encoder, or another "
+    "prior, "
+    "may determine axes.",
+    falsehood="The coordinates that were found are those of the data.",
+    kind="quadrature",
+    source="Locatello et al. (2019), theorem 1, and Khemakhem et al. (2020), for the consequence; the statement is a "
+    "change "
+    "of variables",
+    section="mixture/dimensions",
+)
+def rotation(generator: torch.Generator) -> Measurement:
+    """Turn a bent decoder by an angle, and by one that grows with the radius; integrate over the plane."""
+    x = torch.randn(4, 2, generator=generator, dtype=torch.float64)
+    mixing = torch.eye(2, dtype=torch.float64) + 0.5 * torch.rand(2, 2, generator=generator, dtype=torch.float64)
+    line = torch.linspace(-7, 7, 281, dtype=torch.float64)
+    z = torch.cartesian_prod(line, line)
+
+    def turned(z: Tensor, angle: float, twist: float, sign: int) -> Tensor:
+        angles = sign * (angle + twist * z.square().sum(-1, keepdim=True))
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([cos * z[:, :1] - sin * z[:, 1:], sin * z[:, :1] + cos * z[:, 1:]], 1)
+
+    def integrals(codes: Tensor) -> tuple[Tensor, Tensor]:
+        """Log of p(x), (4), and posterior means of z, (4, 2), where z decodes as the code beside it."""
+        loc = torch.tanh(codes @ mixing) + 0.3 * codes
+        joint = Normal(loc[:, None], 0.5).log_prob(x).sum(-1) + Normal(0.0, 1.0).log_prob(z).sum(1)[:, None]
+        weight = joint.softmax(0)
+        return joint.logsumexp(0) + 2 * math.log(float(line[1] - line[0])), weight
+
+    first, weight = integrals(z)
+    moved = [(0.7, 0.0), (0.3, 0.15)]
+    others = [integrals(turned(z, *by, -1)) for by in moved]
+    means = torch.stack([w.mT @ z for _, w in others])  # of T(z) under the first posterior
+    promised = torch.stack([weight.mT @ turned(z, *by, 1) for by in moved])
+    sheared = integrals(torch.cat([z[:, :1], z[:, 1:] + 0.5 * z[:, :1]], 1))[0]
+    return Measurement(
+        lhs=torch.cat([torch.stack([p for p, _ in others]).flatten(), means.flatten()]),
+        rhs=torch.cat([first.repeat(2), promised.flatten()]),
+        falsehood_lhs=(means - weight.mT @ z).abs().amax((1, 2)),
+        falsehood_rhs=0.0,
+        tolerance=1e-8,
+        neighbours={"any map that keeps volumes, a shear": Neighbour(sheared, first)},
+    )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook.claims.registry import Measurement, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.estimators import (
     Scheme,
     minibatch_decomposition,
@@ -38,7 +38,7 @@ from vaebook.estimators import (
 def in_batch(generator: torch.Generator) -> Measurement:
     """Enumerate independent draws, subsets, consecutive windows, and the whole data set."""
     codes = _codes(5, 3, generator)
-    exact, lhs, rhs, means = _kl(codes, codes.mean(0)).mean(), [], [], []
+    exact, lhs, rhs, means, swapped = _kl(codes, codes.mean(0)).mean(), [], [], [], []
     for batches in (_independent(5, 2), _independent(5, 3), _subsets(5, 3), _windows(5, 3), _subsets(5, 5)):
         log_q, mass = _every_outcome(codes, batches)
         information = minibatch_information(log_q, minibatch_weights("in-batch", batches.shape[1]))
@@ -46,6 +46,7 @@ def in_batch(generator: torch.Generator) -> Measurement:
         lhs += [mean, mean + lost, exact, information.max()]
         rhs += [exact, exact, mean + lost, torch.tensor(math.log(batches.shape[1]))]
         means.append(mean)
+        swapped.append(mean + _kl(codes.mean(0), codes[batches].mean(1)).mean())
     return Measurement(  # each identity as two inequalities
         lhs=torch.stack([*lhs, exact]),
         rhs=torch.stack([*rhs, means[-1]]),
@@ -53,6 +54,7 @@ def in_batch(generator: torch.Generator) -> Measurement:
         falsehood_rhs=torch.stack(means[:-1]),
         relation="<=",
         tolerance=1e-10,
+        neighbours={"the loss is the KL the other way round": Neighbour(torch.stack(swapped[:-1]), exact, "==")},
     )
 
 
@@ -84,6 +86,10 @@ def leave_one_out(generator: torch.Generator) -> Measurement:
         falsehood_rhs=torch.cat([subsets, exact_similar[None] * 3 / 2]),
         relation=">=",
         tolerance=1e-10,
+        neighbours={
+            "equality for smaller batches": Neighbour(others, subsets[:3]),
+            "log N bounds it": Neighbour(log_n, pairs),
+        },
     )
 
 
@@ -122,6 +128,9 @@ def mws(generator: torch.Generator) -> Measurement:
         falsehood_rhs=math.log(5),
         relation="<=",
         tolerance=1e-10,
+        neighbours={
+            "total correlation is off by D log N": Neighbour(values[0][1], values[1][1] + 3 * math.log(50), "==")
+        },
     )
 
 
@@ -143,6 +152,7 @@ def mss(generator: torch.Generator) -> Measurement:
     q_agg, stratified, equal = codes.mean(0), *(minibatch_weights(scheme, 4, 7) for scheme in ("stratified", "equal"))
     first, second = zip(*(_given_row(codes, few, w) for w in (stratified, equal)), strict=True)
     misplaced = _given_row(codes, few, misplaced_weights(4, 7))[0]
+    inside_weights = minibatch_weights("in-batch", 4)
     # A row whose own weight is 1/M has the bias (1/M - 1/N)(q_n - q_-n), here the last one.
     excess = (1 / 3 - 1 / 7) * (codes - (codes.sum(0) - codes) / 6)
     equalities = [(moment, q_agg.expand(4, 7, 4)) for moment in first] + [(misplaced[3], q_agg + excess)]
@@ -161,6 +171,10 @@ def mss(generator: torch.Generator) -> Measurement:
         falsehood_rhs=0.0,
         relation="<=",
         tolerance=1e-10,
+        neighbours={
+            "1/B for all is unbiased too": Neighbour(_given_row(codes, few, inside_weights)[0], q_agg, "=="),
+            "stratified weights vary no more than equal ones": Neighbour(second[0], second[1]),
+        },
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from vaebook.bounds import elbo, iwae_bound, prior_sample_log_prob, quadrature_log_prob
-from vaebook.claims.registry import Measurement, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.estimators import estimate
 from vaebook.ppca import PPCA
 from vaebook.priors import StandardNormal
@@ -77,6 +77,56 @@ def ppca(generator: torch.Generator) -> Measurement:
 
 
 @claim(
+    "gen/collapse-linear",
+    statement=r"Probabilistic PCA and the linear VAE of weight $\beta$: at the optimum for a given $\sigma^2$ the "
+    r"latent "
+    r"along the j-th principal axis is active, with $|w_j|^2=\lambda_j-\beta\sigma^2$, if and only if "
+    r"$\lambda_j>\beta\sigma^2$; "
+    r"else $w_j=0$ and its code is the prior.",
+    conditions=r"Linear decoder with orthogonal columns along the principal axes, noise $\sigma^2I$ with $\sigma^2$ "
+    r"given, "
+    r"linear encoder with a diagonal covariance, N(0, I) prior, β > 0; $\lambda_j$ the eigenvalues of the data's "
+    r"covariance.",
+    falsehood="Collapse needs a bad optimiser or a powerful decoder.",
+    kind="exact",
+    source="Lucas, Tucker, Grosse & Norouzi (2019); for β = 1 Tipping & Bishop (1999)",
+    section="continuous/generative",
+)
+def collapse_linear(generator: torch.Generator) -> Measurement:
+    """Maximise the objective of one coordinate, for eigenvalues on both sides of the threshold, over a fine grid."""
+    noise, beta = 0.5, torch.tensor([0.5, 1.0, 4.0], dtype=torch.float64)[:, None]
+    share = torch.tensor([0.2, 0.5, 0.97, 1.03, 2.0, 5.0], dtype=torch.float64)  # eigenvalue over threshold
+    share = share + 0.02 * (torch.rand(6, generator=generator, dtype=torch.float64) - 0.5)
+    eigenvalue = share * beta * noise
+    square = torch.linspace(0, 16, 160_001, dtype=torch.float64)[:, None, None]
+    best = square[_linear_elbo(square, eigenvalue, noise, beta).argmax(0)].reshape(3, 6)
+    return Measurement(
+        lhs=best,
+        rhs=(eigenvalue - beta * noise).clamp(min=0),
+        falsehood_lhs=(best[:, :3] > 0).double(),  # of latents below the threshold: active or not
+        falsehood_rhs=1.0,
+        tolerance=1e-4,
+        neighbours={
+            "the threshold does not depend on beta": Neighbour(best, (eigenvalue - noise).clamp(min=0)),
+            "the threshold is twice as high": Neighbour(best, (eigenvalue - 2 * beta * noise).clamp(min=0)),
+        },
+    )
+
+
+def _linear_elbo(square: Tensor, eigenvalue: Tensor, noise: float, beta: Tensor) -> Tensor:
+    """Objective of one coordinate, up to a constant, at the best linear encoder for a weight w of the decoder.
+
+    With z ~ N(a y, v): -(E (y - w z)²)/(2 noise) - beta KL, largest at a = w/(w² + beta noise), v = beta noise/(the
+    same).
+    """
+    total = square + beta * noise
+    slope, variance = square.sqrt() / total, beta * noise / total
+    missed = eigenvalue * (1 - square.sqrt() * slope).square() + square * variance
+    kl = 0.5 * (slope.square() * eigenvalue + variance - 1 - variance.log())
+    return -0.5 * missed / noise - beta * kl
+
+
+@claim(
     "gen/finite-k",
     statement=r"For $\hat p_K(x)=\frac1K\sum_k p(x\mid z_k)$ with $K$ draws of the prior: $\mathbb E\hat p_K=p$, "
     r"$\mathbb E\log\hat p_K\le\log p$, and the gap is $\mathrm{Var}/(2Kp^2)+o(1/K)$, so that "
@@ -113,6 +163,7 @@ def finite_k(generator: torch.Generator) -> Measurement:
         falsehood_rhs=0.0,
         stderr=torch.tensor([gap.stderr, ratio.stderr], dtype=torch.float64),
         falsehood_stderr=few.stderr,
+        neighbours={"the gap is Var/(K p²)": Neighbour(gap.value, _relative_variance(x, log_p), unit=gap.stderr)},
     )
 
 
@@ -154,6 +205,9 @@ def prior_sampling_cost(generator: torch.Generator) -> Measurement:
         falsehood_rhs=kl,
         relation="<=",
         tolerance=1e-7,
+        neighbours={  # a posterior that is the prior on a quarter of it has chi-squared 3 and KL log 4: equality
+            "a larger exponent, 1.01 KL": Neighbour(math.expm1(1.01 * math.log(4)), 3.0),
+        },
     )
 
 
@@ -187,6 +241,12 @@ def iwae(generator: torch.Generator) -> Measurement:
         relation="<=",
         stderr=torch.tensor([math.hypot(*pair) for pair in pairwise(errors)], dtype=torch.float64),
         falsehood_stderr=math.hypot(steps[-1].stderr, averaged.stderr),
+        neighbours={
+            "two samples reach log p": Neighbour(values[-1], steps[1].value, unit=steps[1].stderr),
+            "two samples do no better than one": Neighbour(
+                steps[1].value, first.value, unit=math.hypot(steps[1].stderr, first.stderr)
+            ),
+        },
     )
 
 
@@ -224,4 +284,9 @@ def elbo_submass(generator: torch.Generator) -> Measurement:
         falsehood_rhs=1.0,
         relation="<=",
         tolerance=1e-9,
+        neighbours={
+            "a mass of at most 0.999": Neighbour(exact, 0.999),
+            "the same for beta = 0.95": Neighbour(mass(gain, scale, 0.95), 1.0),
+            "equality for a wider encoder": Neighbour(1.0, worse[1]),
+        },
     )

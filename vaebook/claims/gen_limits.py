@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vaebook.bounds import quadrature_log_prob
-from vaebook.claims.registry import Measurement, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.models import BernoulliDecoder, GaussianDecoder
 from vaebook.ppca import PPCA
 from vaebook.priors import StandardNormal
@@ -41,14 +41,23 @@ def unbounded(generator: torch.Generator) -> Measurement:
     found = [_memorise(x, depth) for depth in DEPTHS]
     log_prob, elbo, promised = (torch.tensor(column, dtype=torch.float64) for column in zip(*found, strict=True))
     fitted, limit = zip(_under_a_floor(generator), _linear(generator), strict=True)
+    # By what a nat of depth raises it in the end: P/N; and without full rank, a pPCA by (P - rank)/2 a nat of log 1/s².
+    slope = torch.stack([(log_prob[2] - log_prob[1]) / (DEPTHS[2] - DEPTHS[1]), _slope_without_rank(generator)])
+    grows = torch.tensor([3 / 5, 1.0], dtype=torch.float64)
     mean, minus_entropy, reached = _discrete(generator)
     return Measurement(  # promise <= ELBO <= likelihood; three bounds; the last is an equality if p = p_emp
-        lhs=torch.cat([promised, elbo, torch.stack([*fitted, mean, reached, minus_entropy])]),
-        rhs=torch.cat([elbo, log_prob, torch.stack([*limit, minus_entropy, minus_entropy, reached])]),
+        lhs=torch.cat([promised, elbo, torch.stack([*fitted, mean, reached, minus_entropy]), slope, grows]),
+        rhs=torch.cat([elbo, log_prob, torch.stack([*limit, minus_entropy, minus_entropy, reached]), grows, slope]),
         falsehood_lhs=elbo[1:],
         falsehood_rhs=elbo[:-1],
         relation="<=",
         tolerance=1e-9,
+        neighbours={
+            "under a floor, a nat less": Neighbour(fitted[0], limit[0] - 1),
+            "probabilistic PCA, a hundredth less": Neighbour(fitted[1], limit[1] - 0.01),
+            "discrete data, a hundredth less": Neighbour(reached, minus_entropy - 0.01),
+            "probabilistic PCA is bounded whatever the rank": Neighbour(slope[1], 0.0),
+        },
     )
 
 
@@ -90,7 +99,20 @@ def _linear(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     x = torch.randn(30, 4, generator=generator, dtype=torch.float64) * torch.tensor([3.0, 2.0, 1.0, 0.1])
     covariance = (x - x.mean(0)).mT @ (x - x.mean(0)) / len(x)
     bound = -0.5 * (4 * math.log(2 * math.pi) + covariance.logdet() + 4)
-    return PPCA.fit(x, 2).log_prob(x).mean(), bound
+    return PPCA.fit(x, 3).log_prob(x).mean(), bound  # with P - 1 latents the noise is the last eigenvalue: equality
+
+
+def _slope_without_rank(generator: torch.Generator) -> Tensor:
+    """Rise of the log-likelihood a nat of log 1/s²: pPCA with two latents, data of rank two in four pixels."""
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))[0][:, :2]
+    x = torch.randn(20, 2, generator=generator, dtype=torch.float64) @ turn.mT
+    x = x - x.mean(0)
+    value, vector = (part[..., -2:] for part in torch.linalg.eigh(x.mT @ x / len(x)))
+    found = [
+        PPCA(torch.zeros(4).double(), vector * (value - noise).sqrt(), noise).log_prob(x).mean()
+        for noise in (1e-2, 1e-4)
+    ]
+    return (found[1] - found[0]) / math.log(100)
 
 
 def _discrete(generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook.claims.registry import Measurement, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.npmle import DiscretePrior, em, fit_npmle, fit_weights, log_gradient
 
-SCALE = 0.5
+SCALE = 0.2
 
 
 @claim(
@@ -46,7 +46,8 @@ def npmle(generator: torch.Generator) -> Measurement:
     terms, log_weight = log_likelihood(coarse), em(log_likelihood(coarse), 3)[0]
     joint = terms.exp() * log_weight.exp()
     average = (joint / joint.sum(1, keepdim=True)).mean(0)
-    stepped = em(terms, 1, log_weight=log_weight)[0].exp()
+    stepped, trace = em(terms, 1, log_weight=log_weight)
+    moved, stepped = (stepped.exp() * (stepped - log_weight)).sum(), stepped.exp()  # KL(G+ | G)
     em_log_prob = joint.sum(1).log()
     em_bound = _bound(x, DiscretePrior(coarse, log_weight, em_log_prob, 0.0))
     # The tempting one: all mass at the single best place. EM does not move it, for it is its own average posterior.
@@ -61,13 +62,18 @@ def npmle(generator: torch.Generator) -> Measurement:
                 (stepped - average).abs().max(),
                 (best - em_log_prob).mean(),
                 em(one, 1)[0].abs().max(),
+                moved,
             ]
         ),
-        rhs=torch.tensor([len(x.unique()), 1e-7, spread, 0.0, em_bound, 0.0], dtype=torch.float64),
+        rhs=torch.tensor([len(x.unique()), 1e-7, spread, 0.0, em_bound, 0.0, trace[1] - trace[0]], dtype=torch.float64),
         falsehood_lhs=best.mean(),
         falsehood_rhs=one.mean(),
         relation="<=",
         tolerance=1e-10,
+        neighbours={
+            "at most one atom fewer than distinct data": Neighbour(len(fits[0].atoms), len(x.unique()) - 1),
+            "a prior that is not best has certificate 0": Neighbour(em_bound, 0.0),
+        },
     )
 
 
@@ -125,4 +131,58 @@ def fixed_point(generator: torch.Generator) -> Measurement:
         falsehood_rhs=torch.stack([one.mean(), moved.new_zeros(())]),
         relation="<=",
         tolerance=1e-10,
+        neighbours={"D_G is at most 0.99": Neighbour(derivative.max(), math.log(0.99))},
     )
+
+
+@claim(
+    "gen/em-rate",
+    statement=r"For every prior $G'$ with $\ell(G')>-\infty$ and EM started at $G_0$: "
+    r"$\ell(G')-\ell(G_{T-1})\le\mathrm{KL}(G'^+\,\|\,G_0)/T$, where $G'^+$ is the aggregated true posterior under "
+    r"$G'$.",
+    conditions=r"Decoder fixed; $0<p_{G_0}(x_n)<\infty$ for all n. The right side may be infinite: where $G_0$ "
+    r"misses mass "
+    r"of $G'^+$ nothing is said.",
+    falsehood=r"The lack falls geometrically, below $\mathrm{KL}(G'^+\,\|\,G_0)\,2^{-T}$.",
+    kind="exact",
+    source="this book, after the argument for Blahut and Arimoto's algorithm and Csiszár & Tusnády (1984)",
+    section="continuous/npmle",
+)
+def em_rate(generator: torch.Generator) -> Measurement:
+    """Run EM on a grid for overlapping likelihoods; then where each datum has its own atom, and T = 1 is attained."""
+    x, grid = torch.linspace(-2, 2, 7, dtype=torch.float64), torch.linspace(-3, 3, 25, dtype=torch.float64)
+    x = x + 0.2 * torch.rand(7, generator=generator, dtype=torch.float64)
+    terms = Normal(grid, 1.0).log_prob(x[:, None])
+    start, best = torch.full((25,), -math.log(25), dtype=torch.float64), fit_weights(terms, tolerance=1e-12)
+    other = torch.randn(25, generator=generator, dtype=torch.float64).log_softmax(0)
+    steps = torch.tensor([1, 2, 5, 20, 100, 500])
+    lack, bound = zip(*[_lack(terms, goal, start, steps) for goal in (best, other)], strict=True)
+    # Each datum under one atom only: the best prior gives it its share, and one step of EM gets there.
+    apart = torch.full((4, 4), -torch.inf, dtype=torch.float64).fill_diagonal_(0.0)
+    first = torch.randn(4, generator=generator, dtype=torch.float64).log_softmax(0)
+    shares = torch.full((4,), -math.log(4), dtype=torch.float64)
+    one_lack, one_bound = _lack(apart, shares, first, steps[:1])
+    missing = start.clone()
+    missing[grid.abs() > 0.5] = -torch.inf
+    stuck = _lack(terms, best, missing.log_softmax(0), steps)[0]
+    return Measurement(
+        lhs=torch.cat([*lack, one_lack]),
+        rhs=torch.cat([*bound, one_bound]),
+        falsehood_lhs=lack[0][-1],
+        falsehood_rhs=bound[0][-1] * steps[-1] * 2.0 ** -float(steps[-1]),
+        relation="<=",
+        tolerance=1e-9,
+        neighbours={
+            "a smaller constant, KL / (1.05 T)": Neighbour(one_lack, one_bound / 1.05),
+            "a start that misses the support": Neighbour(stuck[-1], bound[0][-1]),
+        },
+    )
+
+
+def _lack(terms: Tensor, goal: Tensor, start: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what EM lacks of a prior's log-likelihood after T - 1 steps, and the bound on it, for several T."""
+    joint = terms + goal
+    posterior = (joint - joint.logsumexp(1, keepdim=True)).logsumexp(0) - math.log(len(terms))
+    apart = torch.where(posterior > -torch.inf, posterior.exp() * (posterior - start), 0.0).sum()
+    trace = em(terms, int(steps.max()) - 1, log_weight=start)[1]
+    return joint.logsumexp(1).mean() - trace[steps - 1], apart / steps

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
 import torch
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from vaebook.bounds import quadrature_log_prob
-from vaebook.claims.registry import Measurement, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.inference import elbo_quadrature, inference_gap
 from vaebook.priors import StandardNormal
 
@@ -63,9 +65,13 @@ def elbo_identity(generator: torch.Generator) -> Measurement:
     log_q = Normal(loc, scale).log_prob(GRID)
     log_p = quadrature_log_prob(_decoder, StandardNormal(1), x)
     bound = elbo_quadrature(_decoder, StandardNormal(1), x, loc[:, None], scale[:, None])
+    # The form that people train: expected log-likelihood less the divergence from the prior.
+    expected = torch.trapezoid(log_q.exp() * _decoder(GRID[:, None]).log_prob(x), GRID, dim=0)
+    trained = expected - _kl(log_q, StandardNormal(1).log_prob(GRID)[:, None])
     return Measurement(
-        lhs=log_p - bound,
-        rhs=_kl(log_q, log_posterior),
+        lhs=torch.stack([log_p - bound, log_p - trained]),
+        rhs=_kl(log_q, log_posterior).expand(2, -1),
+        falsehood_lhs=log_p - bound,
         falsehood_rhs=_kl(log_posterior, log_q),
         tolerance=1e-8,
     )
@@ -92,13 +98,29 @@ def gap_in_two(generator: torch.Generator) -> Measurement:
     q = encode(x).base_dist
     total = _kl(Normal(q.loc[:, 0], q.scale[:, 0]).log_prob(GRID), log_posterior)
     below = torch.cat([gap.approximation, gap.amortisation]).clamp(max=0)
+    found, cost = _linear_gap(generator)
     return Measurement(
-        lhs=torch.cat([gap.approximation, gap.approximation + gap.amortisation, below]),
-        rhs=torch.cat([least, total, torch.zeros(8)]),
+        lhs=torch.cat([gap.approximation, gap.approximation + gap.amortisation, below, found]),
+        rhs=torch.cat([least, total, torch.zeros(8), cost]),
         falsehood_lhs=gap.approximation,
         falsehood_rhs=0.0,
         tolerance=1e-8,
+        neighbours={"a Gaussian posterior leaves no approximation gap": Neighbour(found, 0.0)},
     )
+
+
+def _linear_gap(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Approximation gap in two dimensions for a linear decoder, whose posterior is a Gaussian with correlations."""
+    weight = torch.tensor([[1.0, 0.6], [0.2, 0.8]]).double() + 0.2 * torch.rand(2, 2, generator=generator).double()
+    model = SimpleNamespace(
+        encoder=lambda x: Independent(Normal(0.5 * x, 0.6), 1),
+        decoder=lambda z: Independent(Normal(z @ weight.mT, 0.7), 1),
+        prior=StandardNormal(2),
+    )
+    precision = torch.eye(2).double() + weight.mT @ weight / 0.7**2
+    cost = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
+    gap = inference_gap(model, torch.tensor([[0.4, -0.7]], dtype=torch.float64), tolerance=1e-9)
+    return gap.approximation, cost[None]
 
 
 def _least_kl(log_posterior: Tensor) -> Tensor:
@@ -142,6 +164,98 @@ def diagonal_cost(generator: torch.Generator) -> Measurement:
         falsehood_rhs=torch.cat([none, cost[None]]),
         tolerance=1e-10,
     )
+
+
+@claim(
+    "gen/diagonal-optimum",
+    statement=r"A best Gaussian $q$ with diagonal covariance for a smooth posterior satisfies "
+    r"$\mathbb E_q\,\partial_j\log p(x,z)=0$ and $1/v_j=-\mathbb E_q\,\partial_j^2\log p(x,z)$ for every j.",
+    conditions=r"$\log p(x,z)$ twice continuously differentiable in z, growing with its derivatives at most "
+    r"polynomially; "
+    "the optimum is attained.",
+    falsehood="It is narrower than the marginals, whatever the posterior.",
+    kind="quadrature",
+    source="Opper & Archambeau (2009)",
+    section="mixture/vae",
+)
+def diagonal_optimum(generator: torch.Generator) -> Measurement:
+    """Climb to the best Gaussian for three bent posteriors in the plane; then one with a spike at its centre."""
+    data = torch.tensor([[0.8, 0.3], [-0.5, 1.0], [0.2, -0.9]], dtype=torch.float64)
+    data = data + 0.1 * torch.randn(3, 2, generator=generator, dtype=torch.float64)
+
+    def log_joint(z: Tensor) -> Tensor:
+        bent = torch.stack([z[..., 0] + 0.4 * torch.sin(z[..., 1]), z[..., 1] + 0.3 * z[..., 0].square()], -1)
+        return -0.5 * z.square().sum(-1) - 2.0 * (bent - data).square().sum(-1)
+
+    loc, variance = _best_diagonal(log_joint, torch.zeros_like(data))
+    slope, curvature = _expected_derivatives(log_joint, loc, variance)
+    at_mean = _expected_derivatives(log_joint, loc, 1e-12 * variance)[1]
+    wide, marginal = _spike()
+    none, one = torch.zeros_like(slope), torch.ones_like(slope)
+    return Measurement(
+        lhs=torch.stack([slope, -curvature * variance]),
+        rhs=torch.stack([none, one]),
+        falsehood_lhs=(wide - marginal).clamp(min=0),
+        falsehood_rhs=0.0,
+        tolerance=1e-6,
+        neighbours={
+            "the curvature at the mean, not its expectation": Neighbour(-at_mean * variance, one),
+            "half of the curvature": Neighbour(-0.5 * curvature * variance, one),
+        },
+    )
+
+
+def _expectation(function: Callable[[Tensor], Tensor], loc: Tensor, variance: Tensor) -> Tensor:
+    """Average a function of z (nodes, B, 2) over diagonal Gaussians, by Gauss and Hermite's rule."""
+    nodes, weights = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(24))
+    u, weight = torch.cartesian_prod(nodes, nodes), torch.cartesian_prod(weights, weights).prod(1) / weights.sum() ** 2
+    return torch.einsum("n,n...->...", weight, function(loc + variance.sqrt() * u[:, None]))
+
+
+def _best_diagonal(log_joint: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximise the ELBO over means and variances, for each row."""
+    move = torch.zeros(2, *start.shape, dtype=torch.float64, requires_grad=True)
+    settings = {"tolerance_grad": 1e-12, "tolerance_change": 1e-16, "line_search_fn": "strong_wolfe"}
+    optimizer = torch.optim.LBFGS([move], max_iter=500, history_size=50, **settings)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = -_expectation(log_joint, start + move[0], move[1].exp()).sum() - 0.5 * move[1].sum()
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return (start + move[0]).detach(), move[1].detach().exp()
+
+
+def _expected_derivatives(
+    log_joint: Callable[[Tensor], Tensor], loc: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Averages of the first and of the second derivatives in each coordinate."""
+
+    def both(z: Tensor) -> Tensor:
+        z = z.detach().requires_grad_()
+        (first,) = torch.autograd.grad(log_joint(z).sum(), z, create_graph=True)
+        second = [torch.autograd.grad(first[..., j].sum(), z, retain_graph=True)[0][..., j] for j in range(2)]
+        return torch.stack([first, torch.stack(second, -1)], -1).detach()
+
+    return _expectation(both, loc, variance).unbind(-1)
+
+
+def _spike() -> tuple[Tensor, Tensor]:
+    """Variance of the best Gaussian, and of the marginals, for 0.6 N(0, [[1, .3], [.3, 1]]) + 0.4 N(0, 0.02² I)."""
+    line = 0.02 * torch.sinh(torch.linspace(-6.5, 6.5, 601, dtype=torch.float64))
+    z = torch.cartesian_prod(line, line)
+    broad = MultivariateNormal(torch.zeros(2, dtype=torch.float64), torch.tensor([[1.0, 0.3], [0.3, 1.0]]).double())
+    spike = Normal(0.0, 0.02).log_prob(z).sum(1) + math.log(0.4)
+    log_p = torch.logaddexp(broad.log_prob(z) + math.log(0.6), spike).reshape(601, 601)
+
+    def kl(log_variance: float) -> float:
+        log_q = Normal(0.0, math.exp(0.5 * log_variance)).log_prob(z).sum(1).reshape(601, 601)
+        return float(torch.trapezoid(torch.trapezoid(log_q.exp() * (log_q - log_p), line), line))
+
+    best = math.exp(minimize_scalar(kl, bounds=(-2.0, 1.0), method="bounded").x)
+    return torch.tensor(best).double(), torch.tensor(0.6 + 0.4 * 0.02**2).double()
 
 
 def _correlated_gaussian(generator: torch.Generator) -> MultivariateNormal:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vaebook.aggregate import aggregated_posterior, merge_duplicates
-from vaebook.claims.registry import Measurement, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.estimators import estimate
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.modes import find_modes
@@ -155,6 +155,10 @@ def duplicates(generator: torch.Generator) -> Measurement:
         falsehood_rhs=information[-1],
         relation="<=",
         tolerance=1e-10,
+        neighbours={
+            "I is H(m/N), not below it": Neighbour(entropy, information[0]),
+            "0.999 H(m/N) bounds it": Neighbour(information[-1], 0.999 * entropy),
+        },
     )
 
 
@@ -176,11 +180,19 @@ def effective_components(generator: torch.Generator) -> Measurement:
     r = q_agg.responsibilities(q_agg.sample((20_000,), generator=generator))
     entropy = estimate(torch.special.entr(r).sum(-1))
     information = mutual_information(q_agg, 20_000, generator=generator)
+    unequal = DiagGaussianMixture(loc, scale, torch.linspace(-4, 0, 60, dtype=torch.float64).log_softmax(0))
+    rest = estimate(torch.special.entr(unequal.responsibilities(unequal.sample((5_000,), generator=generator))).sum(-1))
+    told = mutual_information(unequal, 5_000, generator=generator)
     return Measurement(
         lhs=entropy.value,
         rhs=math.log(60) - information.value,
         falsehood_rhs=information.value,
         stderr=math.hypot(entropy.stderr, information.stderr),
+        neighbours={
+            "log N also for unequal weights": Neighbour(
+                rest.value, math.log(60) - told.value, unit=math.hypot(rest.stderr, told.stderr)
+            ),
+        },
     )
 
 
@@ -216,6 +228,10 @@ def modes(generator: torch.Generator) -> Measurement:
         falsehood_rhs=crossing.num_components,
         relation="<=",
         tolerance=1e-10,
+        neighbours={
+            "two modes only beyond 2.1 s": Neighbour(counts[2], 1),
+            "two modes from 1.9 s on": Neighbour(2, counts[1]),
+        },
     )
 
 
@@ -248,6 +264,7 @@ def limits(generator: torch.Generator) -> Measurement:
         rhs=torch.tensor([entropy, 0.0, 0.0], dtype=torch.float64),
         falsehood_lhs=small.value,
         falsehood_rhs=math.log(len(data)),
+        neighbours={"the log of the number of distinct data": Neighbour(small.value, math.log(6), unit=small.stderr)},
         stderr=torch.tensor([small.stderr, large.stderr, 1e-10], dtype=torch.float64),
         falsehood_stderr=small.stderr,
     )

@@ -6,9 +6,10 @@ import math
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal, kl_divergence
 
 from vaebook.aggregate import aggregated_posterior
-from vaebook.claims.registry import Measurement, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import GaussianEncoder
 from vaebook.priors import GaussianMixture, VampPrior, fit_gmm
@@ -82,6 +83,9 @@ def vamp_limit(generator: torch.Generator) -> Measurement:
         falsehood_rhs=torch.tensor(bounds, dtype=torch.float64),
         relation=">=",
         tolerance=1e-9,
+        neighbours={
+            "the mean KL is at least 1.01 I": Neighbour(_rate(q_agg, at_data.mixture(), z), 1.01 * information)
+        },
     )
 
 
@@ -147,13 +151,15 @@ def expost(generator: torch.Generator) -> Measurement:
     lower = torch.tensor([0, 1, 1]), torch.tensor([0, 0, 1])
     exact = torch.cat([plane.mean, plane.covariance[lower]])
     z = _nodes(line)
-    return Measurement(
-        lhs=torch.cat([one, two]),
-        rhs=torch.cat([exact, best]),
+    slow, fast = _excesses(plane, seed)
+    return Measurement(  # the last three: by how much M times the excess of a fit to M draws is beyond chance
+        lhs=torch.cat([one, two, slow]),
+        rhs=torch.cat([exact, best, torch.zeros(3, dtype=torch.float64)]),
         falsehood_lhs=torch.cat([within_left, torch.tensor([_kl(line, mean_fit, z)]).double()]),
         falsehood_rhs=torch.cat([plane.variance, best[1:]]),
-        stderr=torch.cat([one_error, two_error]),
+        stderr=torch.cat([one_error, two_error, torch.full((3,), 1e-6, dtype=torch.float64)]),
         falsehood_stderr=torch.cat([one_error[[2, 4]], two_error[1:]]),
+        neighbours={"the excess falls like 1/M²": Neighbour(*fast, unit=1e-6)},
     )
 
 
@@ -165,6 +171,20 @@ def _moments_of_fit(q_agg: DiagGaussianMixture, seed: int) -> tuple[Tensor, Tens
     products = (centred[:, :, None] * centred[:, None])[:, lower[0], lower[1]]
     error = torch.cat([centred, products], 1).std(0) / math.sqrt(SAMPLES)
     return torch.cat([fit.loc[0], covariance[lower]]), error
+
+
+def _excesses(q_agg: DiagGaussianMixture, seed: int) -> tuple[Tensor, tuple[Tensor, float]]:
+    """M times the excess of Gaussians fitted to M draws, KL(N(m, S) | fit): about half a chi-squared of 5.
+
+    Returned is what exceeds 20, a chance of one in a million; and the same for M² instead of M.
+    """
+    sizes, limit = (
+        torch.tensor([500.0, 5_000.0, 50_000.0], dtype=torch.float64),
+        MultivariateNormal(q_agg.mean, q_agg.covariance),
+    )
+    fits = [fit_gmm(q_agg, 1, num_samples=int(size), seed=seed) for size in sizes]
+    excess = torch.stack([kl_divergence(limit, MultivariateNormal(f.loc[0], scale_tril=f.scale_tril[0])) for f in fits])
+    return (sizes * excess - 20).clamp(min=0), ((sizes.square() * excess - 20).clamp(min=0), 0.0)
 
 
 def _two_components(q_agg: DiagGaussianMixture, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -31,6 +31,22 @@ Number = float | Tensor
 
 
 @dataclass(frozen=True)
+class Neighbour:
+    """A statement close to the claim and wrong: a slightly smaller constant, a condition dropped, a converse.
+
+    Args:
+        lhs, rhs: its two sides, where one entry that is far off suffices to reject it.
+        relation: how the sides would stand to each other; that of the claim unless given.
+        unit: tolerance or standard error of lhs - rhs; that of the claim unless given.
+    """
+
+    lhs: Number
+    rhs: Number
+    relation: Literal["==", "<=", ">="] | None = None
+    unit: Number | None = None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """What a check returns: numbers only, in the unit of the claim.
 
@@ -41,6 +57,8 @@ class Measurement:
         tolerance: largest residual that is rounding or quadrature error; or
         stderr: standard error of lhs - rhs, a number or one per entry;
         falsehood_stderr: that of the falsehood's difference, where it is another.
+        neighbours: statements close to the claim, by a name that says what is changed, each of which the check must
+            reject too.
     """
 
     lhs: Number
@@ -51,6 +69,7 @@ class Measurement:
     tolerance: float | None = None
     stderr: Number | None = None
     falsehood_stderr: Number | None = None
+    neighbours: Mapping[str, Neighbour] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.tolerance is None) == (self.stderr is None):
@@ -107,6 +126,20 @@ class Evidence:
             .min()
             .item()
         )
+
+    @property
+    def neighbours(self) -> dict[str, float]:
+        """How far each neighbour is from its relation, in its unit, at its worst entry: one is enough."""
+        m, found = self.measurement, {}
+        for name, near in m.neighbours.items():
+            unit = near.unit if near.unit is not None else m.tolerance if m.stderr is None else m.stderr
+            found[name] = _off(near.lhs, near.rhs, near.relation or m.relation, unit).max().item()
+        return found
+
+    @property
+    def neighbours_rejected(self) -> bool:
+        """Whether every neighbour was rejected, by the margin that is required of the falsehood."""
+        return all(margin >= self.required for margin in self.neighbours.values())
 
     @property
     def allowed(self) -> float:
@@ -172,18 +205,23 @@ class Evidence:
         best = int((margins <= (1 + 1e-6) * margins.min()).nonzero()[0])
         shown = [self._entry(m.lhs, m.rhs, worst), self._entry(lhs, m.falsehood_rhs, best)]
         sign = {"==": "=", "<=": "≤", ">=": "≥"}[m.relation]
-        return table(
-            {
-                "": ["claim", "falsehood"],
-                "must hold": [f"{number(left)} {sign} {number(right)}" for left, right in shown],
-                "off by": list(self.shown),
-                "limit": [f"≤ {self.allowed:g}", f"≥ {self.required:g}"],
-                "verdict": [
-                    "holds" if self.holds else "FAILS",
-                    "rejected" if self.falsehood_rejected else "NOT REJECTED",
-                ],
-            }
-        )
+        rows = {
+            "": ["claim", "falsehood"],
+            "must hold": [f"{number(left)} {sign} {number(right)}" for left, right in shown],
+            "off by": list(self.shown),
+            "limit": [f"≤ {self.allowed:g}", f"≥ {self.required:g}"],
+            "verdict": [
+                "holds" if self.holds else "FAILS",
+                "rejected" if self.falsehood_rejected else "NOT REJECTED",
+            ],
+        }
+        near = self.neighbours
+        if near:
+            rejected = sum(margin >= self.required for margin in near.values())
+            last = ("neighbours", "; ".join(near), _coarse(min(near.values())), rows["limit"][1])
+            for column, entry in zip(rows.values(), (*last, f"{rejected} of {len(near)} rejected"), strict=True):
+                column.append(entry)
+        return table(rows)
 
 
 _REGISTRY: dict[str, Claim] = {}

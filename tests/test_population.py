@@ -1,0 +1,197 @@
+"""Brackets for the population: against populations of known answers, for coverage, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
+
+from vaebook.estimators import estimate
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.population import GROUPS, bracket_information, bracket_mismatch
+from vaebook.priors import StandardNormal
+from vaebook.surgery import mutual_information_quadrature
+
+QUICK = {"num_components": (1,), "num_samples": 200}
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussian(seed, num=80, dim=1, shift=0.0, spread=0.8, scale=0.6):
+    """Codes of a population whose aggregated posterior is one Gaussian; its mismatch and information."""
+    loc = shift + spread * torch.randn(num, dim, generator=seeded(seed), dtype=torch.float64)
+    variance = spread**2 + scale**2
+    mismatch = 0.5 * dim * (variance + shift**2 - 1 - math.log(variance))
+    information = 0.5 * dim * math.log(variance / scale**2)
+    return DiagGaussianMixture(loc, torch.full_like(loc, scale)), mismatch, information
+
+
+def finite(seed, num=80):
+    """Draws from four possible data with codes on a line; mismatch and information by quadrature."""
+    places = torch.tensor([-1.5, -0.2, 0.6, 1.4], dtype=torch.float64)[:, None]
+    scales = torch.tensor([0.4, 0.7, 0.5, 0.6], dtype=torch.float64)[:, None]
+    share = torch.tensor([0.3, 0.2, 0.4, 0.1], dtype=torch.float64)
+    everything = DiagGaussianMixture(places, scales, share.log())
+    z = torch.linspace(-10, 10, 8_001, dtype=torch.float64)
+    log_q = everything.log_prob(z[:, None])
+    mismatch = float(torch.trapezoid(log_q.exp() * (log_q - Normal(0.0, 1.0).log_prob(z)), z))
+    drawn = torch.multinomial(share, num, replacement=True, generator=seeded(seed))
+    q_agg = DiagGaussianMixture(places[drawn], scales[drawn])
+    return q_agg, mismatch, mutual_information_quadrature(everything)
+
+
+POPULATIONS = {
+    "the prior itself": lambda seed: gaussian(seed),
+    "shifted": lambda seed: gaussian(seed, shift=0.7),
+    "nearly collapsed": lambda seed: gaussian(seed, spread=0.15, scale=0.99),
+    "four dimensions": lambda seed: gaussian(seed, dim=4, spread=0.95, scale=0.31),
+    "four data": finite,
+}
+
+
+def share_covered(make, trials):
+    """How often the bracket of the mismatch, and that of the information, contains the truth."""
+    held = torch.zeros(2)
+    for seed in trials:
+        q_agg, mismatch, information = make(seed)
+        one = bracket_mismatch(q_agg, StandardNormal(q_agg.loc.shape[1]), generator=seeded(seed + 10_000), **QUICK)
+        two = bracket_information(q_agg, generator=seeded(seed + 20_000), **QUICK)
+        held += torch.tensor([one.low <= mismatch <= one.high, two.low <= information <= two.high]).float()
+    return (held / len(trials)).tolist()
+
+
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_brackets_contain_the_truth(name):
+    """Of 25 brackets at 95 % more than four miss once in 350 times; the ends err on the safe side besides."""
+    assert min(share_covered(POPULATIONS[name], range(25))) >= 21 / 25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", POPULATIONS)
+def test_coverage_over_many_trials(name):
+    assert min(share_covered(POPULATIONS[name], range(500))) >= 0.95
+
+
+def test_a_perfect_model_has_no_certified_mismatch_where_plug_in_sees_many_nats():
+    q_agg, mismatch, _ = gaussian(0, num=400, dim=16, spread=0.995, scale=0.1)
+    interval = bracket_mismatch(q_agg, StandardNormal(16), num_components=(1,), generator=seeded(1))
+    assert abs(mismatch) < 1e-3
+    assert interval.low == 0 and interval.high_estimate > 10
+    assert interval.candidates["leave-one-out"][0] < -10
+
+
+def test_a_smooth_density_certifies_what_leaving_one_out_cannot():
+    q_agg, mismatch, _ = gaussian(0, num=400, dim=12, shift=0.5, spread=0.99, scale=0.1)
+    interval = bracket_mismatch(q_agg, StandardNormal(12), num_components=(1,), generator=seeded(1))
+    assert interval.candidates["leave-one-out"][0] < 0 < 0.5 * mismatch < interval.low <= mismatch
+
+
+def test_a_density_of_ones_own_is_a_candidate():
+    q_agg, mismatch, _ = gaussian(3, num=300, shift=0.7)
+    truth = Independent(Normal(torch.full((1,), 0.7, dtype=torch.float64), 1.0), 1)
+    interval = bracket_mismatch(
+        q_agg, StandardNormal(1), densities=[truth], num_components=(), num_samples=3_000, generator=seeded(1)
+    )
+    value, stderr = interval.candidates["densities[0]"]
+    assert abs(value - mismatch) < 4 * stderr
+    assert set(interval.candidates) == {"leave-one-out", "densities[0]"}
+
+
+def test_choosing_the_best_is_paid_for():
+    q_agg, _, _ = gaussian(3, num=300, shift=0.7)
+    prior = StandardNormal(1)
+    few, many = (
+        bracket_mismatch(q_agg, prior, densities=d, num_components=(), num_samples=3_000, generator=seeded(1))
+        for d in ([], [prior] * 20)
+    )
+    assert many.low < few.low and many.low_estimate == few.low_estimate
+
+
+def test_ends_agree_with_their_definitions():
+    q_agg, _, _ = finite(5, num=60)
+    interval = bracket_mismatch(q_agg, StandardNormal(1), num_components=(), num_samples=60_000, generator=seeded(1))
+    z, own = q_agg.sample_with_index((60_000,), generator=seeded(2))
+    log_p = StandardNormal(1).log_prob(z)
+    plug_in = estimate(q_agg.log_prob(z) - log_p)
+    left_out = estimate(q_agg.log_prob_leave_one_out(z, own) - log_p)
+    assert abs(interval.high_estimate - plug_in.value) < 5 * math.hypot(plug_in.stderr, plug_in.stderr)
+    assert abs(interval.candidates["leave-one-out"][0] - left_out.value) < 5 * math.hypot(
+        left_out.stderr, left_out.stderr
+    )
+    information = bracket_information(q_agg, num_components=(), num_samples=60_000, generator=seeded(1))
+    assert information.low_estimate == pytest.approx(mutual_information_quadrature(q_agg), abs=0.02)
+
+
+def test_the_band_closes_as_data_are_added():
+    widths = []
+    for num in (80, 800, 8_000):
+        q_agg, _, _ = gaussian(1, num=num, shift=0.7)
+        interval = bracket_mismatch(
+            q_agg, StandardNormal(1), num_components=(1,), num_samples=8_000, generator=seeded(1)
+        )
+        widths.append(interval.high - interval.low)
+    assert widths[0] > 2 * widths[1] > 4 * widths[2]
+
+
+@pytest.mark.parametrize(("a", "b"), [(1e-4, 0.0), (3.0, -7.0)])
+def test_equivariance(a, b):
+    q_agg, _, _ = gaussian(1, dim=2, shift=0.3)
+    moved = DiagGaussianMixture(a * q_agg.loc + b, a * q_agg.scale)
+    prior, moved_prior = (Independent(Normal(torch.full((2,), c).double(), s), 1) for c, s in ((0.0, 1.0), (b, a)))
+    one = bracket_mismatch(q_agg, prior, generator=seeded(1), **QUICK)
+    two = bracket_mismatch(moved, moved_prior, generator=seeded(1), **QUICK)
+    assert two[:6] == pytest.approx(one[:6], rel=1e-6, abs=1e-6)
+    three, four = (bracket_information(q, generator=seeded(1), **QUICK) for q in (q_agg, moved))
+    assert four[:6] == pytest.approx(three[:6], rel=1e-6, abs=1e-6)
+
+
+def test_a_torch_mixture_is_a_prior():
+    parts = Independent(Normal(torch.zeros(2, 1).double(), torch.ones(2, 1).double()), 1)
+    prior = MixtureSameFamily(Categorical(torch.ones(2).double()), parts)
+    q_agg, _, _ = gaussian(1)
+    one, two = (bracket_mismatch(q_agg, p, generator=seeded(1), **QUICK) for p in (prior, StandardNormal(1)))
+    assert one[:6] == pytest.approx(two[:6], abs=1e-6)
+
+
+GOOD = gaussian(0)[0]
+ONE = torch.ones(GROUPS * 2 - 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "call"),
+    [
+        (TypeError, "^q_agg: expected a DiagGaussianMixture", lambda: bracket_information(3)),
+        (
+            ValueError,
+            "^q_agg: expected at least 40 components",
+            lambda: bracket_information(DiagGaussianMixture(ONE, ONE)),
+        ),
+        (
+            ValueError,
+            "^q_agg: expected components of equal weight",
+            lambda: bracket_information(
+                DiagGaussianMixture(GOOD.loc, GOOD.scale, torch.linspace(0, 1, 80).double().log_softmax(0))
+            ),
+        ),
+        (TypeError, "^prior: expected", lambda: bracket_mismatch(GOOD, 3)),
+        (ValueError, "^prior: expected dimension 1, got 2", lambda: bracket_mismatch(GOOD, StandardNormal(2))),
+        (TypeError, r"^densities\[0\]: expected", lambda: bracket_information(GOOD, densities=[3])),
+        (ValueError, "^num_components: ", lambda: bracket_information(GOOD, num_components=(0,))),
+        (ValueError, "^num_samples: ", lambda: bracket_information(GOOD, num_samples=10)),
+        (ValueError, "^folds: ", lambda: bracket_information(GOOD, folds=1)),
+        (ValueError, "^confidence: ", lambda: bracket_information(GOOD, confidence=1.0)),
+        (TypeError, "^generator: ", lambda: bracket_information(GOOD, generator=0)),
+    ],
+)
+def test_bad_input(error, words, call):
+    with pytest.raises(error, match=words):
+        call()
+
+
+def test_inputs_are_left_alone_and_seeds_repeat():
+    q_agg, _, _ = gaussian(0)
+    loc, state = q_agg.loc.clone(), torch.get_rng_state()
+    one, two = (bracket_information(q_agg, generator=seeded(4), **QUICK) for _ in range(2))
+    assert one == two and torch.equal(q_agg.loc, loc) and torch.equal(torch.get_rng_state(), state)

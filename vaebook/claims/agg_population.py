@@ -1,0 +1,195 @@
+"""Claims of chapter aggregated/population: what N codes say about the population, what a KL allows."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from vaebook.claims.registry import Measurement, Neighbour, claim
+
+CHAPTER = "aggregated/population"
+GRID = torch.linspace(-12, 12, 4_801, dtype=torch.float64)
+"""Codes over which densities are integrated, by the trapezoid rule; none here is narrower than 0.1."""
+
+
+def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    return torch.trapezoid(log_q.exp() * (log_q - log_p), GRID)
+
+
+def _log_mixture(log_parts: Tensor, log_weight: Tensor | None = None) -> Tensor:
+    """Log-density on the grid of a mixture of some rows, of equal weights unless given."""
+    equal = torch.full((len(log_parts),), -math.log(len(log_parts)), dtype=torch.float64)
+    return (log_parts + (equal if log_weight is None else log_weight)[:, None]).logsumexp(0)
+
+
+@claim(
+    "agg/population",
+    statement=r"For data drawn independently from a population, a fixed encoder and $q_\infty=\mathbb E_x\,q(z\mid "
+    r"x)$: "
+    r"$\mathbb E\,\mathrm{KL}(\hat q_N\,\|\,p)=\mathrm{KL}(q_\infty\,\|\,p)+\mathbb E\,\mathrm{KL}(\hat "
+    r"q_N\,\|\,q_\infty)$; "
+    r"leaving one out falls short of $\mathrm{KL}(q_\infty\,\|\,p)$ by $\mathbb E\,\mathrm{KL}(q_\infty\,\|\,\hat "
+    r"q_{N-1})$; "
+    r"every density c made without x by $\mathrm{KL}(q_\infty\,\|\,c)$; and $I(n;z)$ and its leave-one-out twin lie "
+    r"as far "
+    r"below and above $I(x;z)$.",
+    conditions=r"Encoder not fitted to these data; data independent (the first equation needs them identically "
+    r"distributed "
+    r"only); $\mathrm{KL}(q_\infty\,\|\,p)$ and the expectations finite; N ≥ 2 for leaving one out.",
+    falsehood="The mismatch of the N data at hand is the population's.",
+    kind="quadrature",
+    source="this book; leaving one out for densities: Duin (1976); the identity for information is in the proof of "
+    "Hoffman & Johnson's (2016) decomposition",
+    section=CHAPTER,
+)
+def population(generator: torch.Generator) -> Measurement:
+    """Enumerate all samples of three from a population of four data with codes on a line."""
+    loc = torch.tensor([-2.0, -0.5, 0.8, 2.5], dtype=torch.float64)
+    loc = loc + 0.3 * torch.rand(4, generator=generator, dtype=torch.float64)
+    scale = 0.3 + 0.3 * torch.rand(4, generator=generator, dtype=torch.float64)
+    share = (0.5 * torch.randn(4, generator=generator, dtype=torch.float64)).softmax(0)
+    parts = Normal(loc[:, None], scale[:, None]).log_prob(GRID)
+    log_p, log_all = Normal(0.0, 1.0).log_prob(GRID), _log_mixture(parts, share.log())
+    log_c = Normal(0.3, 2.0).log_prob(GRID)  # a density made without any datum
+    mean = torch.zeros(7, dtype=torch.float64)
+    for sample in product(range(4), repeat=3):
+        rows = parts[list(sample)]
+        log_q, log_two = _log_mixture(rows), _log_mixture(rows[1:])
+        own = rows[0]
+        values = [
+            _kl(log_q, log_p),
+            _kl(log_q, log_all),
+            torch.trapezoid(own.exp() * (log_two - log_p), GRID),
+            _kl(log_all, log_two),
+            torch.stack([_kl(row, log_q) for row in rows]).mean(),
+            torch.trapezoid(own.exp() * (own - log_two), GRID),
+            _kl(log_two, log_all),
+        ]
+        mean += share[list(sample)].prod() * torch.stack(values)
+    plug_in, excess, left_out, lack, told, told_left_out, reverse = mean
+    truth, told_all = _kl(log_all, log_p), share @ torch.stack([_kl(part, log_all) for part in parts])
+    scored = torch.trapezoid(log_all.exp() * (log_c - log_p), GRID)
+    rate = share @ torch.stack([_kl(part, log_p) for part in parts])
+    twice = share @ torch.stack([torch.trapezoid(part.exp() * (part - log_p), GRID) for part in parts])
+    return Measurement(
+        lhs=torch.stack([plug_in, left_out, scored, told, told_left_out]),
+        rhs=torch.stack(
+            [truth + excess, truth - lack, truth - _kl(log_all, log_c), told_all - excess, told_all + lack]
+        ),
+        falsehood_lhs=plug_in,
+        falsehood_rhs=truth,
+        tolerance=1e-9,
+        neighbours={
+            "leaving one out is unbiased": Neighbour(left_out, truth),
+            "its lack is the KL the other way round": Neighbour(left_out, truth - reverse),
+            "the same with a copy of the datum among the others": Neighbour(twice, truth - lack),
+            "R - log N is at most the population's mismatch": Neighbour(rate - math.log(3), truth, "<="),
+            "I(n; z) is the population's information": Neighbour(told, told_all),
+        },
+    )
+
+
+@claim(
+    "agg/collapse",
+    statement=r"A finite mixture of Gaussians with positive variances equals $\mathcal N(0,I)$ if and only if every "
+    r"component of positive weight does. So for the data at hand $R-I=0$ if and only if $R=0$: the ideal is posterior "
+    "collapse. The infimum over spread codes is 0 all the same, and not attained.",
+    conditions="Finitely many components; positive variances.",
+    falsehood="N distinct codes, spread out well, make the prior exactly.",
+    kind="quadrature",
+    source="Teicher (1963) and Yakowitz & Spragins (1968) for the identifiability of finite Gaussian mixtures",
+    section=CHAPTER,
+)
+def collapse(generator: torch.Generator) -> Measurement:
+    """Integrate KL(mixture | N(0, 1)): 0 for collapsed codes, small and positive for codes on its quantiles."""
+    log_p = Normal(0.0, 1.0).log_prob(GRID)
+    shift = 0.05 + 0.1 * torch.rand(1, generator=generator, dtype=torch.float64)
+
+    def spread(num: int) -> Tensor:
+        """Mismatch of codes at quantiles of N(0, 1 - s²), of scale s = 0.7."""
+        quantiles = torch.special.ndtri((torch.arange(num, dtype=torch.float64) + 0.5) / num)
+        parts = Normal(math.sqrt(1 - 0.49) * quantiles[:, None], 0.7).log_prob(GRID)
+        return _kl(_log_mixture(parts), log_p)
+
+    same = _log_mixture(Normal(torch.zeros(5, 1, dtype=torch.float64), 1.0).log_prob(GRID))
+    few, many = spread(5), spread(80)
+    moved = _kl(_log_mixture(torch.stack([log_p, Normal(shift, 1.0).log_prob(GRID)])), log_p)
+    unused = torch.stack([log_p, Normal(3.0, 0.5).log_prob(GRID)])
+    without = _kl(_log_mixture(unused, torch.tensor([0.0, -torch.inf], dtype=torch.float64)), log_p)
+    gap = torch.tensor(1e-8, dtype=torch.float64)
+    return Measurement(
+        lhs=torch.stack([_kl(same, log_p), without, gap, gap, gap]),
+        rhs=torch.stack([gap.new_zeros(()), gap.new_zeros(()), few, many, moved]),
+        falsehood_lhs=many,
+        falsehood_rhs=0.0,
+        relation="<=",
+        tolerance=1e-11,
+        neighbours={
+            "the infimum over spread codes is at least 0.01": Neighbour(0.01, many),
+            "more codes do not come nearer": Neighbour(few, many),
+            "components of weight 0 count too": Neighbour(1e-6, without),
+        },
+    )
+
+
+@claim(
+    "agg/hole-mass",
+    statement=r"For every event A: $\mathrm{KL}(q_\mathrm{agg}\,\|\,p)\ge\mathrm{kl}(q_\mathrm{agg}(A)\,\|\,p(A))$, "
+    r"the "
+    r"divergence of the two probabilities. So what $q_\mathrm{agg}$ misses altogether has "
+    r"$p(A)\le1-e^{-\mathrm{KL}}$; and "
+    r"$\mathrm{TV}(p_\mathrm{agg},p_\theta)\le\mathrm{TV}(q_\mathrm{agg},p)\le\sqrt{\mathrm{KL}/2}$.",
+    conditions="Any two densities over codes, any measurable A, any decoder.",
+    falsehood="A small KL leaves no hole.",
+    kind="exact",
+    source="data processing and Pinsker's inequality: Cover & Thomas (2006); the reading: this book",
+    section=CHAPTER,
+)
+def hole_mass(generator: torch.Generator) -> Measurement:
+    """Take densities over 12 cells, all 4,096 events, a random decoder to 5 outcomes; and the cases of equality."""
+    p, q = (torch.randn(12, generator=generator, dtype=torch.float64).softmax(0) for _ in range(2))
+    events = torch.tensor(list(product([0.0, 1.0], repeat=12)), dtype=torch.float64)[1:-1]
+    decoder = torch.randn(12, 5, generator=generator, dtype=torch.float64).softmax(1)
+    divergence = (q * (q / p).log()).sum()
+    hole = events[torch.randint(len(events), (), generator=generator)]
+    mass = hole @ p
+    rest = p * (1 - hole) / (1 - mass)  # what is left of p outside the hole: q(A) = 0, and equality
+    small = torch.tensor([0.5, 0.505], dtype=torch.float64)  # Pinsker's inequality is nearly attained
+    pinsker = _binary(small[1], small[0])
+    tv = 0.5 * (p - q).abs().sum()
+    return Measurement(
+        lhs=torch.cat(
+            [
+                _binary(events @ q, events @ p),
+                torch.stack([mass, 0.5 * (p @ decoder - q @ decoder).abs().sum(), tv, small[1] - small[0]]),
+            ]
+        ),
+        rhs=torch.cat(
+            [
+                divergence.expand(len(events)),
+                torch.stack([-torch.expm1(-_discrete_kl(rest, p)), tv, (divergence / 2).sqrt(), (pinsker / 2).sqrt()]),
+            ]
+        ),
+        falsehood_lhs=mass,  # a hole at a finite divergence
+        falsehood_rhs=0.0,
+        relation="<=",
+        tolerance=1e-12,
+        neighbours={
+            "the hole is at most 1 - exp(-0.95 KL)": Neighbour(mass, -torch.expm1(-0.95 * _discrete_kl(rest, p))),
+            "TV is at most the root of KL / 2.1": Neighbour(small[1] - small[0], (pinsker / 2.1).sqrt()),
+            "decoding keeps the distance": Neighbour(tv, 0.5 * (p @ decoder - q @ decoder).abs().sum()),
+        },
+    )
+
+
+def _binary(q: Tensor, p: Tensor) -> Tensor:
+    """Divergence of the two-point distributions with these probabilities."""
+    return q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
+
+
+def _discrete_kl(q: Tensor, p: Tensor) -> Tensor:
+    return torch.where(q > 0, q * (q / p).log(), 0.0).sum()

@@ -1,0 +1,248 @@
+r"""What N data can say about the population that they were drawn from: brackets for its mismatch and its information.
+
+The mixture of N codes, q̂_N, is an estimate of the population's q_∞ = E_x q(z|x). For an encoder that was not fitted to
+these data, drawn independently,
+
+    E mean_n E_q_n log(q̂_{-n}/p)  <=  KL(q_∞ | p)  <=  E KL(q̂_N | p),         E I(n; z)  <=  I(x; z)  <=  E mean_n
+    E_q_n log(q_n/q̂_{-n}),
+
+and any density c made without the datum may take the place of q̂_{-n}: the smoother it is, the less it loses. A
+bracket is
+one end and the other, each widened by what chance can do.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.distributions import Normal
+
+from vaebook._checks import check_all, check_generator, check_int, check_number
+from vaebook.adapters import adapt_prior
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.priors import GaussianMixture, fit_gmm
+
+GROUPS = 20
+"""Groups of data that the jackknife leaves out, one at a time."""
+
+
+class Interval(NamedTuple):
+    """A confidence interval in nats, made of two one-sided ones; see `bracket_mismatch`."""
+
+    low: float
+    high: float
+    low_estimate: float
+    """The estimate from below, before chance was allowed for."""
+    low_stderr: float
+    high_estimate: float
+    high_stderr: float
+    candidates: dict[str, tuple[float, float]]
+    """Estimate and standard error of every end that was tried, by the name of the density."""
+
+
+class _End(NamedTuple):
+    """One estimate of one end of a bracket."""
+
+    value: float
+    stderr: float
+
+
+@torch.no_grad()
+def bracket_mismatch(
+    q_agg: DiagGaussianMixture,
+    prior: Any,
+    *,
+    densities: Sequence[Any] = (),
+    num_components: tuple[int, ...] = (1, 5, 10, 30),
+    num_samples: int = 10_000,
+    folds: int = 3,
+    confidence: float = 0.95,
+    generator: torch.Generator | None = None,
+) -> Interval:
+    r"""Bracket the mismatch of the population, $\mathrm{KL}(q_\infty\,\Vert\,p)$.
+
+    $\max_c\frac1N\sum_n\mathbb E_{q_n}\log\frac{c_{-n}}{p} \;\le\; \mathrm{KL}(q_\infty\Vert p) \;\le\;
+    \mathrm{KL}(\hat q_N\Vert p)$
+    in expectation
+
+    The candidates c for the lower end are the mixture without the datum's own component, Gaussian mixtures fitted
+    without the datum's fold, and ``densities``. The largest is taken, each judged at a confidence that pays for the
+    choice.
+    Standard errors of the ends that share components are jackknifed over the data.
+
+    Args:
+        q_agg: one component of equal weight a datum, the data independent draws from the population, the encoder not
+            fitted to them. (If it was, the bracket is one for data that the encoder has seen.)
+        prior: p(z), as `vaebook.adapters.adapt` takes it.
+        densities: further densities over z that were made without these data.
+        num_components: sizes of the Gaussian mixtures that are fitted; () for none.
+        num_samples: draws of z, as many from each datum or, of more data than draws, one from some of them.
+        folds: into how many parts the data are cut for the mixtures.
+        confidence: with which the interval holds.
+        generator: the source of randomness; None means torch's global one.
+
+    Returns:
+        The interval, at least 0, with the estimates of both ends.
+
+    Raises:
+        TypeError: q_agg is not a DiagGaussianMixture, or another argument is of the wrong kind.
+        ValueError: weights are not equal, there are fewer than 2 * GROUPS data, or a number is out of range.
+
+    Example:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> loc = 0.8 * torch.randn(400, 2, generator=generator)  # population: N(0, I), which is the prior
+        >>> q_agg = DiagGaussianMixture(loc, torch.full_like(loc, 0.6))
+        >>> interval = bracket_mismatch(q_agg, Normal(0.0, 1.0).expand((2,)), num_components=(1,), generator=generator)
+        ... # doctest: +SKIP
+
+    Source: this book, chapter aggregated/population (claim agg/population).
+    """
+    drawn = _Drawn(q_agg, num_samples, generator)
+    log_prior = _log_prob("prior", prior, drawn.z)
+    ends = {"leave-one-out": drawn.jackknife(lambda log_others, log_own, num: log_others - math.log(num), -log_prior)}
+    for name, log_c in _outside(q_agg, drawn, densities, num_components, folds, generator).items():
+        ends[name] = drawn.mean(log_c - log_prior)
+    high = drawn.jackknife(_plug_in, -log_prior)
+    return _interval(ends, high, confidence, 1)
+
+
+@torch.no_grad()
+def bracket_information(
+    q_agg: DiagGaussianMixture,
+    *,
+    densities: Sequence[Any] = (),
+    num_components: tuple[int, ...] = (1, 5, 10, 30),
+    num_samples: int = 10_000,
+    folds: int = 3,
+    confidence: float = 0.95,
+    generator: torch.Generator | None = None,
+) -> Interval:
+    r"""Bracket the information that codes carry about data in the population, $I(x;z)$, which no log N caps.
+
+    $I(n;z) \;\le\; I(x;z) \;\le\; \min_c\frac1N\sum_n\mathbb E_{q_n}\log\frac{q_n}{c_{-n}}$ in expectation
+
+    Arguments, returns and errors are those of `bracket_mismatch`; here the candidates make the upper end.
+
+    Source: this book, chapter aggregated/population (claim agg/population).
+    """
+    drawn = _Drawn(q_agg, num_samples, generator)
+    ends = {
+        "leave-one-out": drawn.jackknife(lambda log_others, log_own, num: math.log(num) - log_others, drawn.log_own)
+    }
+    for name, log_c in _outside(q_agg, drawn, densities, num_components, folds, generator).items():
+        ends[name] = drawn.mean(drawn.log_own - log_c)
+    low = drawn.jackknife(lambda *sums: -_plug_in(*sums), drawn.log_own)
+    return _interval(ends, low, confidence, -1)
+
+
+class _Drawn:
+    """Draws of z, one or more from each of some data; and what the groups of data give to the density there."""
+
+    def __init__(self, q_agg: DiagGaussianMixture, num_samples: int, generator: torch.Generator | None) -> None:
+        if not isinstance(q_agg, DiagGaussianMixture):
+            raise TypeError(f"q_agg: expected a DiagGaussianMixture, got {type(q_agg).__name__}")
+        check_int("num_samples", num_samples, minimum=2 * GROUPS)
+        check_generator(generator)
+        q, num = q_agg.double(), q_agg.num_components
+        weight = q.log_weight + math.log(num)
+        check_all("q_agg", weight, weight.abs() < 1e-5, "components of equal weight, one for each datum")
+        if num < 2 * GROUPS:
+            raise ValueError(f"q_agg: expected at least {2 * GROUPS} components, one for each datum, got {num}")
+        order = torch.randperm(num, generator=generator)
+        rows = order[:num_samples].repeat(max(1, num_samples // num))
+        noise = torch.randn(len(rows), q.loc.shape[1], generator=generator, dtype=torch.float64)
+        self.z, self.rows = q.loc[rows] + q.scale[rows] * noise, rows
+        self.log_own = Normal(q.loc[rows], q.scale[rows]).log_prob(self.z).sum(1)
+        self.group = torch.empty(num, dtype=torch.long)
+        self.group[order] = torch.arange(num) % GROUPS
+        self.sizes = self.group.bincount(minlength=GROUPS)
+        self.log_groups = torch.stack([self._group(q, g) for g in range(GROUPS)], 1)
+
+    def _group(self, q: DiagGaussianMixture, g: int) -> Tensor:
+        """Log of the summed densities of a group's components at all draws, the datum's own left out."""
+        members = (self.group == g).nonzero()[:, 0]
+        part = DiagGaussianMixture(q.loc[members], q.scale[members])
+        value = part.log_prob(self.z) + math.log(len(members))
+        own = self.group[self.rows] == g
+        place = torch.searchsorted(members, self.rows[own])
+        value[own] = part.log_prob_leave_one_out(self.z[own], place) + math.log(len(members) - 1)
+        return value
+
+    def mean(self, values: Tensor) -> _End:
+        """Average over draws; the standard error is over data, whose draws belong together."""
+        repeats = len(values) // len(self.rows.unique())
+        each = values.reshape(repeats, -1).mean(0)
+        return _End(float(each.mean()), float(each.std() / len(each) ** 0.5))
+
+    def jackknife(self, log_density: Any, rest: Tensor) -> _End:
+        """Average log_density(log of others' sum, log of own, number of others) + rest, and its error over groups."""
+        num = int(self.sizes.sum())
+        value = (log_density(self.log_groups.logsumexp(1), self.log_own, num - 1) + rest).mean()
+        left = []
+        for g in range(GROUPS):
+            keep = self.group[self.rows] != g
+            others = self.log_groups[keep][:, torch.arange(GROUPS) != g].logsumexp(1)
+            left.append((log_density(others, self.log_own[keep], num - int(self.sizes[g]) - 1) + rest[keep]).mean())
+        spread = torch.stack(left)
+        return _End(float(value), float(((GROUPS - 1) * (spread - spread.mean()).square().mean()).sqrt()))
+
+
+def _plug_in(log_others: Tensor, log_own: Tensor, num_others: int) -> Tensor:
+    return torch.logaddexp(log_others, log_own) - math.log(num_others + 1)
+
+
+def _outside(
+    q_agg: DiagGaussianMixture,
+    drawn: _Drawn,
+    densities: Sequence[Any],
+    num_components: tuple[int, ...],
+    folds: int,
+    generator: torch.Generator | None,
+) -> dict[str, Tensor]:
+    """Log-densities at the draws under mixtures fitted without the datum's fold, and under the densities given."""
+    check_int("folds", folds, minimum=2, maximum=GROUPS)
+    found = {f"densities[{i}]": _log_prob(f"densities[{i}]", c, drawn.z) for i, c in enumerate(densities)}
+    fold, seed = drawn.group % folds, int(torch.randint(2**31, (), generator=generator))
+    fits = [DiagGaussianMixture(q_agg.loc[fold != f], q_agg.scale[fold != f]) for f in range(folds)]
+    for size in num_components:
+        check_int("num_components", size, minimum=1)
+        if 2 * size > min(fit.num_components for fit in fits):
+            continue
+        value = torch.empty(len(drawn.z), dtype=torch.float64)
+        for f, fit in enumerate(fits):
+            own = fold[drawn.rows] == f
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # EM that runs out of steps: what it found is scored
+                value[own] = _fit(fit, size, seed).log_prob(drawn.z[own])
+        found[f"mixture of {size}"] = value
+    return found
+
+
+def _fit(q: DiagGaussianMixture, num_components: int, seed: int) -> GaussianMixture:
+    """Fit a mixture to draws of q; one Gaussian, to its moments."""
+    if num_components > 1:
+        return fit_gmm(q, num_components, num_samples=min(10_000, 20 * q.num_components), seed=seed)
+    tril = torch.linalg.cholesky(q.double().covariance)
+    return GaussianMixture(tril.new_ones(1), q.double().mean[None], tril[None])
+
+
+def _log_prob(name: str, density: Any, z: Tensor) -> Tensor:
+    value = adapt_prior(density, z.shape[1], name).log_prob(z).double()
+    return check_all(f"{name}.log_prob(z)", value, value.isfinite(), "finite values at draws of q_agg")
+
+
+def _interval(ends: dict[str, _End], other: _End, confidence: float, sign: int) -> Interval:
+    """Take the best of several ends (the largest, or with sign -1 the smallest), at a confidence that pays for it."""
+    tail = (1 - check_number("confidence", confidence, above=0, below=1)) / 2
+    wide, single = (float(stats.t.isf(tail / k, GROUPS - 1)) for k in (len(ends), 1))
+    chosen = max(ends.values(), key=lambda end: sign * end.value - wide * end.stderr)
+    one, two = chosen.value - sign * wide * chosen.stderr, other.value + sign * single * other.stderr
+    (low, a), (high, b) = ((one, chosen), (two, other))[::sign]
+    low, high = max(0.0, low), max(0.0, high)
+    return Interval(low, high, a.value, a.stderr, b.value, b.stderr, {k: tuple(end) for k, end in ends.items()})
