@@ -293,7 +293,11 @@ class Explodes(nn.Module):
     def forward(self, z):
         p = self.inner(z)
         # Two passes over the data come before training.
-        return p if next(self.calls) - 2 < self.at else Independent(Normal(p.mean * torch.nan, 1.0, validate_args=False), 1)
+        return (
+            p
+            if next(self.calls) - 2 < self.at
+            else Independent(Normal(p.mean * torch.nan, 1.0, validate_args=False), 1)
+        )
 
 
 def explosive(at):
@@ -396,8 +400,16 @@ BAD_FIT = [
         ValueError,
         "x: expected values in [0, 1], got 2 at index (0, 0)",
     ),
-    ({"validation": torch.zeros(5, 7)}, ValueError, "validation: expected data as x, of shape (M, 6) and torch.float32, got (5, 7)"),
-    ({"validation": torch.zeros(0, 6)}, ValueError, "validation: expected shape (N, ...) with at least one value, got (0, 6)"),
+    (
+        {"validation": torch.zeros(5, 7)},
+        ValueError,
+        "validation: expected data as x, of shape (M, 6) and torch.float32, got (5, 7)",
+    ),
+    (
+        {"validation": torch.zeros(0, 6)},
+        ValueError,
+        "validation: expected shape (N, ...) with at least one value, got (0, 6)",
+    ),
     ({"validation": torch.full((5, 6), torch.inf)}, ValueError, "validation: expected finite values, got inf"),
     ({"validation": torch.full((5, 6), -1.0)}, ValueError, "validation: expected values in [0, 1], got -1"),
     ({"validation": torch.full((5, 6), -1.0), "binarize": True}, ValueError, "validation: expected values in [0, 1]"),
@@ -650,7 +662,9 @@ def test_a_description_that_cannot_be_built_is_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "_describe", newer)
     save(path, small_vae())
     monkeypatch.undo()
-    with pytest.raises(ValueError, match=rf"^{path}: expected a model that this version can build, got TypeError: .*dropout"):
+    with pytest.raises(
+        ValueError, match=rf"^{path}: expected a model that this version can build, got TypeError: .*dropout"
+    ):
         load(path)
 
 
