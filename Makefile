@@ -91,5 +91,5 @@ lock: setup  ## compile requirements.txt from pyproject.toml (UPGRADE=1: with th
 	@sh book/_tools/lock.sh
 
 clean:  ## remove everything that was built, the environment included
-	rm -rf _build .venv vaebook.egg-info book/_static/mathjax .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build build dist .venv vaebook.egg-info book/_static/mathjax .pytest_cache .ruff_cache .hypothesis
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -25,8 +25,8 @@ def sources(text: str, results: Path) -> list[str]:
 
     There is no other comment in a page, and nothing that looks like one that went wrong.
     """
-    problems = []
-    for typed, file, path in SOURCED.findall(text):
+    problems, rest = [], plain(text)
+    for typed, file, path in SOURCED.findall(rest):
         shown = NUMBER.search(typed.rstrip("$%*|\\ \u00a0\u202f"))
         if shown is None:
             problems.append(f"no number before <!-- {file}:{path} -->")
@@ -41,7 +41,6 @@ def sources(text: str, results: Path) -> list[str]:
         half_a_unit = Decimal(5).scaleb(number.as_tuple().exponent - 1)
         if abs(number - exact) > half_a_unit:
             problems.append(f"{shown.group()} is typed where {file}:{path} is {value}")
-    rest = plain(text)
     problems += [f"a comment inside the formula {f!r}" for f in FORMULA.findall(rest) if "<!" in f]
     rest = SOURCED.sub(" ", FORMULA.sub(" ", rest))
     for left in REMAINS.finditer(rest):

@@ -183,7 +183,7 @@ def test_prose_numbers_rejects(text, words, results):
         ("It gains 3.24 nats.", "", False),
         ("It gains −3.2 nats.", "-3.24", True),
         ("It gains $3.24$ nats.", "", False),
-        ("For $x=3.24$ and `3.24` see [this](https://example.org/3.24).", "", True),
+        ("For $x=3.24$ and `3.24` see [this](other-3.24.md).", "", True),
         ("It gains 3.24<!-- ppca.json:a --> nats.", "", True),
         ("```{exercise}\n:label: ex-a\n\nLet it gain 3.24 nats.\n```\n", "", True),
         ("```{code-cell} ipython3\nx = 3.24\n```\n", "", True),

@@ -1,0 +1,121 @@
+"""Continuous integration: what is published, on what is tested, and what a runner without root gets or is told."""
+
+import os
+import re
+import subprocess
+
+import pytest
+import yaml
+from fingerprint import ROOT
+
+WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+
+
+def holds(expression, github):
+    """Evaluate a condition of a workflow in a given context; what the context lacks is None."""
+
+    def look_up(match):
+        value = github
+        for key in match.group().split(".")[1:]:
+            value = value.get(key) if isinstance(value, dict) else None
+        return repr(value)
+
+    python = re.sub(r"github(?:\.\w+)+", look_up, expression).replace("&&", " and ").replace("||", " or ")
+    return eval(" ".join(python.split()), {})
+
+
+def run_of(**changed):
+    """What a finished run of the tests on a push to main tells, with changes."""
+    run = {"conclusion": "success", "event": "push", "head_branch": "main"}
+    run |= {"head_repository": {"full_name": "us/book"}} | changed
+    return {"event_name": "workflow_run", "repository": "us/book", "event": {"workflow_run": run}}
+
+
+FORK = {"full_name": "them/book"}
+
+
+@pytest.mark.parametrize(
+    ("github", "published"),
+    [
+        (run_of(), True),
+        (run_of(conclusion="failure"), False),
+        (run_of(event="pull_request"), False),
+        (run_of(event="pull_request", head_repository=FORK), False),
+        (run_of(head_repository=FORK), False),
+        (run_of(head_branch="other"), False),
+        (run_of(event="schedule"), False),
+        ({"event_name": "workflow_dispatch", "ref": "refs/heads/main", "repository": "us/book"}, True),
+        ({"event_name": "workflow_dispatch", "ref": "refs/heads/other", "repository": "us/book"}, False),
+        ({"event_name": "pull_request", "ref": "refs/heads/main", "repository": "us/book"}, False),
+    ],
+)
+def test_only_pushes_to_this_repository_are_published(github, published):
+    jobs = WORKFLOWS["pages"]["jobs"]
+    assert bool(holds(jobs["build"]["if"], github)) is published
+    assert jobs["deploy"]["needs"] == "build" and "if" not in jobs["deploy"]  # so it is skipped with it
+    assert not any(word in str(jobs["build"].get("permissions", {})) for word in ("write", "id-token"))
+
+
+def test_tested_are_the_oldest_and_the_newest_python_and_macos():
+    tested = {
+        (row["os"].split("-")[0], row["python"])
+        for row in WORKFLOWS["test"]["jobs"]["test"]["strategy"]["matrix"]["include"]
+    }
+    assert tested == {("ubuntu", "3.11"), ("ubuntu", "3.13"), ("macos", "3.12")}
+
+
+def test_what_was_built_is_ignored_and_cleaned():
+    clean = (ROOT / "Makefile").read_text().split("\nclean:")[1]
+    for folder in ("build", "dist", "_build", ".venv"):
+        assert subprocess.run(["git", "check-ignore", "-q", f"{folder}/x"], cwd=ROOT, check=False).returncode == 0, (
+            folder
+        )
+        assert re.search(rf"rm -rf [^\n]*(?<!\S){re.escape(folder)}(?!\S)", clean), folder
+
+
+@pytest.fixture
+def runner(tmp_path):
+    """A function that runs .ci/run on a machine that has only what it is given, as an ordinary user."""
+    (tmp_path / ".ci").mkdir()
+    script = (ROOT / ".ci" / "run").read_text().replace("/usr/share/datasets", "/no/such/folder")
+    (tmp_path / ".ci" / "run").write_text(script)
+    commands = {"id": "echo 1000", "make": 'echo "make $*" >>log', "python3": "exit 0"}
+
+    def run(**more):
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        (folder / "dirname").symlink_to("/usr/bin/dirname")
+        (folder / "env").symlink_to("/usr/bin/env")
+        for name, body in (commands | {name.replace("_", "-"): body for name, body in more.items()}).items():
+            (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+            (folder / name).chmod(0o755)
+        environment = {"PATH": str(folder)}
+        command = ["/bin/bash", ".ci/run"]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return done.stdout + done.stderr, (tmp_path / "log").read_text().splitlines()
+
+    return run
+
+
+APT, SUDO = 'echo "apt-get $*" >>log', 'shift; echo sudo >>log; "$@"'
+
+
+@pytest.mark.skipif(not os.path.exists("/bin/bash"), reason="no bash")
+def test_with_sudo_everything_is_installed(runner):
+    said, log = runner(apt_get=APT, sudo=SUDO, true="exit 0")
+    assert said == ""
+    assert "apt-get install -y -qq --no-install-recommends chromium" in log
+    assert "apt-get install -y -qq --no-install-recommends dataset-fashion-mnist" in log
+    assert log[-2:] == ["make test", "make test-slow"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{}, {"apt_get": APT}, {"apt_get": APT, "sudo": "exit 1"}, {"apt_get": "exit 100", "sudo": SUDO, "true": "exit 0"}],
+    ids=["no apt-get", "no sudo", "sudo wants a password", "apt-get fails"],
+)
+def test_what_cannot_be_installed_is_said_with_what_is_skipped(runner, more):
+    said, log = runner(**more)
+    assert re.search(r"Not installed: chromium .* the tests that open every page in a browser", said)
+    assert re.search(r"Not installed: dataset-fashion-mnist .* the tests on Fashion-MNIST", said)
+    assert [line for line in log if line.startswith("make")] == ["make test", "make test-slow"]
