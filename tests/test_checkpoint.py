@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
 
 import pytest
 import safetensors
 import safetensors.torch
 import torch
+from torch import nn
+from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from vaebook import checkpoint
+from vaebook import checkpoint, storage
+from vaebook.aggregate import aggregated_posterior
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior, fit_gmm
-from vaebook.training import fit, load, save
+from vaebook.training import fit, load, load_density, save, save_density
 
 
 def generator(seed=0):
@@ -248,3 +253,339 @@ def test_files_of_models_without_such_a_prior_are_what_they_were(tmp_path):
         "decoder": {"class": "BernoulliDecoder", "arguments": {"latent_dim": 2, "data_dim": 6, "hidden": [5]}},
         "prior": {"class": "StandardNormal", "arguments": {"latent_dim": 2}},
     }
+
+
+# A prior that a file of the model would lose
+
+
+class Plain:
+    """A prior that is no module."""
+
+    latent_dim = 2
+
+    def log_prob(self, z):
+        return StandardNormal(2).log_prob(z)
+
+    def sample(self, sample_shape=(), *, generator=None):
+        return StandardNormal(2).sample(sample_shape, generator=generator)
+
+
+class Holds(nn.Module):
+    """A module with a mixture beside its weights."""
+
+    latent_dim = 2
+
+    def __init__(self):
+        super().__init__()
+        self.q = DiagGaussianMixture(torch.zeros(3, 2), torch.ones(3, 2))
+        self.log_prob, self.sample = self.q.log_prob, self.q.sample
+
+
+LOST = {
+    "DiagGaussianMixture": lambda: DiagGaussianMixture(torch.zeros(3, 2), torch.ones(3, 2)),
+    "Independent": lambda: Independent(Normal(torch.zeros(2), torch.ones(2)), 1),
+    "Plain": Plain,
+    "Holds": Holds,
+}
+
+
+@pytest.mark.parametrize("name", LOST)
+def test_a_prior_that_would_be_lost_is_refused_with_a_remedy(name, tmp_path):
+    model = vae("normal")
+    model = VAE(model.encoder, model.decoder, LOST[name]())
+    with pytest.raises(ValueError, match=rf"^vae: expected a prior .* got {name}, which would be lost; save_density\("):
+        save(tmp_path / "vae", model)
+    assert not list(tmp_path.iterdir())
+
+
+# Densities
+
+
+def full_mixture(dtype=torch.float64):
+    tril = torch.randn(3, 2, 2, generator=generator(1), dtype=dtype).tril(-1) + 0.7 * torch.eye(2, dtype=dtype)
+    weight = torch.rand(3, generator=generator(2), dtype=dtype)
+    return GaussianMixture(weight / weight.sum(), torch.randn(3, 2, generator=generator(3), dtype=dtype), tril)
+
+
+def diag_mixture(dtype=torch.float64, num=50, *, weighted=True):
+    loc, scale = (torch.randn(num, 2, generator=generator(s), dtype=torch.float64).to(dtype) for s in (1, 2))
+    log_weight = (3 * torch.randn(num, generator=generator(4), dtype=torch.float64)).log_softmax(0)
+    log_weight[0] = -math.inf
+    log_weight = log_weight.log_softmax(0) if weighted else None
+    return DiagGaussianMixture(loc, scale.exp(), log_weight)
+
+
+EXACT = {
+    "standard normal": lambda: StandardNormal(3),
+    "standard normal, float64": lambda: StandardNormal(3).double(),
+    "q_agg": lambda: aggregated_posterior(vae().encoder, data(37)),
+    "diagonal": diag_mixture,
+    "diagonal, float32": lambda: diag_mixture(torch.float32),
+    "one heavy component": lambda: DiagGaussianMixture(
+        torch.eye(2), torch.ones(2, 2), torch.tensor([1 - 1e-9, 1e-9]).double().log()
+    ),
+    "equal weights": lambda: diag_mixture(num=49, weighted=False),
+    "full": full_mixture,
+    "full, float32": lambda: full_mixture(torch.float32),
+    "full, fitted": lambda: mixture(dtype=torch.float64),
+    "diagonal, fitted": lambda: fit_gmm(diag_mixture(), 3, covariance="diag", num_samples=500),
+}
+
+
+@pytest.mark.parametrize("make", EXACT.values(), ids=EXACT)
+def test_a_density_comes_back_to_the_last_bit(make, tmp_path):
+    density, rng = make(), torch.get_rng_state()
+    save_density(tmp_path / "density", density)
+    again = load_density(str(tmp_path / "density"))
+    assert type(again) is type(density)
+    for dtype in (torch.float32, torch.float64):
+        z = torch.randn(20, density.latent_dim, generator=generator(8), dtype=torch.float64).to(dtype)
+        assert torch.equal(again.log_prob(z), density.log_prob(z))
+    one, other = (d.sample((9,), generator=generator()) for d in (density, again))
+    assert one.dtype == other.dtype and torch.equal(one, other)
+    save_density(tmp_path / "again", again)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "density").read_bytes()
+    assert torch.equal(rng, torch.get_rng_state())
+
+
+MIXTURES = {
+    "vamp": lambda: vae("vamp").prior,
+    "exemplar": lambda: vae("exemplar").prior,
+    "normal": lambda: Independent(Normal(torch.ones(2), 2 * torch.ones(2)), 1),
+    "multivariate": lambda: MultivariateNormal(torch.ones(2), torch.tensor([[2.0, 0.5], [0.5, 1.0]])),
+    "mixture": lambda: MixtureSameFamily(
+        Categorical(torch.tensor([0.3, 0.7])), Independent(Normal(torch.eye(2), torch.ones(2, 2)), 1)
+    ),
+    "mixture, full": lambda: MixtureSameFamily(
+        Categorical(torch.tensor([0.3, 0.7])), MultivariateNormal(torch.eye(2), scale_tril=torch.eye(2).expand(2, 2, 2))
+    ),
+}
+
+
+@pytest.mark.parametrize("make", MIXTURES.values(), ids=MIXTURES)
+def test_what_is_a_mixture_is_saved_as_one(make, tmp_path):
+    density, z = make(), torch.randn(20, 2, generator=generator(8))
+    save_density(tmp_path / "density", density)
+    again = load_density(tmp_path / "density")
+    assert isinstance(again, DiagGaussianMixture | GaussianMixture)
+    with torch.no_grad():
+        torch.testing.assert_close(again.log_prob(z), density.log_prob(z), rtol=1e-6, atol=1e-6)
+    save_density(tmp_path / "again", again)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "density").read_bytes()
+
+
+class NoMixture(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(2))
+
+    def forward(self):
+        return Independent(torch.distributions.Laplace(torch.zeros(2), self.log_scale.exp()), 1)
+
+
+@pytest.mark.parametrize(
+    ("density", "error", "message"),
+    [
+        (
+            NoMixture(),
+            TypeError,
+            "got NoMixture, which tells none; keep its state_dict, or save what vaebook.priors.fit_",
+        ),
+        (
+            Plain(),
+            TypeError,
+            "^density: expected a mixture of Gaussians with components.., got Plain, which tells none",
+        ),
+        (torch.zeros(2), TypeError, "^density: expected a torch distribution over vectors, .* got Tensor"),
+        (Normal(0.0, 1.0), ValueError, "^density: expected one distribution over vectors"),
+        (
+            DiagGaussianMixture(torch.full((1, 2), math.nan), torch.ones(1, 2), validate_args=False),
+            ValueError,
+            "^loc: expected finite values, got nan",
+        ),
+    ],
+)
+def test_what_cannot_be_loaded_is_not_saved(density, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        save_density(tmp_path / "density", density)
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_and_densities_are_not_taken_for_one_another(tmp_path):
+    save(tmp_path / "model", vae())
+    save_density(tmp_path / "density", full_mixture())
+    with pytest.raises(ValueError, match=r"written by vaebook.training.save in format 1, got density$"):
+        load(tmp_path / "density")
+    with pytest.raises(ValueError, match=r"written by vaebook.training.save_density in format 1, got model$"):
+        load_density(tmp_path / "model")
+    with pytest.raises(FileNotFoundError, match=r"^path: expected a complete safetensors file"):
+        load_density(tmp_path / "none")
+    for call in (lambda: save_density(3, full_mixture()), lambda: load_density(None)):
+        with pytest.raises(TypeError, match=r"^path: expected a path, got"):
+            call()
+    with pytest.raises(ValueError, match=r"^path: expected a file in a folder that exists"):
+        save_density(tmp_path / "nowhere" / "density", full_mixture())
+
+
+def test_a_density_of_which_a_byte_was_changed_or_lost_is_refused(tmp_path):
+    path = tmp_path / "density"
+    save_density(path, full_mixture())
+    content = path.read_bytes()
+    for i in range(0, len(content), 7):
+        for bad in (content[:i], content[:i] + bytes([content[i] ^ 1]) + content[i + 1 :]):
+            path.write_bytes(bad)
+            with pytest.raises(ValueError, match=rf"^{path}: "):
+                load_density(path)
+
+
+# What somebody with bad intent could write: the checksum is right, the content is not
+
+
+def forge(path, content, tensors):
+    storage.write(path, content, tensors)
+
+
+BIG = 10**9
+HUGE = {"data_dim": BIG, "latent_dim": BIG, "hidden": [BIG, BIG]}
+
+
+def forged(change):
+    """The description of a model, changed."""
+    model = checkpoint._describe(vae("gmm"))
+    changed = change(model)
+    return model if changed is None else changed
+
+
+FORGED = {
+    "a number": lambda m: 3,
+    "a list": lambda m: [],
+    "no decoder": lambda m: m.pop("decoder") and None,
+    "a part that is a list": lambda m: m.update(encoder=[1]),
+    "a class that is a list": lambda m: m["encoder"].update({"class": ["GaussianEncoder"]}),
+    "arguments that are a list": lambda m: m["encoder"].update(arguments=[6, 2]),
+    "arguments that are a number": lambda m: m["prior"].update(arguments=7),
+    "a size that is a word": lambda m: m["encoder"]["arguments"].update(data_dim="6"),
+    "a size that is true": lambda m: m["encoder"]["arguments"].update(latent_dim=True),
+    "a size of 0": lambda m: m["encoder"]["arguments"].update(hidden=[0]),
+    "a size of 400 digits": lambda m: m["encoder"]["arguments"].update(data_dim=10**400),
+    "a hidden width that is a list": lambda m: m["decoder"]["arguments"].update(hidden=[[5]]),
+    "a number of hidden layers": lambda m: m["decoder"]["arguments"].update(hidden=5),
+    "a million hidden layers": lambda m: m["decoder"]["arguments"].update(hidden=[1] * 10**6),
+    "a billion everywhere": lambda m: m["encoder"].update(arguments=HUGE),
+    "a billion components": lambda m: m["prior"]["arguments"].update(num_components=BIG),
+    "a billion dimensions": lambda m: m["prior"]["arguments"].update(latent_dim=BIG),
+    "a standard normal of a billion": lambda m: m.update(
+        prior={"class": "StandardNormal", "arguments": {"latent_dim": BIG}}
+    ),
+    "an argument of another name": lambda m: m["prior"]["arguments"].update(nothing=1),
+    "another decoder": lambda m: m["decoder"].update({"class": "GaussianDecoder"}),
+    "a scale that is negative": lambda m: m.update(
+        decoder={"class": "GaussianDecoder", "arguments": {"latent_dim": 2, "data_dim": 6, "hidden": [5], "scale": -1}}
+    ),
+    "a generator": lambda m: m["encoder"]["arguments"].update(generator="x"),
+}
+
+
+@pytest.mark.parametrize("change", FORGED.values(), ids=FORGED)
+def test_a_forged_model_is_one_error_before_memory_is_taken(change, tmp_path):
+    path, into = tmp_path / "vae", vae("gmm", seed=1)
+    forge(path, {"model": forged(change), "config": {}}, vae("gmm").state_dict())
+    before = state(into)
+    for arguments in ((path,), (path, into)):
+        with pytest.raises(ValueError, match=rf"^{path}: ") as error:
+            load(*arguments)
+        assert "\n" not in str(error.value)
+    assert same(state(into), before)
+
+
+def test_wide_tensors_do_not_pay_for_a_wide_network(tmp_path):
+    """Vectors of a million make the sizes plausible one by one; the matrix between them would take four terabytes."""
+    model = checkpoint._describe(vae("normal"))
+    model["encoder"]["arguments"]["hidden"] = [10**6, 10**6]
+    tensors = vae("normal").state_dict() | {f"encoder.body.{i}.bias": torch.zeros(10**6) for i in (0, 2)}
+    forge(tmp_path / "vae", {"model": model, "config": {}}, tensors)
+    with pytest.raises(ValueError, match=r"encoder\..*: expected float32 \(1000000, "):
+        load(tmp_path / "vae")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("prior", ["normal", "vamp", "gmm"])
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(prior, value, tmp_path):
+    path, model, into = tmp_path / "vae", vae(prior), vae(prior, seed=1)
+    content = {"model": checkpoint._describe(model), "config": {}}
+    name = list(model.state_dict())[-1]
+    entry = model.state_dict()[name]
+    entry[(0,) * entry.ndim] = value
+    with pytest.raises(ValueError, match=rf"^vae's {name}: expected finite values, got {value}"):
+        save(path, model)
+    assert not list(tmp_path.iterdir())
+    forge(path, content, model.state_dict())
+    before = state(into)
+    for arguments in ((path,), (path, into)):
+        with pytest.raises(ValueError, match=rf"^{path}: {name}: expected finite values, got {value}"):
+            load(*arguments)
+    assert same(state(into), before)
+
+
+DENSITIES = {
+    "another kind": ("Laplace", lambda t: t),
+    "a kind that is a list": (["GaussianMixture"], lambda t: t),
+    "no kind": (None, lambda t: t),
+    "a model": ("VAE", lambda t: t),
+    "no tensors": ("GaussianMixture", lambda t: {}),
+    "tensors of another kind": ("DiagGaussianMixture", lambda t: t),
+    "one tensor more": ("GaussianMixture", lambda t: t | {"more": torch.zeros(1)}),
+    "fewer weights": ("GaussianMixture", lambda t: t | {"weight": t["weight"][:1]}),
+    "weights that sum to 2": ("GaussianMixture", lambda t: t | {"weight": 2 * t["weight"]}),
+    "integers": ("GaussianMixture", lambda t: {name: value.long() for name, value in t.items()}),
+    "nan": ("GaussianMixture", lambda t: t | {"loc": t["loc"] * math.nan}),
+    "upper triangles": ("GaussianMixture", lambda t: t | {"scale_tril": t["scale_tril"].mT + 1}),
+    "numbers": ("GaussianMixture", lambda t: {name: value.sum() for name, value in t.items()}),
+    "a normal elsewhere": (
+        "StandardNormal",
+        lambda t: tensors_of(DiagGaussianMixture(torch.ones(1, 2), torch.ones(1, 2))),
+    ),
+    "a normal of no dimension": ("StandardNormal", lambda t: {"loc": torch.zeros(1, 0)}),
+    "a normal of integers": ("StandardNormal", lambda t: {"loc": torch.zeros(1, 2).long()}),
+    "rough weights": (
+        "DiagGaussianMixture",
+        lambda t: tensors_of(diag_mixture()) | {"log_weight": torch.full((50,), -3.91202)},
+    ),
+    "scales of 0": ("DiagGaussianMixture", lambda t: {k: 0 * v for k, v in tensors_of(diag_mixture()).items()}),
+}
+
+
+def tensors_of(density):
+    return dict(zip(("log_weight", "loc", "scale"), density.components(), strict=True))
+
+
+@pytest.mark.parametrize(("kind", "change"), DENSITIES.values(), ids=DENSITIES)
+def test_a_forged_density_is_one_error(kind, change, tmp_path):
+    path = tmp_path / "density"
+    forge(path, {"density": kind}, change(full_mixture().state_dict()))
+    with pytest.raises(ValueError, match=rf"^{path}: ") as error:
+        load_density(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "header", ["", "3", "[]", "null", "[1]", '"text"', "[" * 10**5, "{", '{"a": ' * 10**5, "9" * 9999]
+)
+def test_a_header_that_is_no_description_is_one_error(header, tmp_path):
+    path = tmp_path / "vae"
+    path.write_bytes(safetensors.torch.save(vae().state_dict(), {"vaebook": header}))
+    for read in (load, load_density):
+        with pytest.raises(
+            ValueError, match=rf"^{path}: expected a complete safetensors file written by vaebook"
+        ) as error:
+            read(path)
+        assert "\n" not in str(error.value)
+
+
+def test_a_density_is_stored_in_plain_safetensors_and_json(tmp_path):
+    density = full_mixture()
+    save_density(tmp_path / "density", density)
+    assert same(safetensors.torch.load_file(tmp_path / "density"), density.state_dict())
+    with safetensors.safe_open(tmp_path / "density", "pt") as file:
+        content = json.loads(file.metadata()["vaebook"])
+    assert content.pop("sha256") and content == {"format": 1, "density": "GaussianMixture"}

@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 from vaebook import bounds, checkpoint, data, training
+from vaebook.adapters import adapt
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.ppca import PPCA
@@ -163,6 +164,16 @@ def test_loss_is_minus_the_mean_elbo():
     assert losses[0] + 0.05 < losses[1] < losses[2] - 0.05
 
 
+@pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
+def test_validation_loss_is_minus_the_mean_elbo_with_the_same_beta_and_noise(beta):
+    x, vae = two_images(), small_vae()
+    history = quick(vae, validation=x[:10], beta=beta, batch_size=40, num_epochs=2)
+    with torch.no_grad():
+        noise = [bounds.elbo(vae, x[:10], beta=b, generator=generator()) for b in (beta, beta + 1)]
+    assert history.validation_loss[history.best_epoch - 1] == pytest.approx(-float(noise[0].mean()), rel=1e-6)
+    assert abs(float(noise[0].mean() - noise[1].mean())) > 0.01
+
+
 def test_every_datum_is_used_once_an_epoch(monkeypatch):
     x = torch.arange(23.0)[:, None].expand(23, 6) / 23
     seen = []
@@ -278,6 +289,128 @@ def test_all_dtypes_and_priors_train():
     quick(small_vae().double(), two_images().double())
     for scale in ("shared", "free", 0.5):
         quick(small_vae(decoder=GaussianDecoder, scale=scale))
+
+
+# What `adapt` makes
+
+
+class Images(nn.Module):
+    """A convolutional encoder and decoder with batch norm, dropout and a label."""
+
+    def __init__(self):
+        super().__init__()
+        self.down = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten())
+        self.heads, self.drop, self.up = nn.Linear(4 * 16 + 2, 4), nn.Dropout(0.2), nn.Linear(2 + 2, 16)
+
+    def encode(self, x, label):
+        return self.heads(torch.cat([self.drop(self.down(x)), label], 1)).chunk(2, 1)
+
+    def decode(self, z, label):
+        return self.up(torch.cat([z, label], 1)).reshape(-1, 1, 4, 4)
+
+
+def images(num=60):
+    label = torch.arange(num) % 2
+    one = torch.eye(4).flip(1).reshape(1, 4, 4), torch.eye(4).reshape(1, 4, 4)
+    return torch.stack([one[k] for k in label]), nn.functional.one_hot(label, 2).float()
+
+
+def adapted():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Images()
+    return adapt(net.encode, net.decode, likelihood="bernoulli_logits", spread="log_var", condition="label"), net
+
+
+def test_an_adapted_model_of_images_with_a_condition_is_trained():
+    (vae, net), (x, label) = adapted(), images()
+    before, mean = state(net), net.down[1].running_mean.clone()
+    settings = {"condition": label, "validation": x[:10], "validation_condition": label[:10], "learning_rate": 0.02}
+    history = quick(vae, x, num_epochs=15, **settings)
+    assert history.train_loss[-1] < history.train_loss[0] / 2
+    changed = {name for name in before if not torch.equal(before[name], net.state_dict()[name])}
+    assert {"down.0.weight", "heads.weight", "up.weight", "down.1.running_mean"} <= changed
+    assert not torch.equal(net.down[1].running_mean, mean) and net.training
+    assert vae.prior.latent_dim == 2
+
+
+def test_a_condition_goes_with_its_data(monkeypatch):
+    (vae, _), (x, _), seen, elbo = adapted(), images(), [], bounds.elbo
+    label = torch.stack([torch.arange(60.0), torch.zeros(60)], 1)
+    x = x + 0 * x
+    x[:, 0, 0, 0] = torch.arange(60.0) / 60
+    monkeypatch.setattr(bounds, "elbo", lambda v, b, **kw: seen.append((b, kw["condition"])) or elbo(v, b, **kw))
+    quick(vae, x, condition=label, validation=x[50:], validation_condition=label[50:], num_epochs=2)
+    for batch, condition in seen:
+        torch.testing.assert_close(60 * batch[:, 0, 0, 0], condition["label"][:, 0])
+    assert len(seen) == 2 * (4 + 1)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({}, r"^condition: expected label, got none$"),
+        (
+            {"condition": torch.zeros(59, 2)},
+            r"^condition\['label'\]: expected 60 rows, one for each datum, got \(59, 2\)",
+        ),
+        ({"condition": torch.zeros(60, 2), "validation": images(5)[0]}, r"^condition: expected label, got none$"),
+    ],
+)
+def test_a_condition_that_does_not_fit_is_refused_before_training(kwargs, message):
+    vae, net = adapted()
+    before = state(net)
+    with pytest.raises(ValueError, match=message):
+        quick(vae, images()[0], **kwargs)
+    assert same(state(net), before)
+
+
+def test_arrays_are_trained_on_as_tensors():
+    one, other = small_vae(), small_vae()
+    assert quick(one, two_images().numpy()) == quick(other) and same(state(one), state(other))
+
+
+class Flow(nn.Module):
+    """A density with parameters that is made anew at every call, as the flows of other libraries are."""
+
+    def __init__(self, dim=2):
+        super().__init__()
+        self.loc, self.log_scale = nn.Parameter(torch.ones(dim)), nn.Parameter(torch.full((dim,), 0.5))
+
+    def forward(self):
+        return Independent(Normal(self.loc, self.log_scale.exp()), 1)
+
+
+def test_a_flow_as_prior_is_trained_saved_and_loaded(tmp_path):
+    def build():
+        return VAE(GaussianEncoder(6, 2, (5,)), BernoulliDecoder(2, 6, (5,)), Flow())
+
+    vae, flow = build(), None
+    flow = vae.prior.source
+    before = state(flow)
+    quick(vae, num_epochs=5, learning_rate=0.05)
+    assert not any(torch.equal(before[name], value) for name, value in state(flow).items())
+    save(tmp_path / "vae", vae)
+    again = load(tmp_path / "vae", build())
+    z = torch.randn(5, 2)
+    assert torch.equal(vae.prior.log_prob(z), again.prior.log_prob(z))
+    with pytest.raises(ValueError, match=r"prior: expected one of .*, got Flow\(…\); build the model yourself"):
+        load(tmp_path / "vae")
+
+
+def test_a_model_that_is_not_repeatable_is_refused_before_training():
+    class Draws(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = GaussianEncoder(6, 2)
+
+        def forward(self, x):
+            q = self.inner(x)
+            return Independent(Normal(q.rsample(), q.stddev), 1)
+
+    vae = VAE(Draws(), BernoulliDecoder(2, 6), StandardNormal(2))
+    with pytest.raises(ValueError, match=r"^encoder: expected the same from two passes over the same data"):
+        quick(vae)
 
 
 # When training goes wrong
@@ -511,6 +644,20 @@ def test_saving_is_deterministic_and_respects_the_umask(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     (tmp_path / "plain").write_bytes(b"")
     assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_saving_keeps_permissions_and_links(tmp_path):
+    folder, path = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    (folder / "vae").write_bytes(b"old")
+    (folder / "vae").chmod(0o600)
+    path.symlink_to(folder / "vae")
+    save(path, small_vae())
+    assert path.is_symlink() and stat.S_IMODE((folder / "vae").stat().st_mode) == 0o600
+    assert same(state(load(folder / "vae")), state(small_vae()))
+    (folder / "vae").unlink()  # a link to a file that is not there yet
+    save(path, small_vae())
+    assert path.is_symlink() and [p.name for p in folder.iterdir()] == ["vae"]
 
 
 @pytest.mark.parametrize("where", ["serialise", "write", "replace"])

@@ -12,9 +12,10 @@ import hashlib
 import os
 import struct
 import tempfile
+import time
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,39 +33,14 @@ FASHION_BASES = (
 """Where Fashion-MNIST can be downloaded, in order of preference."""
 FASHION_SYSTEM_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 """Where Debian's package dataset-fashion-mnist puts it."""
-
-
-class _File(NamedTuple):
-    """One idx file: its name, and the size in bytes and SHA-256 of its uncompressed content."""
-
-    name: str
-    size: int
-    sha256: str
-
-
-FASHION_FILES = (
-    _File(
-        "train-images-idx3-ubyte.gz",
-        47_040_016,
-        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    ),
-    _File(
-        "train-labels-idx1-ubyte.gz",
-        60_008,
-        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    ),
-    _File(
-        "t10k-images-idx3-ubyte.gz",
-        7_840_016,
-        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    ),
-    _File(
-        "t10k-labels-idx1-ubyte.gz",
-        10_008,
-        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-    ),
-)
-"""Training images and labels, test images and labels."""
+FASHION_SHA256 = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+"""Training images and labels, test images and labels: names without .gz, and SHA-256 of the uncompressed content."""
+_MOST = 2**26  # bytes; never more is unpacked, whatever a wrong file unpacks to
 
 
 class Split(NamedTuple):
@@ -112,17 +88,18 @@ def fashion_mnist(folder: str | os.PathLike[str] | None = None) -> Split:
     for those who need all of it.
 
     Args:
-        folder: where the four idx files lie, gzipped or not, under their original names. None means: the user's
-            cache, else the folder of Debian's package dataset-fashion-mnist, else a download into the cache.
+        folder: where the four idx files lie, gzipped or not, under their original names. None means the first that
+            has all of them right: the user's cache, the folder of Debian's package dataset-fashion-mnist, a download
+            into the cache.
 
     Returns:
         A `Split` with P = 784 and 50,000 images for training, 10,000 for validation and 10,000 for test.
 
     Raises:
         TypeError: folder is not a path.
-        FileNotFoundError: a file is missing from folder; or there is no folder, no cache and no network.
-        ValueError: a file does not have the content that it should. It is removed if it is in the cache or was
-            downloaded, and left alone elsewhere.
+        FileNotFoundError: a file is missing from folder; or nothing is on disk, and it cannot be downloaded.
+        ValueError: a file does not have the content that it should. A wrong download is not kept, a wrong file in the
+            cache replaced as soon as a right one can be had; elsewhere all is left alone.
 
     Example:
         >>> split = fashion_mnist()  # doctest: +SKIP
@@ -131,7 +108,9 @@ def fashion_mnist(folder: str | os.PathLike[str] | None = None) -> Split:
 
     Source: Xiao, Rasul & Vollgraf, Fashion-MNIST: a Novel Image Dataset (2017). MIT licence.
     """
-    payloads = _given(folder) if folder is not None else _found_or_downloaded()
+    if not isinstance(folder, str | os.PathLike | None):
+        raise TypeError(f"folder: expected a path or None, got {type(folder).__name__}")
+    payloads = _found_or_downloaded() if folder is None else _read_all(Path(folder), "folder: ")
     train, train_labels, test, test_labels = (_parse_idx(payload) for payload in payloads)
     train, test = (images.flatten(1).to(torch.float32).div_(255) for images in (train, test))
     train_labels, test_labels = train_labels.long(), test_labels.long()
@@ -167,96 +146,77 @@ def binarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return torch.bernoulli(x.detach(), generator=generator)
 
 
-def _given(folder: str | os.PathLike[str]) -> list[bytes]:
-    if not isinstance(folder, str | os.PathLike):
-        raise TypeError(f"folder: expected a path or None, got {type(folder).__name__}")
-    paths = [_path_in(Path(folder), file) for file in FASHION_FILES]
-    missing = [file.name for file, path in zip(FASHION_FILES, paths, strict=True) if path is None]
-    if missing:
-        raise FileNotFoundError(
-            f"folder: expected the four files of Fashion-MNIST, got {folder} without {', '.join(missing)}"
-        )
-    return _read_all(Path(folder))
-
-
 def _found_or_downloaded() -> list[bytes]:
     import pooch  # here, because in a notebook the import alone warns about missing progress widgets
 
     cache = Path(pooch.os_cache("vaebook")) / "fashion-mnist"
-    for place in (cache, FASHION_SYSTEM_FOLDER):
-        if all(_path_in(place, file) for file in FASHION_FILES):
-            return _read_all(place, ours=place == cache)
-    for file in FASHION_FILES:
-        if _path_in(cache, file) is None:
-            _download(file, cache)
-    return _read_all(cache, ours=True)
-
-
-def _path_in(folder: Path, file: _File) -> Path | None:
-    candidates = (folder / file.name, folder / file.name.removesuffix(".gz"))
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _read_all(folder: Path, *, ours: bool = False) -> list[bytes]:
-    """Read the four files; report every bad one, and remove it only if it is in our own cache."""
-    payloads, errors = [], []
-    for file in FASHION_FILES:
-        path = _path_in(folder, file)
+    failures: list[tuple[object, Exception]] = []
+    for source in (cache, FASHION_SYSTEM_FOLDER, *FASHION_BASES):
         try:
-            payloads.append(_read_verified(path, file, str(path)))
+            if isinstance(source, str):
+                _download(source, cache)
+            return _read_all(cache if isinstance(source, str) else source)
+        except (OSError, ValueError) as error:  # OSError includes every network error of pooch's requests
+            failures.append((source, error))
+    told = " ".join("; ".join(f"{source}: {type(error).__name__}: {error}" for source, error in failures).split())
+    wrong = any(isinstance(error, ValueError) and not isinstance(error, OSError) for _, error in failures)
+    raise (ValueError if wrong else FileNotFoundError)(
+        f"Fashion-MNIST: expected its four files, got {told}. Install the package dataset-fashion-mnist (Debian, "
+        "Ubuntu), or put the files into a folder and pass it as `folder`"
+    )
+
+
+def _read_all(folder: Path, prefix: str = "") -> list[bytes]:
+    """Read the four files and report every one that is missing or wrong."""
+    paths = [next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None) for name in FASHION_SHA256]
+    missing = [name for name, path in zip(FASHION_SHA256, paths, strict=True) if path is None]
+    if missing:
+        expected = "expected the four files of Fashion-MNIST"
+        raise FileNotFoundError(f"{prefix}{expected}, got {folder} without {', '.join(missing)} (with .gz or not)")
+    payloads, errors = [], []
+    for path, sha256 in zip(paths, FASHION_SHA256.values(), strict=True):
+        try:
+            payloads.append(_unpack(path))
+            digest = hashlib.sha256(payloads[-1]).hexdigest()
+            got = f"{len(payloads[-1]):,} bytes with SHA-256 {digest}" if digest != sha256 else ""
         except ValueError as error:
-            errors.append(str(error))
-            if ours:
-                path.unlink(missing_ok=True)
+            got = str(error)
+        if got:
+            errors.append(f"{path}: expected uncompressed content with SHA-256 {sha256}, got {got}")
     if errors:
-        remedy = "; removed from the cache, so that the next call gets it anew" if ours else ""
-        raise ValueError("; ".join(errors) + remedy)
+        raise ValueError("; ".join(errors))
     return payloads
 
 
-def _read_verified(path: Path, file: _File, source: str) -> bytes:
-    """Return the uncompressed content, or raise a ValueError that names the source."""
+def _unpack(path: Path) -> bytes:
+    """Read a file that may be gzipped: some servers and packagers unpack without renaming."""
     try:
         with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"  # some servers and packagers unpack without renaming
+            packed = raw.read(2) == b"\x1f\x8b"
             raw.seek(0)
-            stream = gzip.GzipFile(fileobj=raw) if packed else raw
-            payload = stream.read(file.size + 1)  # never more, whatever a wrong file unpacks to
+            return (gzip.GzipFile(fileobj=raw) if packed else raw).read(_MOST)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        got = f"a broken gzip stream ({error})"
-    else:
-        digest = hashlib.sha256(payload).hexdigest()
-        if digest == file.sha256:
-            return payload
-        got = "more bytes" if len(payload) > file.size else f"{len(payload):,} bytes with SHA-256 {digest}"
-    raise ValueError(f"{source}: expected {file.size:,} uncompressed bytes with SHA-256 {file.sha256}, got {got}")
+        raise ValueError(f"a broken gzip stream ({error})") from error
 
 
-def _download(file: _File, cache: Path) -> None:
-    """Fetch one file into the cache, where it appears under its name only after it was verified."""
+def _download(base: str, cache: Path) -> None:
+    """Let pooch fetch what the cache lacks; a file is put in place once its uncompressed content was verified."""
     import pooch
 
-    failures: list[OSError | ValueError] = []
-    for base in FASHION_BASES:
-        try:
-            cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=cache, prefix=".part-") as scratch:
-                part = Path(scratch) / file.name
-                pooch.HTTPDownloader(timeout=30)(base + file.name, str(part), None)
-                _read_verified(part, file, base + file.name)
-                os.replace(part, cache / file.name)
-            return
-        except (OSError, ValueError) as error:  # OSError includes every network error of pooch's requests
-            failures.append(error)
-    wrong = [str(error) for error in failures if isinstance(error, ValueError) and not isinstance(error, OSError)]
-    if wrong:
-        raise ValueError("; ".join(wrong) + "; nothing of it was kept")
-    tried = ", ".join(f"{base} ({type(e).__name__})" for base, e in zip(FASHION_BASES, failures, strict=True))
-    raise FileNotFoundError(
-        f"Fashion-MNIST: found neither in {cache} nor in {FASHION_SYSTEM_FOLDER}, and {file.name} could not be "
-        f"downloaded from {tried}; install the package dataset-fashion-mnist (Debian, Ubuntu), or put the four "
-        "files into a folder and pass it as `folder`"
-    )
+    def fetch(url: str, output: Any, _: Any) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            part = Path(scratch) / "part"
+            pooch.HTTPDownloader(timeout=30)(url, str(part), None)
+            Path(output).write_bytes(_unpack(part))
+
+    for left in cache.glob("tmp*"):  # a day ago or longer, by downloads that were killed
+        if time.time() - left.stat().st_mtime > 86_400:
+            left.unlink(missing_ok=True)
+    urls = {name: f"{base}{name}.gz" for name in FASHION_SHA256}
+    files = pooch.create(cache, base, registry=FASHION_SHA256, urls=urls)
+    for name in FASHION_SHA256:
+        files.fetch(name, downloader=fetch)
+        (cache / f"{name}.gz").unlink(missing_ok=True)
 
 
 def _parse_idx(payload: bytes) -> Tensor:

@@ -48,10 +48,10 @@ def refusing(source: Path, wanted: str) -> Iterator[None]:
     """Turn all that the content of a file may bring about into one kind of error that names the file."""
     try:
         yield
-    except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
-    except (LookupError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{source}: expected {wanted}, got {type(error).__name__}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        told = str(error).partition("\n")[0]  # torch's go on
+        kind = "" if isinstance(error, ValueError) else f"expected {wanted}, got {type(error).__name__}: "
+        raise ValueError(f"{source}: {kind}{told}") from error
 
 
 def write(target: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -60,7 +60,7 @@ def write(target: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> 
         raise ValueError(f"path: expected a file in a folder that exists, got {target}")
     content = {"format": _FORMAT} | content
     # clone: safetensors refuses tensors that share memory.
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     # One entry: safetensors writes several in random order, and the same model should give the same file.
     header = {"vaebook": json.dumps(content | {"sha256": digest(content, tensors)})}
     write_atomically(target, safetensors.torch.save(tensors, header))
