@@ -131,7 +131,7 @@ SLOW = {
     "mutual_information_quadrature": (
         surgery.mutual_information_quadrature, {"q_agg": Q, "tolerance": 1e-4, "max_nodes": 5000}
     ),
-    "fit_gmm": (fit_gmm, {"q_agg": Q, "num_components": 1, "num_samples": 30, "seed": 0}),
+    "fit_gmm": (fit_gmm, {"data": Q, "num_components": 1, "num_samples": 30, "seed": 0}),
     "quadrature_log_prob": (
         bounds.quadrature_log_prob,
         {"decoder": DECODER, "prior": PRIOR, "x": X, "limit": 8.0, "tolerance": 1e-4, "max_nodes": 3000},
@@ -145,7 +145,11 @@ SLOW = {
         {"vae": HOUSE, "x": X, "num_epochs": 1, "batch_size": 2, "learning_rate": 1e-3, "beta": 1.0,
          "validation": X, "patience": 1, "generator": SEEDED, "progress": False, "binarize": False},
     ),
-    "fit_npmle": (npmle.fit_npmle, {"decoder": DECODER, "x": X, "latent_dim": 1}),
+    "fit_npmle": (
+        npmle.fit_npmle,
+        {"log_likelihood": lambda z: -((MANY[:, :1] - z.mT) ** 2), "candidates": LOC, "tolerance": 0.1,
+         "separation": 1e-3, "max_rounds": 2},
+    ),
     "importance_log_prob": (
         likelihood.importance_log_prob, {"vae": HOUSE, "x": X, "num_samples": 10, "prior": None, "generator": SEEDED}
     ),
