@@ -22,7 +22,16 @@ from torch.distributions import (
     StudentT,
 )
 
-from vaebook.adapters import AdaptedVAE, adapt, adapt_decoder, adapt_encoder, adapt_prior, adapt_vae, components
+from vaebook.adapters import (
+    AdaptedVAE,
+    adapt,
+    adapt_codes,
+    adapt_decoder,
+    adapt_encoder,
+    adapt_prior,
+    adapt_vae,
+    components,
+)
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import StandardNormal
 
@@ -126,7 +135,8 @@ class TestEncoders:
 
     def test_an_adapted_encoder_keeps_its_spread(self):
         vae = adapt(lambda x: (x, x), spread="log_var")
-        assert adapt_encoder(vae) is vae
+        assert adapt_encoder(vae) is vae.encoder
+        assert adapt_codes(vae) is vae
         with pytest.raises(ValueError, match="spread: expected 'log_var', as it was adapted, got 'var'"):
             adapt_encoder(vae, "var")
 

@@ -35,6 +35,7 @@ __all__ = [
     "Components",
     "Prior",
     "adapt",
+    "adapt_codes",
     "adapt_decoder",
     "adapt_encoder",
     "adapt_prior",
@@ -239,13 +240,19 @@ def adapt_vae(vae: Any) -> AdaptedVAE:
     return AdaptedVAE(Encoder(vae.encoder), Decoder(vae.decoder), vae.prior, modules=modules_of(vae))
 
 
-def adapt_encoder(encoder: Any, spread: Spread = "std") -> AdaptedVAE:
-    """Adapt an encoder: a VAE without a decoder; one that `adapt` made stays as it is."""
-    adapted = encoder if isinstance(encoder, AdaptedVAE | Encoder) else Encoder(encoder, spread)
-    own = adapted.encoder if isinstance(adapted, AdaptedVAE) else adapted
-    if check_spread(spread) not in ("std", own.spread):
-        raise ValueError(f"spread: expected {own.spread!r}, as it was adapted, got {spread!r}")
-    return adapted if isinstance(adapted, AdaptedVAE) else AdaptedVAE(adapted, None)
+def adapt_encoder(encoder: Any, spread: Spread = "std") -> Encoder:
+    """Adapt an encoder, or take that of an adapted VAE, whose spread is named already."""
+    encoder = encoder.encoder if isinstance(encoder, AdaptedVAE) else encoder
+    adapted = encoder if isinstance(encoder, Encoder) else Encoder(encoder, spread)
+    if check_spread(spread) not in ("std", adapted.spread):
+        raise ValueError(f"spread: expected {adapted.spread!r}, as it was adapted, got {spread!r}")
+    return adapted
+
+
+def adapt_codes(encoder: Any, spread: Spread = "std") -> AdaptedVAE:
+    """Adapt an encoder for its codes alone: a VAE without a decoder; an adapted VAE stays as it is."""
+    adapted = adapt_encoder(encoder, spread)
+    return encoder if isinstance(encoder, AdaptedVAE) else AdaptedVAE(adapted, None)
 
 
 def adapt_decoder(decoder: Any, prior: Any) -> AdaptedVAE:

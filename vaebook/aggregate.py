@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vaebook._checks import check_positive, check_tensor
-from vaebook.adapters import adapt_encoder
+from vaebook.adapters import adapt_codes
 from vaebook.evaluation import Data
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.outputs import Spread
@@ -54,7 +54,7 @@ def aggregated_posterior(
 
     Source: Makhzani et al., Adversarial autoencoders (2016), section 2; Hoffman & Johnson, ELBO surgery (2016).
     """
-    vae, parts = adapt_encoder(encoder, spread), []
+    vae, parts = adapt_codes(encoder, spread), []
     with vae.evaluating():
         for x, rows in vae.batches(data, batch_size, condition):
             if not parts:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
-from vaebook._checks import check_generator, check_shape, check_tensor
+from vaebook._checks import check_generator, check_int, check_shape, check_tensor
 from vaebook.evaluation import Condition, call, check_repeatable, dtype_of, explained, repeat, seeded, take
 from vaebook.outputs import Decoded, Likelihood, Spread, check_likelihood, check_spread, read_codes, read_likelihood
 
@@ -62,6 +62,8 @@ def adapt_prior(prior: Any, latent_dim: int | None = None, name: str = "prior") 
         TypeError: it lacks a method.
         ValueError: its dimension is another than latent_dim, or cannot be known.
     """
+    if latent_dim is not None:
+        check_int("latent_dim", latent_dim, minimum=1)
     if not (hasattr(prior, "latent_dim") and hasattr(prior, "log_prob") and _takes_generator(prior)):
         prior = _Outside(prior, latent_dim, name)
     if latent_dim is not None and prior.latent_dim != latent_dim:

@@ -1,0 +1,120 @@
+"""The house: what comes from outside is inspected at the doors only, no file is long, nothing private is shared."""
+
+from __future__ import annotations
+
+import ast
+import io
+import tokenize
+from pathlib import Path
+
+import pytest
+
+import vaebook
+
+PACKAGE = Path(vaebook.__file__).parent
+FILES = sorted(PACKAGE.glob("*.py"))
+ALL = sorted(PACKAGE.rglob("*.py"))
+CODE_LINES = 2_400
+"""Of the package without docstrings and claims; what grows must earn it."""
+FILE_LINES = 300
+DOORS = {"adapters.py", "parts.py", "outputs.py", "evaluation.py"}
+OUTSIDE = ("prior", "latent", "encoder", "decoder", "encode", "decode", "vae", "model", "decoded", "q_x")
+"""Names that a prior, an encoder, a decoder or a VAE goes by, alone or as the last word of a name."""
+PROBES = {"isinstance", "issubclass", "type", "hasattr", "callable"}
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def probes(tree):
+    """Calls that ask what kind of thing a prior, an encoder, a decoder or a VAE is."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.args:
+            # getattr with a default asks whether something is there
+            probe = node.func.id in PROBES or (node.func.id == "getattr" and len(node.args) == 3)
+            if probe and names(node.args[0]):
+                yield f"line {node.lineno}: {ast.unparse(node)}"
+        elif isinstance(node, ast.MatchClass | ast.Match) and names(getattr(node, "subject", node)):
+            yield f"line {node.lineno}: match"
+
+
+def names(node):
+    """Whether an expression is one of the things from outside: vae.prior, a_prior, self.encoder, but not prior.loc."""
+    last = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+    return last.lstrip("_").rsplit("_", 1)[-1] in OUTSIDE
+
+
+def code_lines(text):
+    """Count lines with code, without comments, docstrings and blank ones."""
+    nothing = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    kept = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in nothing:
+            kept.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            kept -= set(range(node.lineno, node.end_lineno + 1))
+    return len(kept)
+
+
+@pytest.mark.parametrize("path", [f for f in ALL if f.name not in DOORS], ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_beyond_the_doors_nothing_asks_what_came_from_outside(path):
+    assert list(probes(parse(path))) == []
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "isinstance(prior, StandardNormal)",
+        "hasattr(vae.prior, 'kl')",
+        "x = [p for p in q if isinstance(self._prior, (A, B))]",
+        "getattr(own_prior, 'latent_dim', None)",
+        "type(vae.decoder) is Decoder",
+        "callable(encoder)",
+        "match vae.prior:\n    case StandardNormal():\n        pass",
+    ],
+)
+def test_that_test_would_see_a_probe(code):
+    assert list(probes(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code", ["isinstance(q_agg, D)", "prior.log_prob(z)", "isinstance(x, Tensor)", "getattr(prior, name)"]
+)
+def test_and_nothing_else(code):
+    assert not list(probes(ast.parse(code)))
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_private_is_imported_or_reached_into(path):
+    """Modules that begin with _ are the package's own; their public names are for all of it."""
+    modules, private = set(), []
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("vaebook"):
+            for alias in node.names:
+                if alias.name.startswith("_") and not (PACKAGE / f"{alias.name}.py").exists():
+                    private.append(f"{node.module}.{alias.name}")
+                if node.module == "vaebook":
+                    modules.add(alias.asname or alias.name)
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_") and getattr(node.value, "id", None) in modules:
+            private.append(ast.unparse(node))
+    assert private == []
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_file_is_long(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= FILE_LINES
+
+
+def test_the_package_is_small():
+    sizes = {path.name: code_lines(path.read_text(encoding="utf-8")) for path in FILES}
+    assert sum(sizes.values()) <= CODE_LINES, sizes
+
+
+def test_lines_of_code_are_counted():
+    assert (
+        code_lines('"""Doc.\n\nMore."""\n\n# no\nx = (\n    1\n)\n\n\ndef f():\n    """Doc."""\n    return x  # yes\n')
+        == 5
+    )
