@@ -130,6 +130,12 @@ class _Outside(nn.Module):
             raise ValueError(f"{self.name}: expected draws of shape {wanted}, got {got or type(z).__name__}")
         return z
 
+    @property
+    def factorises(self) -> bool:
+        """Whether the dimensions are known to be independent."""
+        density = self._density()
+        return isinstance(density, Independent) and len(density.base_dist.batch_shape) == 1
+
     def components(self) -> Components | None:
         """Gaussian components where torch's distribution says that it has them."""
         density = self._density()

@@ -488,7 +488,7 @@ def as_mixture(prior: Prior) -> DiagGaussianMixture | GaussianMixture | None:
         prior: a prior, as `vaebook.adapters.adapt_prior` returns it.
 
     Returns:
-        The mixture, without gradients: one density with the prior's.
+        The mixture, in float64 and without gradients: one density with the prior's.
 
     Example:
         >>> as_mixture(StandardNormal(2))
@@ -498,10 +498,12 @@ def as_mixture(prior: Prior) -> DiagGaussianMixture | GaussianMixture | None:
         found = components(prior)
     if found is None:
         return None
-    log_weight, loc, scale = (part.detach() for part in found)
-    if scale.ndim == 3:
-        return GaussianMixture(log_weight.exp(), loc, scale)
-    return DiagGaussianMixture(loc, scale, log_weight)
+    log_weight, loc, scale = (part.detach().double() for part in found)
+    log_weight = log_weight.log_softmax(0)
+    if scale.ndim == 2:
+        return DiagGaussianMixture(loc, scale, log_weight)
+    keep = log_weight.exp() > 0
+    return GaussianMixture(log_weight[keep].exp(), loc[keep], scale[keep])
 
 
 def fit_gmm(

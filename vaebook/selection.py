@@ -28,7 +28,7 @@ from vaebook.adapters import AdaptedVAE, adapt_vae, components
 from vaebook.estimators import Estimate, estimate
 from vaebook.evaluation import Condition, Data, take
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.priors import GaussianMixture, fit_gmm, from_components
+from vaebook.priors import GaussianMixture, as_mixture, fit_gmm
 from vaebook.tables import Table, table
 from vaebook.tilted import CELLS, Tilted, log_factor
 
@@ -252,8 +252,7 @@ def _score(
     vae: AdaptedVAE, codes: _Codes, q_agg: DiagGaussianMixture, mixtures: list[GaussianMixture], generator: Any
 ) -> Tensor:
     """Log p(x) under each of ORDER and effective draws, (2, B, 3); of the mixtures each datum sees that of its fold."""
-    known, parts = components(vae.prior), []
-    prior = vae.prior if known is None else from_components(*known)
+    parts, prior = [], as_mixture(vae.prior) or vae.prior
     size = max(1, CELLS // (len(ORDER) * DRAWS * codes.x[0].numel()))  # draws × data × pixels at once
     for f, mixture in enumerate(mixtures):
         for rows in (codes.fold == f).nonzero()[:, 0].split(size):
@@ -297,9 +296,8 @@ def _candidate(prior: Any, own: Tensor | None, generator: Any) -> _Candidate:
 
 def _moments(prior: Any, generator: Any) -> tuple[Tensor, Tensor]:
     """Mean and variance of each coordinate under a density."""
-    parts = components(prior)
-    if parts is not None and parts[2].ndim == 2:
-        mixture = from_components(*parts)
+    mixture = as_mixture(prior)
+    if isinstance(mixture, DiagGaussianMixture):
         return mixture.mean, mixture.variance
     z = prior.sample((10_000,), generator=generator).double()
     return z.mean(0), z.var(0)

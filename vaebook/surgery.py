@@ -11,13 +11,15 @@ needs a prior that factorises; TC is the total correlation, KL(q_agg | prod_j q_
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import math
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal, kl_divergence
+from torch.distributions import Normal
 
 from vaebook._checks import check_all, check_int, check_number
+from vaebook.adapters import Prior, adapt_prior, components
 from vaebook.estimators import Estimate, estimate
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import StandardNormal
@@ -29,15 +31,18 @@ class KLParts(NamedTuple):
     rate: Estimate  # R, what training pays
     mutual_information: Estimate  # I(n; z)
     marginal_kl: Estimate  # KL(q_agg | p), the mismatch
-    total_correlation: Estimate  # the part of it that lies between coordinates
+    total_correlation: Estimate | None  # the part of it that lies between coordinates; None if not asked for
     dimension_wise_kl: Estimate | None  # the part that single coordinates show; None if the prior may not factorise
+    how: Literal["sampled", "combined", "bounded"]  # whether the exact rate was used, and a bound had to be put in
 
 
+@torch.no_grad()
 def decompose_kl(
     q_agg: DiagGaussianMixture,
     prior: Any,
     *,
     num_samples: int = 10_000,
+    marginals: bool = False,
     generator: torch.Generator | None = None,
 ) -> KLParts:
     r"""Take the KL term of the ELBO apart.
@@ -45,21 +50,28 @@ def decompose_kl(
     $R = I(n;z) + \mathrm{KL}(q_\mathrm{agg}\,\|\,p)$ and
     $\mathrm{KL}(q_\mathrm{agg}\,\|\,p) = \mathrm{TC}(q_\mathrm{agg}) + \sum_j\mathrm{KL}(q_j\,\|\,p_j)$
 
-    All parts are averages over the same draws, but the rate, which is exact where the prior is a diagonal Gaussian.
-    So the estimates of I and of the mismatch sum to an exact rate only within their errors.
+    All parts are averages over the same S draws. Where the prior is one Gaussian with independent dimensions, R is
+    exact, and there are two unbiased estimates of the mismatch: the mean b of log q_agg - log p, and R - a with a the
+    mean of log q(z|n) - log q_agg. The second is better where a code names its datum, the first where the codes fill
+    the prior. What is returned is their weighted mean of least variance, the weights for each half of the draws taken
+    from the other half, so that it is unbiased too; information is what is left of R. Where the mean contradicts what
+    is certain, max(0, R - H) <= KL(q_agg | p) <= R with H <= log N the entropy of the weights, the bound takes its
+    place, and the standard error is still that of the mean.
 
     Args:
         q_agg: the mixture, one component a datum.
-        prior: p(z): an object with `log_prob(z)` for z (S, D). A `StandardNormal`, a mixture of one component and an
-            `Independent` with D one-dimensional factors are known to factorise.
+        prior: p(z), all that `vaebook.adapters.adapt` takes as one.
         num_samples: number S of draws of (n, z).
+        marginals: True also splits the mismatch, which takes time where D is large.
         generator: the source of randomness; None means torch's global one.
 
     Returns:
-        The parts, each an `Estimate`, unbiased; the last is None where the prior is not known to factorise.
+        The parts, each an `Estimate`, in nats; and how they were made: "sampled", with a sampled rate; "combined", as
+        above; "bounded", if a bound took the estimate's place. The last two are None unless marginals is True, and the
+        last where the prior is not known to factorise, as a torch Independent is.
 
     Raises:
-        TypeError: q_agg is not a DiagGaussianMixture, prior has no log_prob, num_samples is not an int.
+        TypeError: q_agg is not a DiagGaussianMixture, prior lacks a method, num_samples is not an int.
         ValueError: the prior has another dimension or is 0 at a draw; num_samples is less than 2.
 
     Example:
@@ -70,19 +82,87 @@ def decompose_kl(
         (Estimate(value=40.5, stderr=0.0, num_samples=0), 0.6931)
 
     Source: Hoffman & Johnson, ELBO surgery (2016), equation 6; Chen et al., Isolating sources of disentanglement
-    (2018), equation 2.
+    (2018), equation 2; the weights: Owen, Monte Carlo theory, methods and examples (2013), section 8.9.
     """
     z, log_own, log_agg = _draw(q_agg, num_samples, generator)
-    log_product = q_agg.double().log_prob_marginals(z).sum(-1)
-    log_prior, factors = _log_prior(prior, z), _factors(prior, z)
-    exact = isinstance(factors, Normal)
-    return KLParts(
-        rate=_exact_rate(q_agg.double(), factors) if exact else estimate(log_own - log_prior),
-        mutual_information=estimate(log_own - log_agg),
-        marginal_kl=estimate(log_agg - log_prior),
-        total_correlation=estimate(log_agg - log_product),
-        dimension_wise_kl=None if factors is None else estimate(log_product - log_prior),
-    )
+    prior, how = adapt_prior(prior, z.shape[1]), "sampled"
+    log_prior, rates = prior.log_prob(z).double(), _rates(q_agg, prior)
+    check_all("prior.log_prob(z)", log_prior, log_prior.isfinite(), "finite values at the draws of q_agg")
+    price, told = log_own - log_prior, log_own - log_agg
+    rate = estimate(price)
+    if rates is not None:
+        rate = Estimate(float(rates.sum()), 0.0, 0)
+        told, price = _with_control(told, price - rate.value), torch.full_like(price, rate.value)
+    information, mismatch = estimate(told), estimate(price - told)
+    if rates is not None:
+        error = max(mismatch.stderr, torch.finfo(torch.float64).eps * float((log_own - log_prior).abs().max()))
+        value = min(max(mismatch.value, rate.value - _entropy(q_agg), 0.0), rate.value)
+        how = "combined" if value == mismatch.value else "bounded"
+        mismatch = Estimate(value, error, num_samples)
+        information = Estimate(min(rate.value - value, _entropy(q_agg)), error, num_samples)
+    if not marginals:
+        return KLParts(rate, information, mismatch, None, None, how)
+    between = log_agg - q_agg.double().log_prob_marginals(z).sum(-1)
+    factorises = rates is not None or getattr(prior, "factorises", False)
+    alone = estimate(price - told - between) if factorises else None
+    return KLParts(rate, information, mismatch, estimate(between), alone, how)
+
+
+def kl_per_dimension(q_agg: DiagGaussianMixture, prior: Any = None) -> Tensor:
+    r"""Tell which latent dimensions training pays for: the rate of each, in closed form.
+
+    $R_j = \sum_n w_n\,\mathrm{KL}(\mathcal N(\mu_{nj},\sigma_{nj}^2)\,\|\,p_j)$, which sum to R
+
+    Args:
+        q_agg: the mixture, one component a datum.
+        prior: one Gaussian with independent dimensions; None is N(0, I).
+
+    Returns:
+        The rates, (D), nats, float64.
+
+    Raises:
+        TypeError: q_agg is not a DiagGaussianMixture, or prior lacks a method.
+        ValueError: prior is of another kind or dimension.
+
+    Example:
+        >>> kl_per_dimension(DiagGaussianMixture(torch.tensor([[3.0, 0.0]]), torch.ones(1, 2)))  # 3²/2 and 0
+        tensor([4.5000, 0.0000], dtype=torch.float64)
+
+    Source: Kingma & Welling, Auto-Encoding Variational Bayes (2014), appendix B.
+    """
+    dim = _components(q_agg)[1].shape[1]
+    prior = StandardNormal(dim) if prior is None else adapt_prior(prior, dim)
+    rates = _rates(q_agg, prior)
+    if rates is None:
+        raise ValueError(f"prior: expected one Gaussian with independent dimensions, got {type(prior).__name__}")
+    return rates
+
+
+def active_units(q_agg: DiagGaussianMixture, threshold: float = 0.01) -> Tensor:
+    r"""Tell which latent dimensions are in use: those whose posterior means differ between data.
+
+    $\mathrm{Var}_n\,\mu_{nj} > \text{threshold}$
+
+    Args:
+        q_agg: the mixture, one component a datum.
+        threshold: a variance, in squared units of z; 0.01 is meant for codes under N(0, I).
+
+    Returns:
+        For each dimension whether it is active, (D), bool.
+
+    Raises:
+        TypeError: q_agg is not a DiagGaussianMixture, or threshold is not a number.
+        ValueError: threshold is negative.
+
+    Example:
+        >>> active_units(DiagGaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), torch.ones(2, 2)))
+        tensor([ True, False])
+
+    Source: Burda, Grosse & Salakhutdinov, Importance weighted autoencoders (2016), section 5.2.
+    """
+    log_weight, loc, _ = _components(q_agg)
+    weight = log_weight.exp()
+    return weight @ (loc - weight @ loc).square() > check_number("threshold", threshold, minimum=0)
 
 
 def mutual_information(
@@ -99,7 +179,8 @@ def mutual_information(
         generator: the source of randomness; None means torch's global one.
 
     Returns:
-        The estimate, in nats. It is unbiased: the density of q_agg is exact, only the average is sampled.
+        The estimate, in nats. It is unbiased: the density of q_agg is exact, only the average is sampled. Where it
+        would exceed the entropy of the weights, which I never does, that takes its place.
 
     Raises:
         TypeError: q_agg is not a DiagGaussianMixture, num_samples is not an int.
@@ -114,7 +195,8 @@ def mutual_information(
     Source: Hoffman & Johnson, ELBO surgery (2016), equation 6, where it is the index-code mutual information.
     """
     _, log_own, log_agg = _draw(q_agg, num_samples, generator)
-    return estimate(log_own - log_agg)
+    found = estimate(log_own - log_agg)
+    return found._replace(value=min(found.value, _entropy(q_agg)))
 
 
 def mutual_information_quadrature(
@@ -172,41 +254,48 @@ def mutual_information_quadrature(
     raise RuntimeError(f"max_nodes: expected enough for tolerance {tolerance:g}, got {max_nodes}; raise one of them")
 
 
-def _draw(q_agg: object, num_samples: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw (n, z); return z (S, D) and log q(z|n), log q_agg(z), each (S)."""
+def _components(q_agg: object) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-weights, means and scales in float64, without gradients."""
     if not isinstance(q_agg, DiagGaussianMixture):
         raise TypeError(f"q_agg: expected a DiagGaussianMixture, got {type(q_agg).__name__}")
+    return tuple(part.detach().double() for part in q_agg.components())
+
+
+def _draw(q_agg: object, num_samples: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw (n, z); return z (S, D) and log q(z|n), log q_agg(z), each (S)."""
+    _, loc, scale = _components(q_agg)
     check_int("num_samples", num_samples, minimum=2)
     # In float64 from the start: a draw rounded to float16 would no longer be a draw of the mixture.
     precise = q_agg.double()
     z, index = precise.sample_with_index((num_samples,), generator=generator)
-    own = Normal(precise.loc[index], precise.scale[index])
-    return z, own.log_prob(z).sum(-1), precise.log_prob(z)
+    return z, Normal(loc[index], scale[index]).log_prob(z).sum(-1), precise.log_prob(z)
 
 
-def _log_prior(prior: Any, z: Tensor) -> Tensor:
-    if not hasattr(prior, "log_prob"):
-        raise TypeError(f"prior: expected an object with log_prob(z), got {type(prior).__name__}")
-    dim = (*getattr(prior, "event_shape", ()), getattr(prior, "latent_dim", z.shape[1]))[0]
-    if dim != z.shape[1]:
-        raise ValueError(f"prior: expected dimension {z.shape[1]}, got {dim}")
-    value = prior.log_prob(z).detach().double()
-    if value.shape != z.shape[:1]:
-        raise ValueError(f"prior: expected log_prob of shape {tuple(z.shape[:1])}, got {tuple(value.shape)}")
-    return check_all("prior.log_prob(z)", value, value.isfinite(), "finite values at the draws of q_agg")
+def _entropy(q_agg: DiagGaussianMixture) -> float:
+    """Entropy of the weights, which bounds I(n; z)."""
+    weight = _components(q_agg)[0].exp()
+    return min(float(torch.special.entr(weight).sum()), math.log(len(weight)))
 
 
-def _factors(prior: Any, z: Tensor) -> torch.distributions.Distribution | None:
-    """Return the D one-dimensional factors of a prior as one distribution of batch shape (D), or None."""
-    if isinstance(prior, StandardNormal):
-        return Normal(torch.zeros_like(z[0]), torch.ones_like(z[0]))
-    if isinstance(prior, DiagGaussianMixture) and prior.num_components == 1:
-        return Normal(prior.loc[0].double(), prior.scale[0].double())
-    if isinstance(prior, Independent) and prior.base_dist.batch_shape == z.shape[1:]:
-        return prior.base_dist
-    return None
+def _rates(q_agg: object, prior: Prior) -> Tensor | None:
+    """Return the exact rate of each dimension, (D), where the prior is one Gaussian with independent ones."""
+    (log_weight, loc, scale), found = _components(q_agg), components(prior)
+    if found is None or found[2].shape != (1, loc.shape[1]):
+        return None
+    distance, ratio = (loc - found[1].double()) / found[2].double(), scale / found[2].double()
+    return 0.5 * log_weight.exp() @ (distance.square() + ratio.square() - 1 - 2 * ratio.log())
 
 
-def _exact_rate(q_agg: DiagGaussianMixture, factors: Normal) -> Estimate:
-    each = kl_divergence(Normal(q_agg.loc, q_agg.scale), factors).sum(-1)
-    return Estimate((q_agg.log_weight.exp() @ each).item(), 0.0, 0)
+def _with_control(draws: Tensor, control: Tensor) -> Tensor:
+    """Subtract the multiple, from 0 to 1, of a control of mean 0 that leaves least variance; by halves, see above.
+
+    Where the control hardly varies, nothing is subtracted: information is bounded, what the control holds is not.
+    """
+    rest, halves = draws.clone(), (slice(0, None, 2), slice(1, None, 2))
+    rounding = 8 * torch.finfo(torch.float64).eps * float(control.abs().max())
+    for own, other in (halves, halves[::-1]):
+        centred = control[other] - control[other].mean()
+        allowed = centred @ centred + len(centred) * rounding**2
+        share = (centred @ (draws[other] - draws[other].mean()) / allowed).nan_to_num(0.0).clamp(0, 1)
+        rest[own] -= share * control[own]
+    return rest
