@@ -54,7 +54,7 @@ def test_entries_are_complete_and_ids_unique():
     for entry in ledger():
         assert entry.id.split("/")[0] in {"index", "dims", "gen", "agg", "est", "prior"}
         assert entry.kind in {"exact", "quadrature", "MC", "bound", "empirical"}
-        for text in (entry.statement, entry.conditions, entry.falsehood, entry.source, entry.section):
+        for text in (entry.falsehood, entry.source, entry.section):
             assert text.strip()
 
 
@@ -171,11 +171,11 @@ def test_bad_measurements(numbers, message):
 def test_registering_twice_or_without_a_text_is_an_error(monkeypatch):
     monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
     known = replace(ledger()[0])
-    texts = {k: getattr(known, k) for k in ("statement", "conditions", "falsehood", "kind", "source", "section")}
+    texts = {k: getattr(known, k) for k in ("falsehood", "kind", "source", "section")}
     with pytest.raises(ValueError, match="already registered"):
         claim(known.id, **texts)
-    with pytest.raises(ValueError, match="conditions: expected a text"):
-        claim("index/new", **{**texts, "conditions": " "})
+    with pytest.raises(ValueError, match="falsehood: expected a text"):
+        claim("index/new", **{**texts, "falsehood": " "})
     claim("index/new", **texts)(lambda generator: Measurement(0.0, 1.0, 0.0, tolerance=1.0))
     assert verify("index/new").claim.id == "index/new"
 

@@ -32,6 +32,7 @@ from fingerprint import (
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
+from statements import collect
 
 from vaebook._checkpoint import write_atomically
 
@@ -59,6 +60,7 @@ def main() -> int:
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # two threads on a busy machine are slower, and reproduce less well
     failed = 0
+    collect(ROOT)
     for md in _selected(options.chapter):
         name = md.relative_to(ROOT).as_posix()
         start = time.monotonic()

@@ -1,12 +1,14 @@
 """Registry, chapters and ledger name the same claims, and each check compares two different things."""
 
 import re
+import shutil
 
 import evidence
 import pytest
 import torch
 from fingerprint import ROOT, is_chapter, read_ipynb
 from nbformat import v4
+from statements import as_json, statements
 
 from vaebook.claims import Evidence, Measurement, ledger, verify
 
@@ -23,6 +25,25 @@ def test_statements_of_the_chapters_are_the_claims_of_the_registry():
     notebooks = {chapter: read_ipynb(md.with_suffix(".ipynb")) for chapter, md in CHAPTERS.items()}
     stated = {label: chapter for chapter, notebook in notebooks.items() for label in evidence.labels(notebook)}
     assert stated == {claim.id: claim.section for claim in CLAIMS}
+
+
+def test_the_ledger_says_what_the_chapters_say():
+    stored = (ROOT / "book" / "results" / "statements.json").read_text(encoding="utf-8")
+    assert stored == as_json(statements()), "`make execute` renews it, and the ledger"
+
+
+def test_an_edited_statement_is_noticed(tmp_path):
+    shutil.copytree(ROOT / "book" / "mixture", tmp_path / "book" / "mixture")
+    md = tmp_path / "book" / "mixture" / "index.md"
+    assert statements(tmp_path)["index/joint"] == statements()["index/joint"]
+    text = md.read_text(encoding="utf-8")
+    for old, new in (
+        ("occurs $m$ times is $m/N$", "occurs $m$ times is $m$"),
+        ("} The sum over data", "} A sum over data"),
+    ):
+        assert text.count(old) == 1
+        md.write_text(text.replace(old, new), encoding="utf-8")
+        assert statements(tmp_path)["index/joint"] != statements()["index/joint"]
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)

@@ -16,9 +16,6 @@ from vaebook.ppca import PPCA
 
 @claim(
     "agg/moments",
-    statement=r"$\mathbb E z=\sum_n w_n\mu_n$ and $\operatorname{Cov} z=\sum_n w_n\,\mathrm{diag}\,\sigma_n^2+"
-    r"\sum_n w_n(\mu_n-m)(\mu_n-m)^\top$, $m$ the mean.",
-    conditions="Weights that sum to 1.",
     falsehood=r"The covariance is the mean of the $\Sigma_n$.",
     kind="exact",
     source="law of total variance, for example Blitzstein & Hwang (2019), theorem 9.5.4",
@@ -49,10 +46,6 @@ def moments(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/reconstruct",
-    statement=r"Decoding a draw of $q_\mathrm{agg}$ is picking a training datum, encoding, sampling and decoding it; "
-    r"and $\mathrm{KL}(p_\mathrm{agg}\,\|\,p_\theta)\le\mathrm{KL}(q_\mathrm{agg}\,\|\,p)$.",
-    conditions=r"$p_\mathrm{agg}(x)=\int p(x\mid z)\,q_\mathrm{agg}(z)\,dz$ and "
-    r"$p_\theta(x)=\int p(x\mid z)\,p(z)\,dz$ share the decoder.",
     falsehood="The two KL are equal: the decoder passes every mismatch on.",
     kind="MC",
     source="data-processing inequality, Cover & Thomas (2006), section 2.8; for VAEs, this book",

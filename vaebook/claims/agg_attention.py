@@ -27,12 +27,6 @@ GRID = torch.linspace(-12, 12, 601, dtype=torch.float64)[:, None]
 
 @claim(
     "agg/optimal-decoder",
-    statement=r"For a fixed encoder the best mean of a Gaussian decoder and that of a Bernoulli decoder are both "
-    r"$f^*(z)=\sum_n r_n(z)\,x_n$; any other $f$ loses "
-    r"$\mathbb E_{q_\mathrm{agg}}\mathrm{KL}(p_{f^*}(x\mid z)\,\|\,p_f(x\mid z))$ nats a datum.",
-    conditions=r"Best in mean expected log-likelihood of the data that $q_\mathrm{agg}$ is made of, among all "
-    r"measurable $f$. Gaussian: one fixed positive definite covariance. Bernoulli: independent pixels, $x_n$ in "
-    r"$[0,1]^P$, $0\log0=0$. Unique up to sets of measure zero.",
     falsehood=r"Bernoulli: average the logits; or: at $z=\mu_n$ it returns $x_n$.",
     kind="exact",
     source="Banerjee, Guo & Wang (2005), theorem 1, of which these are two cases; for a VAE, this book",
@@ -95,12 +89,6 @@ def _integral(values: Tensor) -> Tensor:
 
 @claim(
     "agg/attention",
-    statement=r"For $\Sigma_n=s^2I$, $r(z)=\mathrm{softmax}_n\bigl((\mu_n\cdot z-\tfrac12\|\mu_n\|^2)/s^2\bigr)$ and "
-    r"the score is $(\sum_n r_n\mu_n-z)/s^2$. In general $\log q_\mathrm{agg}(z)$ is the log-sum-exp of an attention "
-    r"with queries $[z^2,z,1]$, minus $\log N$ and $\tfrac D2\log2\pi$, and the score is read off its output.",
-    conditions=r"Equal weights $1/N$ (others add $\log(Nw_n)$ to the logits); positive standard deviations. Plain "
-    r"attention agrees if and only if all $\|\mu_n\|$ are equal; else it belongs to weights $\propto "
-    r"e^{\|\mu_n\|^2/2s^2}$.",
     falsehood=r"The same without the norm term, $r=\mathrm{softmax}(\mu_n\cdot z/s^2)$, as in plain attention.",
     kind="exact",
     source="this book; mean shift: Fukunaga & Hostetler (1975), Cheng (1995); Hopfield: Ramsauer et al. (2021)",
@@ -171,12 +159,6 @@ def _torch_mixture(q_agg: DiagGaussianMixture, z: Tensor) -> tuple[Tensor, Tenso
 
 @claim(
     "agg/diffusion",
-    statement=r"Noised data $y=\alpha x_n+s\varepsilon$ have the density $q_\mathrm{agg}$ with $\mu_n=\alpha x_n$ and "
-    r"$\Sigma_n=s^2I$. Their exact denoiser is $\sum_n r_n(y)\,x_n=(y+s^2\nabla\log q_\mathrm{agg}(y))/\alpha$; at "
-    r"$y=\alpha x+s\varepsilon$ it tends to the training datum nearest to $x$ as $s\to0$.",
-    conditions=r"$n$ uniform, $\varepsilon\sim\mathcal N(0,I)$ independent of it, $\alpha,s>0$; exact: of least "
-    r"expected squared error on the training data. The limit: $x$ and $\varepsilon$ fixed, $\alpha$ tends to a "
-    "positive number, and the nearest training datum is unique (copies of it aside).",
     falsehood="As $s\\to0$ it returns a held-out $x$.",
     kind="exact",
     source="Vincent (2011); Efron (2011) on Tweedie's formula; Karras et al. (2022), appendix B.3",

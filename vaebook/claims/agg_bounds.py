@@ -76,14 +76,6 @@ def _linear_maximum(generator: torch.Generator, beta: float = 0.8, noise: float 
 
 @claim(
     "agg/stationarity",
-    statement=r"At a stationary point of training each latent has mean $\mu_j=0$ and mean $(\mu_j^2+\sigma_j^2)=1$, "
-    r"and $R=-\frac12$ mean $\log\det\Sigma_n$. For a linear VAE at a local maximum of its objective, "
-    r"$\operatorname{Cov}(q_\mathrm{agg})=I$.",
-    conditions="Prior N(0, I), its KL in closed form, any β > 0; mu affine in the last hidden layer, log sigma with a "
-    "bias of its own, z enters the decoder only through an affine layer with bias; all these weights free, unshared, "
-    "without decay; no clamps, free bits, dropout or normalisation on mu, sigma, z; gradients of the mean over all "
-    "the training data, over the noise or any fixed draws of it, are zero; means over the same data. Linear VAE: both "
-    "heads and the decoder affine, isotropic Gaussian noise, expectation over the code exact.",
     falsehood=r"Marginal moments reveal the mismatch: $\mathrm{KL}(q_\mathrm{agg}\,\|\,p)="
     r"\mathrm{KL}(\mathcal N(m,\mathrm{diag}\,S)\,\|\,p)$.",
     kind="exact",
@@ -114,12 +106,6 @@ def stationarity(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/mismatch",
-    statement=r"$\mathrm{KL}(q_\mathrm{agg}\,\|\,p)\le\mathrm{KL}(p_\mathrm{data}\,\|\,p_\theta)+"
-    r"\mathbb E_{p_\mathrm{data}}\mathrm{KL}(q(z\mid x)\,\|\,p(z\mid x))$, and the difference is "
-    r"$\mathbb E_{q_\mathrm{agg}}\mathrm{KL}(q(x\mid z)\,\|\,p(x\mid z))$.",
-    conditions=r"$q_\mathrm{agg}=\mathbb E_{p_\mathrm{data}}q(z\mid x)$, with expectation over the same distribution "
-    "everywhere; p_data has a density with respect to the decoder's measure: the population's, or an empirical "
-    "distribution of discrete x. Of finitely many continuous x the right-hand side is infinite. Terms may be infinite.",
     falsehood=r"$\mathrm{KL}(q_\mathrm{agg}\,\|\,p)\le\mathbb E\,\mathrm{KL}(q(z\mid x)\,\|\,p(z\mid x))$ alone: exact "
     "inference makes the two agree.",
     kind="quadrature",
@@ -163,10 +149,6 @@ def mismatch(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/entropy-sandwich",
-    statement=r"$-\sum_iw_i\log\sum_jw_je^{-C(i,j)}\le I(n;z)\le-\sum_iw_i\log\sum_jw_je^{-\mathrm{KL}(i\,\|\,j)}\le "
-    r"H(m/N)$, $C$ the Bhattacharyya distance.",
-    conditions="Finitely many components with positive densities and finite KL between each other (Gaussians have); "
-    "H(m/N) is the entropy of the weights of the distinct components.",
     falsehood=r"The upper bound with $\mathrm{KL}(j\,\|\,i)$.",
     kind="bound",
     source="Kolchinsky & Tracey (2017); that the upper bound is below H(m/N): this book",
@@ -206,9 +188,6 @@ def entropy_sandwich(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/mmd",
-    statement=r"$\mathrm{MMD}^2(q_\mathrm{agg},\mathcal N(0,I))$ with a Gaussian kernel of bandwidth $\ell$ has a "
-    "closed form, a sum over pairs of components.",
-    conditions="Diagonal Gaussian components; kernel exp(-|a - b|²/(2l²)), l > 0.",
     falsehood="The V-statistic of finite samples is unbiased for it; or it is that of the means $\\mu_n$.",
     kind="MC",
     source="Rustamov (2021); Gretton et al. (2012), lemma 6, for the definition and the bias",

@@ -58,9 +58,6 @@ def _integrated_kl(q_agg: DiagGaussianMixture, limit: float = 30.0) -> float:
 
 @claim(
     "agg/surgery",
-    statement=r"$R = I(n;z) + \mathrm{KL}(q_\mathrm{agg}\,\|\,p)$ with $R=\sum_n w_n\mathrm{KL}(q(z\mid n)\,\|\,p)$.",
-    conditions="Finitely many Gaussian components with weights that sum to 1; p a density that is positive wherever "
-    "a component is (both sides are infinite together).",
     falsehood=r"$R = \mathrm{KL}(q_\mathrm{agg}\,\|\,p)$: the KL term measures the mismatch with the prior.",
     kind="MC",
     source="Hoffman & Johnson (2016), equation 6",
@@ -91,11 +88,6 @@ def surgery(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/hole-bound",
-    statement=r"$\mathrm{KL}(q_\mathrm{agg}\,\|\,p) \ge R - H(m/N) \ge R - \log N$: a mismatch certified, in nats, "
-    "by two numbers that are logged anyway.",
-    conditions="R is the unweighted mean of KL(q(z|x_n) | p) over all N data of which q_agg consists, at one and the "
-    "same (final) parameters, with one code a datum: no β, free bits, batch mean, dropout, augmentation or fresh "
-    "binarisation; m are the multiplicities of the distinct codes.",
     falsehood=r"$\mathrm{KL}\ge R$; or $\mathrm{KL}\ge R-\log B$ with the size $B$ of a batch.",
     kind="bound",
     source="this book; from Hoffman & Johnson (2016), and I <= H of Kolchinsky & Tracey (2017)",
@@ -123,11 +115,6 @@ def hole_bound(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/mismatch-is-not-hole",
-    statement=r"A large KL does not mean bad samples: for $q=(1-\varepsilon)p+\varepsilon s$ the total variation from "
-    r"$p$ is at most $\varepsilon$, while $\mathrm{KL}(q\,\|\,p)\ge\varepsilon\,\mathrm{KL}(s\,\|\,p)-H(\varepsilon)$ "
-    "has no bound.",
-    conditions="p and s densities, 0 < ε < 1; H(ε) is the entropy of a coin. Example: 999 codes N(0, 1) and one "
-    "N(200, 1).",
     falsehood=r"$R\gg\log N$ means that most draws of the prior are bad.",
     kind="quadrature",
     source="this book",
@@ -162,9 +149,6 @@ def mismatch_is_not_hole(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/small-kl-hole",
-    statement=r"If $q(A)=0$ and $p(A)=h<1$, then $\mathrm{KL}(q\,\|\,p)\ge-\log(1-h)$, with equality iff $q$ is $p$ "
-    r"conditioned on the complement of $A$: half of the prior can be a hole at $\log2$ nats.",
-    conditions="q and p probability measures, A an event, 0 <= h < 1.",
     falsehood=r"Prior mass that $q$ misses makes $\mathrm{KL}(q\,\|\,p)$ infinite.",
     kind="quadrature",
     source="this book; the data-processing inequality for the event A, Cover & Thomas (2006), section 2.8",
@@ -200,10 +184,6 @@ def small_kl_hole(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/tc-split",
-    statement=r"For a factorised prior $\mathrm{KL}(q_\mathrm{agg}\,\|\,p)=\mathrm{TC}(q_\mathrm{agg})+"
-    r"\sum_j\mathrm{KL}(q_j\,\|\,p_j)$.",
-    conditions=r"$p(z)=\prod_jp_j(z_j)$, positive; $q_j$ the marginals of $q_\mathrm{agg}$; "
-    r"$\mathbb E_{q_\mathrm{agg}}\log p_j$ finite (else both sides are infinite).",
     falsehood="The same split for a correlated prior with those marginals.",
     kind="MC",
     source="Chen et al. (2018), equation 2",
@@ -233,9 +213,6 @@ def tc_split(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/gaussian-cap",
-    statement=r"$I(n;z)+\mathrm{KL}(q_\mathrm{agg}\,\|\,\mathcal N(m,S))=\frac12\log\det S-"
-    r"\frac12\sum_nw_n\log\det\Sigma_n$, so that $I$ is at most that, and at most $H(m/N)$, without samples.",
-    conditions="(m, S) mean and covariance of q_agg; Gaussian components of positive variances.",
     falsehood=r"$I$ equals the right-hand side.",
     kind="MC",
     source="this book; entropy of a Gaussian is largest at given covariance, Cover & Thomas (2006), theorem 8.6.5",
@@ -263,10 +240,6 @@ def cap(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/optimal-prior",
-    statement=r"Encoder fixed: over all priors $\sum_nw_n\mathrm{KL}(q(z\mid n)\,\|\,p)\ge I(n;z)$, with equality iff "
-    r"$p=q_\mathrm{agg}$.",
-    conditions="All probability densities p are allowed (where p is 0 and q_agg is not, the left side is infinite); "
-    "equality of densities up to sets of measure 0; q_agg of the data over which the left side is averaged.",
     falsehood="A prior that matches the mean and the covariance of $q_\\mathrm{agg}$ is as good.",
     kind="MC",
     source="Tomczak & Welling (2018), section 2; Hoffman & Johnson (2016)",
@@ -301,10 +274,6 @@ def optimal_prior(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/pythagoras",
-    statement=r"$\mathrm{KL}(q_\mathrm{agg}\,\|\,\mathcal N(0,I))=\mathrm{KL}(q_\mathrm{agg}\,\|\,\mathcal N(m,S))+"
-    r"\mathrm{KL}(\mathcal N(m,S)\,\|\,\mathcal N(0,I))$.",
-    conditions="(m, S) mean and covariance of q_agg, S positive definite; the same for any Gaussian in the place of "
-    "N(0, I).",
     falsehood=r"The same with $\mathcal N(m,\sum_nw_n\Sigma_n)$ in the middle.",
     kind="MC",
     source="Csiszár (1975) on I-projections; for q_agg, this book",

@@ -19,9 +19,6 @@ from vaebook.surgery import mutual_information, mutual_information_quadrature
 
 @claim(
     "dims/product",
-    statement=r"A Gaussian with diagonal covariance in $D$ dimensions is one component, a product: its log-density is "
-    r"a sum over $j$, it has one mode, and it is a mixture of Gaussians in no other way.",
-    conditions="Positive variances; a mixture of finitely many Gaussians.",
     falsehood="It is a mixture of $D$ components.",
     kind="exact",
     source="this book; the second part rests on dims/identifiability",
@@ -51,10 +48,6 @@ def product(generator: torch.Generator) -> Measurement:
 
 @claim(
     "dims/ghost-modes",
-    statement=r"$\sum_nw_n\prod_jq(z_j\mid n)$ is not $\prod_j\sum_nw_nq(z_j\mid n)$: that is a mixture of up to $N^D$ "
-    r"Gaussians, with a mode wherever each coordinate is at a mode of its marginal, and the mean under "
-    r"$q_\mathrm{agg}$ of the difference of their logarithms is the total correlation of $q_\mathrm{agg}$.",
-    conditions="Diagonal covariances, positive weights; N, D ≥ 2; they are equal if and only if q_agg factorises.",
     falsehood="The two are interchangeable.",
     kind="MC",
     source="this book; scverse/scvi-tools issue 3188 for the formulas side by side",
@@ -105,9 +98,6 @@ def _total_correlation(q: DiagGaussianMixture) -> float:
 
 @claim(
     "dims/information-adds",
-    statement=r"$\mathrm{TC}(q_\mathrm{agg})=\sum_jI(n;z_j)-I(n;z)$: what the coordinates say about the datum "
-    "separately, less what they say together.",
-    conditions="Finitely many n; given n, z is Gaussian with diagonal covariance.",
     falsehood=r"The coordinates are independent under $q_\mathrm{agg}$ too, so that information adds: "
     r"$I(n;z)=\sum_jI(n;z_j)$.",
     kind="MC",
@@ -138,10 +128,6 @@ def information_adds(generator: torch.Generator) -> Measurement:
 
 @claim(
     "dims/identifiability",
-    statement=r"$\mathcal N(0,v)=\int\mathcal N(\cdot\mid z,v-t^2)\,\mathcal N(z\mid0,t^2)\,dz$ for every "
-    r"$t^2\in[0,v)$: with free component variances a continuous Gaussian mixture is not identifiable. With one fixed "
-    "covariance it is; and finite Gaussian mixtures are, whatever their covariances.",
-    conditions="Finite ones up to order, merging of equal components and weights 0.",
     falsehood=r"$\mathcal N(0,v)=\int\mathcal N(\cdot\mid z,1)\,\mathcal N(z\mid0,t^2)\,dz$ for every $t$.",
     kind="quadrature",
     source="Teicher (1963) in one dimension, Yakowitz & Spragins (1968) in several; fixed covariance: deconvolution",

@@ -26,10 +26,6 @@ from vaebook.estimators import (
 
 @claim(
     "est/in-batch",
-    statement=r"$\mathbb E\hat I=I-\mathbb E\,\mathrm{KL}(q_b\,\|\,q_\mathrm{agg})\le I$ with $q_b$ the average "
-    r"posterior of the batch, equal at $B=N$ without replacement; and $\hat I\le\log B$ always.",
-    conditions="Each datum occurs B/N times in a batch on average; given the batch, z_i is drawn from its i-th "
-    "member's posterior.",
     falsehood=r"$\mathbb E\hat I=I$ for batches of fewer than all data.",
     kind="exact",
     source="concavity of information, Cover & Thomas (2006), theorem 2.7.4; independent batches: Poole et al. (2019)",
@@ -60,10 +56,6 @@ def in_batch(generator: torch.Generator) -> Measurement:
 
 @claim(
     "est/leave-one-out",
-    statement=r"Without replacement $\mathbb E\hat I\ge\frac1N\sum_n\mathrm{KL}(q_n\,\|\,q_{-n})\ge\frac N{N-1}I$, the "
-    r"first with equality at $B=N$, and $\log N$ is no bound; for independent draws $\mathbb E\hat I\ge I$.",
-    conditions="2 ≤ B (and ≤ N without replacement); batches uniform; z_i from its own member's posterior; "
-    "posteriors with one common support and finite KL, as Gaussians have.",
     falsehood=r"$\mathbb E\hat I=I$; or $\mathbb E\hat I\ge\frac N{N-1}I$ for independent draws too.",
     kind="exact",
     source="Jensen's inequality; independent draws: Poole et al. (2019), section 2.1; without replacement: this book",
@@ -95,10 +87,6 @@ def leave_one_out(generator: torch.Generator) -> Measurement:
 
 @claim(
     "est/mws",
-    statement=r"$\hat I_\mathrm{MWS}=\hat I_\text{in-batch}+\log N$, so $\mathbb E\hat I_\mathrm{MWS}\ge\log N$; its "
-    r"offsets from in-batch on information, total correlation and dimension-wise KL are $\log N$, $(D-1)\log N$ and "
-    r"$-D\log N$, which sum to 0; its gradients are in-batch's.",
-    conditions="Any batch, prior a product over dimensions; for the expectation z_i from its own member's posterior.",
     falsehood=r"$\mathbb E\hat I_\mathrm{MWS}\le\log N$, as every information about $N$ data is.",
     kind="exact",
     source="the estimator: Chen et al. (2018), appendix C.1; its offsets: this book",
@@ -136,10 +124,6 @@ def mws(generator: torch.Generator) -> Measurement:
 
 @claim(
     "est/mss",
-    statement=r"The stratified weights are unbiased for $q_\mathrm{agg}(z_i)$, so $\mathbb E\hat I\ge I$; equal "
-    r"weights $\frac1N$ and $\frac{N-1}{N(B-1)}$ are unbiased too, with no more variance and $\mathbb E\hat I$ no "
-    r"larger, at most $\log N$, within $\log\frac NB$ of in-batch, and exact at $B=N$.",
-    conditions="2 ≤ B ≤ N; batches without replacement in random order; z_i from its own member's posterior.",
     falsehood=r"The matrix in circulation is unbiased (each row but the first; B well below N); the stratified weights "
     r"are exact at $B=N\ge3$.",
     kind="exact",

@@ -39,11 +39,6 @@ def _linear_vae(generator: torch.Generator) -> tuple[PPCA, SimpleNamespace, Tens
 
 @claim(
     "gen/ppca",
-    statement=r"In probabilistic PCA the uncountable mixture is one Gaussian, "
-    r"$p(x)=\mathcal N(x\mid m, WW^\top+s^2I)$; posterior and $q_\mathrm{agg}$ are closed form, $p_\mathrm{agg}$ is "
-    "a mixture of $N$ Gaussians.",
-    conditions="Linear decoder with isotropic noise, N(0, I) prior, exact posterior as encoder, W with orthogonal "
-    "columns (so that posteriors are diagonal), fewer latents than pixels.",
     falsehood=r"$\operatorname{Cov}p$ is the covariance of the data, and $p_\mathrm{agg}=p_\theta$.",
     kind="exact",
     source="Tipping & Bishop (1999); p_agg: this book",
@@ -128,11 +123,6 @@ def _linear_elbo(square: Tensor, eigenvalue: Tensor, noise: float, beta: Tensor)
 
 @claim(
     "gen/finite-k",
-    statement=r"For $\hat p_K(x)=\frac1K\sum_k p(x\mid z_k)$ with $K$ draws of the prior: $\mathbb E\hat p_K=p$, "
-    r"$\mathbb E\log\hat p_K\le\log p$, and the gap is $\mathrm{Var}/(2Kp^2)+o(1/K)$, so that "
-    r"$K\gg\mathrm{Var}/p^2$ makes it small.",
-    conditions=r"Independent draws; $\mathrm{Var}$ is the variance of $p(x\mid z)$ with $z\sim p$; for the expansion "
-    r"$\mathbb E\,p(x\mid z)^3$ and $\mathbb E|\log p(x\mid z)|$ finite.",
     falsehood=r"$\log\hat p_K$ is unbiased for $\log p$.",
     kind="MC",
     source="Jensen's inequality and the delta method; Nowozin (2018), proposition 1, for the expansion",
@@ -176,9 +166,6 @@ def _relative_variance(x: Tensor, log_p: Tensor) -> float:
 
 @claim(
     "gen/prior-sampling-cost",
-    statement=r"$\mathrm{Var}/p^2$ of one prior draw is $\chi^2(p(z\mid x)\,\|\,p(z))\ge e^{\mathrm{KL}}-1$ with "
-    r"$\mathrm{KL}=\mathrm{KL}(p(z\mid x)\,\|\,p(z))$.",
-    conditions="p(x) > 0 and the variance of p(x|z) under the prior finite.",
     falsehood=r"$\mathrm{Var}/p^2=\mathrm{KL}$: the cost grows only as fast as the information.",
     kind="quadrature",
     source="Chatterjee & Diaconis (2018) on e^KL draws; the identity: this book",
@@ -213,8 +200,6 @@ def prior_sampling_cost(generator: torch.Generator) -> Measurement:
 
 @claim(
     "gen/iwae",
-    statement=r"$\mathrm{ELBO}=\mathrm{IWAE}_1\le\mathrm{IWAE}_K\le\mathrm{IWAE}_{K+1}\le\log p(x)$, in expectation.",
-    conditions="Independent draws z_k ~ q(z|x); 0 < p(x) < ∞. The bounds may be -∞.",
     falsehood="Averaging $K$ single-sample ELBOs tightens the bound as much as $\\mathrm{IWAE}_K$ does.",
     kind="MC",
     source="Burda, Grosse & Salakhutdinov (2016), theorem 1",
@@ -252,9 +237,6 @@ def iwae(generator: torch.Generator) -> Measurement:
 
 @claim(
     "gen/elbo-submass",
-    statement=r"$\int \exp\mathrm{ELBO}(x)\,dx\le1$, with equality iff $q(z\mid x)$ is the posterior for almost every "
-    "$x$.",
-    conditions="p(x|z) a density in x, p(z) a density; β = 1.",
     falsehood=r"The same holds for the objective with $\beta<1$.",
     kind="quadrature",
     source="this book; it follows from ELBO ≤ log p",

@@ -21,14 +21,6 @@ DEPTHS = (10.0, 20.0, 40.0)
 
 @claim(
     "gen/unbounded",
-    statement=r"A decoder that can put its mean on one datum, with standard deviation $t\to0$, over a set of positive "
-    "prior mass has an unbounded likelihood and an unbounded ELBO. Bounded are: probabilistic PCA; any decoder "
-    r"with variances at least $\xi$, by $-\frac P2\log2\pi\xi$ per datum; any model of discrete data, by $-H(m/N)$, "
-    r"reached if and only if $p_\theta=p_\mathrm{emp}$.",
-    conditions=r"Unbounded: on a second set of positive prior mass the decoder stays fixed; for the ELBO both sets "
-    "contain balls, elsewhere means stay bounded and scales between t and a constant, and the encoder can be any "
-    "Gaussian for each distinct datum. pPCA: fewer latents than pixels and than the rank of the data's covariance "
-    "(full rank suffices). Finitely many data, with multiplicities m.",
     falsehood="The KL term keeps the ELBO bounded.",
     kind="exact",
     source="Mattei & Frellsen (2018), section 2, for the likelihood and the bound by the variances; the rest: "

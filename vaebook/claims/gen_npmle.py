@@ -17,13 +17,6 @@ SCALE = 0.2
 
 @claim(
     "gen/npmle",
-    statement=r"Some best prior for a fixed decoder is discrete, with at most as many atoms as there are distinct "
-    r"data, and all best priors give the same $p_G(x_n)$. One step of EM replaces the prior by its aggregated true "
-    r"posterior. No prior has a mean log-likelihood above that of $G$ by more than "
-    r"$\log\sup_z\frac1N\sum_n p(x_n\mid z)/p_G(x_n)$, nats per datum.",
-    conditions=r"Decoder fixed, priors over all of its latent space; for existence: the likelihood curve "
-    r"$z\mapsto(p(x_n\mid z))_n$ bounded, each limit point of it at most, in every coordinate, a point of it; some "
-    r"prior with all $p_G(x_n)>0$. EM and the bound need only $0<p_G(x_n)<\infty$; the supremum is over all z.",
     falsehood="A fixed point of EM is the best prior.",
     kind="bound",
     source="Lindsay (1983); EM: Laird (1978); the gain of a step and the last inequality of the proof: this book",
@@ -91,10 +84,6 @@ def _bound(x: Tensor, prior: DiscretePrior) -> float:
 
 @claim(
     "gen/fixed-point",
-    statement="A prior of full support that equals its own aggregated true posterior is a best prior for its decoder; "
-    r"then $\frac1N\sum_n p(x_n\mid z)/p_G(x_n)\le1$ at every z.",
-    conditions=r"Decoder fixed; $z\mapsto p(x_n\mid z)$ lower semicontinuous (continuous, say); "
-    r"$0<p_G(x_n)<\infty$; every non-empty open set of codes has positive mass under G.",
     falsehood="The same without full support.",
     kind="exact",
     source="this book; it follows from Lindsay (1983)",

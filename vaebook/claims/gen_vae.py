@@ -44,8 +44,6 @@ def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 @claim(
     "gen/elbo-identity",
-    statement=r"$\log p(x)=\mathrm{ELBO}(x)+\mathrm{KL}(q(z\mid x)\,\|\,p(z\mid x))$.",
-    conditions="0 < p(x) < ∞; q(z|x) any density; both ELBO = -∞ and KL = ∞ may occur, together.",
     falsehood=r"The gap is $\mathrm{KL}(p(z\mid x)\,\|\,q(z\mid x))$.",
     kind="quadrature",
     source="Jordan, Ghahramani, Jaakkola & Saul (1999); Kingma & Welling (2014), equation 1",
@@ -79,10 +77,6 @@ def elbo_identity(generator: torch.Generator) -> Measurement:
 
 @claim(
     "gen/inference-gap",
-    statement=r"$\log p(x)-\mathrm{ELBO}(x)$ is the approximation gap $\min_q\mathrm{KL}(q\,\|\,p(z\mid x))$ over "
-    "Gaussians with diagonal covariance, plus the amortisation gap, the rest; neither is negative, and the first is 0 "
-    "only if the posterior is such a Gaussian.",
-    conditions="Decoder and prior fixed; 0 < p(x) < ∞; ELBO > -∞ for the encoder's Gaussian.",
     falsehood=r"A mean and scales of its own for every datum close the gap.",
     kind="quadrature",
     source="Cremer, Li & Duvenaud (2018)",
@@ -138,9 +132,6 @@ def _least_kl(log_posterior: Tensor) -> Tensor:
 
 @claim(
     "gen/diagonal-cost",
-    statement=r"For a Gaussian posterior $\mathcal N(m,P^{-1})$ the best Gaussian with diagonal covariance has mean "
-    r"$m$ and variances $1/P_{jj}$, at the cost $\frac12(\sum_j\log P_{jj}-\log\det P)$ in the ELBO.",
-    conditions="P positive definite; best means least KL(q ‖ p(z|x)), which is most ELBO.",
     falsehood=r"It has the marginal variances $(P^{-1})_{jj}$.",
     kind="exact",
     source="Bishop (2006), section 10.1.2, for the variances; the cost follows",

@@ -44,9 +44,6 @@ def _mass(density: Tensor) -> Tensor:
 
 @claim(
     "index/joint",
-    statement=r"$\frac1N\sum_n\delta(x,x_n)\,q(z\mid x_n) = p_\mathrm{emp}(x)\,q(z\mid x)$; at a datum seen $m$ times "
-    r"its mass in $z$ is $m/N$, and the conditional is that divided by $p_\mathrm{emp}(x)$.",
-    conditions="Finitely many data; δ is Kronecker's; q(z|x) is a function of x alone.",
     falsehood="It is a conditional: it integrates to 1 over $z$.",
     kind="exact",
     source="definition of the empirical distribution; the formula is the asker's",
@@ -70,9 +67,6 @@ def joint(generator: torch.Generator) -> Measurement:
 
 @claim(
     "index/unseen",
-    statement=r"At an $x$ that is not in the data the joint is 0 for every $z$ and its conditional is 0/0, while the "
-    r"encoder still gives a density $q(z\mid x)$.",
-    conditions="q(z|x) is defined for every x (amortisation).",
     falsehood="Dropping $1/N$ always gives the conditional (at a datum seen $m$ times the mass is then $m$).",
     kind="exact",
     source="this book; Gershman & Goodman (2014) on amortisation",
@@ -97,9 +91,6 @@ def unseen(generator: torch.Generator) -> Measurement:
 
 @claim(
     "index/marginal",
-    statement="Summed over $x$ that joint is the aggregated posterior, "
-    r"$q_\mathrm{agg}(z)=\frac1N\sum_n q(z\mid x_n)$.",
-    conditions="Finitely many data.",
     falsehood=r"Averaging the *parameters* gives it: one Gaussian with the mean of the $\mu_n$ and the $\sigma_n^2$.",
     kind="exact",
     source="Makhzani et al. (2016); Hoffman & Johnson (2016)",
@@ -128,10 +119,6 @@ def _encode_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 @claim(
     "index/duplicates",
-    statement=r"Equal codes merge, with weights $m/N$, and $I(n;z) < H(m/N) \le \log N$; $H(m/N)$ is the supremum "
-    "over encoders that keep distinct data distinct.",
-    conditions="m are the multiplicities of the distinct codes; every q(z|x) is a Gaussian with positive variances; "
-    "at least two distinct codes.",
     falsehood=r"With $\sigma$ small enough $I$ reaches $\log N$ whatever the data.",
     kind="bound",
     source="this book; Kolchinsky & Tracey (2017) bound I by the entropy of the weights",
@@ -164,9 +151,6 @@ def duplicates(generator: torch.Generator) -> Measurement:
 
 @claim(
     "index/effective-components",
-    statement=r"$\mathbb E\,H(r(z)) = \log N - I(n;z)$, so that $\exp(I)\in[1,N]$ is the number of distinguishable "
-    "codes.",
-    conditions="Equal weights 1/N; z ~ q_agg; r(z) its responsibilities.",
     falsehood=r"$\exp(\mathbb E\,H(r))$ is that number (it is $N/\exp(I)$).",
     kind="MC",
     source="the chain rule of entropy, Cover & Thomas (2006), theorem 2.2.1",
@@ -198,9 +182,6 @@ def effective_components(generator: torch.Generator) -> Measurement:
 
 @claim(
     "index/modes",
-    statement=r"Two Gaussians $\mathcal N(\cdot, s^2 I)$ of equal weight have two modes if their means are more than "
-    "$2s$ apart, and one otherwise.",
-    conditions="One common isotropic covariance s²I, weights 1/2 each, any dimension.",
     falsehood="A Gaussian mixture has at most as many modes as components.",
     kind="exact",
     source="Behboodian (1970) for the condition in 1-D; three modes after Carreira-Perpiñán & Williams (2003)",
@@ -237,9 +218,6 @@ def modes(generator: torch.Generator) -> Measurement:
 
 @claim(
     "index/limits",
-    statement=r"Encode $x$ by $\mathcal N(x, h^2I)$: as $h\to0$, $I\to H(m/N)$; as $h\to\infty$, $I\to0$; between them "
-    r"$q_\mathrm{agg}$ is a kernel density estimate of the data with bandwidth $h$.",
-    conditions="Finitely many data, with multiplicities m.",
     falsehood=r"As $h\to0$, $I\to\log N$, duplicates or not.",
     kind="MC",
     source="this book; kernel density estimation: Parzen (1962)",

@@ -43,14 +43,6 @@ def odd_bound(num_pseudo_inputs: int, half_distance: float, scale: float) -> flo
 
 @claim(
     "prior/vamp-limit",
-    statement=r"With $K=N$ and $u_n=x_n$ the VampPrior is $q_\mathrm{agg}$. For every $K$ and $u$ the mean of "
-    r"$\mathrm{KL}(q(z\mid x_n)\,\|\,p)$ is $I+\mathrm{KL}(q_\mathrm{agg}\,\|\,p)\ge I$, with equality iff "
-    r"$p=q_\mathrm{agg}$. The best KL need not fall as $K$ grows: for two equal clusters it is 0 for even $K$, and "
-    r"positive for odd $K$, with codes of one width $s$ at least $c^2/2$.",
-    conditions="The encoder is fixed and a function of x alone; pseudo-inputs have equal weights and are taken from "
-    "anywhere; equality of densities up to sets of measure 0. Two equal clusters: half of the data have the code "
-    "N(-a, s²), half N(a, s²), both of which some pseudo-input has too. The number: D = 1 and all codes of width s, "
-    r"$c^{-1}=K(e^\lambda+\frac12e^{4\lambda})$, $\lambda=\pi^2s^2/8a^2$.",
     falsehood=r"More pseudo-inputs never hurt: with equal weights the best KL falls as $K$ grows.",
     kind="quadrature",
     source="Tomczak & Welling (2018), section 3, for the first sentence; Teicher (1963) on identifiability; the bound, "
@@ -124,13 +116,6 @@ def _best_on_grid(q_agg: DiagGaussianMixture, scale: float, z: Tensor, half: flo
 
 @claim(
     "prior/expost",
-    statement=r"A maximum-likelihood mixture of $K$ Gaussians $p_M$, fitted to $M$ independent draws of "
-    r"$q_\mathrm{agg}$, has $\mathrm{KL}(q_\mathrm{agg}\,\|\,p_M)\to\min_p\mathrm{KL}(q_\mathrm{agg}\,\|\,p)$ as "
-    r"$M\to\infty$, and its parameters tend to the set of minimisers. For $K=1$ that is $\mathcal N(m,S)$.",
-    conditions="Almost surely; encoder and K fixed; minimum over a compact set of parameters, such as bounded means "
-    "and covariances with eigenvalues between two positive numbers (without the lower one the likelihood has no "
-    "maximum); p_M a global maximum over that set, which EM does not promise. K = 1: (m, S) are the mean and the "
-    "covariance of q_agg, and the set contains them.",
     falsehood=r"Fitting to the means $\mu_n$ is the same.",
     kind="MC",
     source="Wald (1949), White (1982); for a Gaussian, agg/pythagoras",

@@ -37,12 +37,6 @@ def _gains(x: Tensor, num_train: int, dim: int) -> tuple[DiagGaussianMixture, Es
 
 @claim(
     "prior/overfit",
-    statement=r"On digits, the mean gain in log-likelihood from $q_\mathrm{agg}$ as the prior, each training datum "
-    "scored without its own component, agrees with the gain on held-out digits within 4 standard errors, and has its "
-    "sign: $q_\\mathrm{agg}$ wins at $D=16$ and 20, where $I>\\log N-0.1$, and loses at 32.",
-    conditions="Probabilistic PCA with exact posteriors, fitted to 1,297 random ones of the 1,797 digits and scored on "
-    "the other 500, in closed form; standard errors over the data (of 200 random splits one exceeded "
-    "4 of them, with 4.1: the model was fitted to the training digits). At the crossover, D = 28, the sign is unsure.",
     falsehood=r"$I\approx\log N$ means that $q_\mathrm{agg}$ loses (at $D=16$ and 20); the gain on the training set "
     "with the own component predicts the gain.",
     kind="empirical",

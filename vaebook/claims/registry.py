@@ -89,11 +89,9 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Claim:
-    """One numbered statement of the book."""
+    """One numbered statement of the book; what it says, and under which conditions, stands only in its chapter."""
 
     id: str
-    statement: str
-    conditions: str
     falsehood: str
     kind: Kind
     source: str
@@ -228,18 +226,16 @@ _REGISTRY: dict[str, Claim] = {}
 
 
 def claim(
-    id: str, *, statement: str, conditions: str, falsehood: str, kind: Kind, source: str, section: str
+    id: str, *, falsehood: str, kind: Kind, source: str, section: str
 ) -> Callable[[Callable[[torch.Generator], Measurement]], Callable[[torch.Generator], Measurement]]:
     """Register a check under a claim's id.
 
     Args:
         id: prefix/name, unique, lower case.
-        statement: the claim, in Markdown.
-        conditions: all that it needs.
         falsehood: the wrong version that the check must reject.
         kind: "exact", "quadrature", "MC", "bound" or "empirical".
         source: who proved it first, or where it is derived.
-        section: the chapter that proves it, such as "mixture/index".
+        section: the chapter that states and proves it under this id, such as "mixture/index".
 
     Returns:
         A decorator that registers a function (generator → Measurement) and returns it unchanged.
@@ -254,7 +250,7 @@ def claim(
 
     Source: none; the method of this book.
     """
-    texts = dict(statement=statement, conditions=conditions, falsehood=falsehood, source=source, section=section)
+    texts = dict(falsehood=falsehood, source=source, section=section)
     if kind not in get_args(Kind):
         raise ValueError(f"kind: expected one of {get_args(Kind)} for claim {id!r}, got {kind!r}")
     if not re.fullmatch(r"[a-z]+/[a-z0-9-]+", id):
@@ -266,7 +262,7 @@ def claim(
         raise ValueError(f"id: expected a new id, got {id!r}, which is already registered")
 
     def register(check: Callable[[torch.Generator], Measurement]) -> Callable[[torch.Generator], Measurement]:
-        _REGISTRY[id] = Claim(id, statement, conditions, falsehood, kind, source, section, check)
+        _REGISTRY[id] = Claim(id, falsehood, kind, source, section, check)
         return check
 
     return register
@@ -303,7 +299,7 @@ def ledger() -> list[Claim]:
     """List all claims, in the order of registration.
 
     Returns:
-        The claims, with ``id``, ``statement``, ``conditions``, ``falsehood``, ``kind``, ``source``, ``section``.
+        The claims, with ``id``, ``falsehood``, ``kind``, ``source``, ``section``.
 
     Example:
         >>> ledger()[0].id
