@@ -28,18 +28,6 @@ def _log_mixture(log_parts: Tensor, log_weight: Tensor | None = None) -> Tensor:
 
 @claim(
     "agg/population",
-    statement=r"For data drawn independently from a population, a fixed encoder and $q_\infty=\mathbb E_x\,q(z\mid "
-    r"x)$: "
-    r"$\mathbb E\,\mathrm{KL}(\hat q_N\,\|\,p)=\mathrm{KL}(q_\infty\,\|\,p)+\mathbb E\,\mathrm{KL}(\hat "
-    r"q_N\,\|\,q_\infty)$; "
-    r"leaving one out falls short of $\mathrm{KL}(q_\infty\,\|\,p)$ by $\mathbb E\,\mathrm{KL}(q_\infty\,\|\,\hat "
-    r"q_{N-1})$; "
-    r"every density c made without x by $\mathrm{KL}(q_\infty\,\|\,c)$; and $I(n;z)$ and its leave-one-out twin lie "
-    r"as far "
-    r"below and above $I(x;z)$.",
-    conditions=r"Encoder not fitted to these data; data independent (the first equation needs them identically "
-    r"distributed "
-    r"only); $\mathrm{KL}(q_\infty\,\|\,p)$ and the expectations finite; N ≥ 2 for leaving one out.",
     falsehood="The mismatch of the N data at hand is the population's.",
     kind="quadrature",
     source="this book; leaving one out for densities: Duin (1976); the identity for information is in the proof of "
@@ -95,10 +83,6 @@ def population(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/collapse",
-    statement=r"A finite mixture of Gaussians with positive variances equals $\mathcal N(0,I)$ if and only if every "
-    r"component of positive weight does. So for the data at hand $R-I=0$ if and only if $R=0$: the ideal is posterior "
-    "collapse. The infimum over spread codes is 0 all the same, and not attained.",
-    conditions="Finitely many components; positive variances.",
     falsehood="N distinct codes, spread out well, make the prior exactly.",
     kind="quadrature",
     source="Teicher (1963) and Yakowitz & Spragins (1968) for the identifiability of finite Gaussian mixtures",
@@ -138,12 +122,6 @@ def collapse(generator: torch.Generator) -> Measurement:
 
 @claim(
     "agg/hole-mass",
-    statement=r"For every event A: $\mathrm{KL}(q_\mathrm{agg}\,\|\,p)\ge\mathrm{kl}(q_\mathrm{agg}(A)\,\|\,p(A))$, "
-    r"the "
-    r"divergence of the two probabilities. So what $q_\mathrm{agg}$ misses altogether has "
-    r"$p(A)\le1-e^{-\mathrm{KL}}$; and "
-    r"$\mathrm{TV}(p_\mathrm{agg},p_\theta)\le\mathrm{TV}(q_\mathrm{agg},p)\le\sqrt{\mathrm{KL}/2}$.",
-    conditions="Any two densities over codes, any measurable A, any decoder.",
     falsehood="A small KL leaves no hole.",
     kind="exact",
     source="data processing and Pinsker's inequality: Cover & Thomas (2006); the reading: this book",

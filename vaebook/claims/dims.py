@@ -191,14 +191,6 @@ def _recovered_law(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 @claim(
     "dims/rotation",
-    statement=r"For every invertible map $T$ that preserves $\mathcal N(0,I)$, the decoder $p(x\mid T^{-1}z)$ gives "
-    r"the same "
-    r"$p(x)$ for every x, and its posteriors are those of the first, moved by $T$. So the likelihood does not "
-    r"determine axes "
-    "of the latent space.",
-    conditions="Prior N(0, I); T and its inverse measurable, T(z) ~ N(0, I) if z is. A diagonal encoder, or another "
-    "prior, "
-    "may determine axes.",
     falsehood="The coordinates that were found are those of the data.",
     kind="quadrature",
     source="Locatello et al. (2019), theorem 1, and Khemakhem et al. (2020), for the consequence; the statement is a "

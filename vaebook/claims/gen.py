@@ -73,15 +73,6 @@ def ppca(generator: torch.Generator) -> Measurement:
 
 @claim(
     "gen/collapse-linear",
-    statement=r"Probabilistic PCA and the linear VAE of weight $\beta$: at the optimum for a given $\sigma^2$ the "
-    r"latent "
-    r"along the j-th principal axis is active, with $|w_j|^2=\lambda_j-\beta\sigma^2$, if and only if "
-    r"$\lambda_j>\beta\sigma^2$; "
-    r"else $w_j=0$ and its code is the prior.",
-    conditions=r"Linear decoder with orthogonal columns along the principal axes, noise $\sigma^2I$ with $\sigma^2$ "
-    r"given, "
-    r"linear encoder with a diagonal covariance, N(0, I) prior, β > 0; $\lambda_j$ the eigenvalues of the data's "
-    r"covariance.",
     falsehood="Collapse needs a bad optimiser or a powerful decoder.",
     kind="exact",
     source="Lucas, Tucker, Grosse & Norouzi (2019); for β = 1 Tipping & Bishop (1999)",

@@ -126,12 +126,6 @@ def fixed_point(generator: torch.Generator) -> Measurement:
 
 @claim(
     "gen/em-rate",
-    statement=r"For every prior $G'$ with $\ell(G')>-\infty$ and EM started at $G_0$: "
-    r"$\ell(G')-\ell(G_{T-1})\le\mathrm{KL}(G'^+\,\|\,G_0)/T$, where $G'^+$ is the aggregated true posterior under "
-    r"$G'$.",
-    conditions=r"Decoder fixed; $0<p_{G_0}(x_n)<\infty$ for all n. The right side may be infinite: where $G_0$ "
-    r"misses mass "
-    r"of $G'^+$ nothing is said.",
     falsehood=r"The lack falls geometrically, below $\mathrm{KL}(G'^+\,\|\,G_0)\,2^{-T}$.",
     kind="exact",
     source="this book, after the argument for Blahut and Arimoto's algorithm and Csiszár & Tusnády (1984)",

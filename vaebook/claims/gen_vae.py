@@ -159,11 +159,6 @@ def diagonal_cost(generator: torch.Generator) -> Measurement:
 
 @claim(
     "gen/diagonal-optimum",
-    statement=r"A best Gaussian $q$ with diagonal covariance for a smooth posterior satisfies "
-    r"$\mathbb E_q\,\partial_j\log p(x,z)=0$ and $1/v_j=-\mathbb E_q\,\partial_j^2\log p(x,z)$ for every j.",
-    conditions=r"$\log p(x,z)$ twice continuously differentiable in z, growing with its derivatives at most "
-    r"polynomially; "
-    "the optimum is attained.",
     falsehood="It is narrower than the marginals, whatever the posterior.",
     kind="quadrature",
     source="Opper & Archambeau (2009)",
