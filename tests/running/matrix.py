@@ -9,6 +9,7 @@ exit status is 1 where something failed, or where no interpreter was found.
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -90,6 +91,7 @@ def table(rows: list[Row]) -> str:
 def main(pythons: list[str]) -> int:
     """Check each interpreter; an interruption leaves the rows that are done."""
     rows: list[Row] = []
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for python in pythons:
             rows.append(Row(python))
