@@ -93,7 +93,7 @@ def _few(kind: Kind) -> tuple[Tensor, dict[str, Any]]:
 
 @contextmanager
 def _evaluating(vae: Any) -> Iterator[None]:
-    """Put a model in evaluation mode for a loss, which is taken in the mode that the model is in."""
+    """Put a model in evaluation mode for what is part of a loss, and taken in the mode that the model is in."""
     modes = [(module, module.training) for module in vae.modules()]
     vae.eval()
     yield
@@ -177,16 +177,6 @@ def check_importance_log_prob(kind: Kind, o: Oracle) -> None:
     assert float(found.stderr.max()) < 0.2
 
 
-def check_log_prob_under_each(kind: Kind, o: Oracle) -> None:
-    """Compare with log p(x) under the prior and under another density."""
-    x, named = _few(kind)
-    wide = DiagGaussianMixture(o.loc, 1.5 * o.scale)
-    found = selection.log_prob_under_each(kind.vae, x, {"own": kind.vae.prior, "wide": wide}, generator=seed(), **named)
-    log_wide = log_normal(o.z, o.loc[:, 0], 1.5 * o.scale[:, 0]).logsumexp(1) - math.log(o.num)
-    near(found["own"], o.evidence(kind.log_prior(o.z))[:ROWS], rounding=0.3)
-    near(found["wide"], o.evidence(log_wide)[:ROWS], rounding=0.3)
-
-
 def check_choose_prior(kind: Kind, o: Oracle) -> None:
     """Compare the gain of q_agg without the datum's own component."""
     choice = selection.choose_prior(kind.vae, kind.x, num_components=(1,), generator=seed(), **kind.named())
@@ -233,13 +223,17 @@ def check_fit(kind: Kind, o: Oracle) -> None:
 
 def check_vamp_prior(kind: Kind, o: Oracle) -> None:
     """Compare the density with q_agg."""
-    near(VampPrior(kind.vae, kind.x).log_prob(o.z), o.log_mixture())
+    with _evaluating(kind.vae):
+        value = VampPrior(kind.vae, kind.x).log_prob(o.z)
+    near(value, o.log_mixture())
 
 
 def check_exemplar_prior(kind: Kind, o: Oracle) -> None:
     """Compare the density."""
     expected = log_normal(o.z, o.loc[:, 0], torch.full_like(o.loc[:, 0], 0.7)).logsumexp(1) - math.log(o.num)
-    near(ExemplarPrior(kind.vae, kind.x, scale=0.7).log_prob(o.z), expected)
+    with _evaluating(kind.vae):
+        value = ExemplarPrior(kind.vae, kind.x, scale=0.7).log_prob(o.z)
+    near(value, expected)
 
 
 def check_ppca(kind: Kind, o: Oracle) -> None:
@@ -262,7 +256,6 @@ FUNCTIONS: dict[str, Callable[[Kind, Oracle], None]] = {
     "inference.posterior_moments": check_posterior_moments,
     "inference.inference_gap": check_inference_gap,
     "likelihood.importance_log_prob": check_importance_log_prob,
-    "selection.log_prob_under_each": check_log_prob_under_each,
     "selection.choose_prior": check_choose_prior,
     "surgery.decompose_kl": check_decompose_kl,
     "training.fit": check_fit,
@@ -285,7 +278,9 @@ def cell(name: str, function: str) -> str:
     oracle = ORACLES[name]
     try:
         FUNCTIONS[function](oracle.kind, oracle)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("max_nodes"):  # which the integrals document
+            raise
         return f"{type(error).__name__}: {error}"
     return "value"
 
