@@ -91,6 +91,12 @@ def _few(kind: Kind) -> tuple[Tensor, dict[str, Any]]:
     return kind.x[:ROWS], kind.named(ROWS)
 
 
+def _prior(kind: Kind) -> Any:
+    """Return the prior, once data have told how many dimensions codes have."""
+    kind.vae.data(kind.x, **kind.named())
+    return kind.vae.prior
+
+
 @contextmanager
 def _evaluating(vae: Any) -> Iterator[None]:
     """Put a model in evaluation mode for what is part of a loss, and taken in the mode that the model is in."""
@@ -136,14 +142,14 @@ def check_prior_sample_log_prob(kind: Kind, o: Oracle) -> None:
     expected = o.evidence(log_prior)
     second = o.integrate(2 * o.log_lik + log_prior[:, None])
     error = (((second - 2 * expected).exp() - 1) / num).sqrt()
-    value = bounds.prior_sample_log_prob(kind.vae.decoder, kind.vae.prior, x, num, generator=seed(), **named)
+    value = bounds.prior_sample_log_prob(kind.vae.decoder, _prior(kind), x, num, generator=seed(), **named)
     near(value, expected[:ROWS], error[:ROWS])
 
 
 def check_quadrature_log_prob(kind: Kind, o: Oracle) -> None:
     """Compare with log p(x)."""
     x, named = _few(kind)
-    value = bounds.quadrature_log_prob(kind.vae.decoder, kind.vae.prior, x, limit=9.0, tolerance=1e-6, **named)
+    value = bounds.quadrature_log_prob(kind.vae.decoder, _prior(kind), x, limit=9.0, tolerance=1e-6, **named)
     near(value, o.evidence(kind.log_prior(o.z))[:ROWS])
 
 
@@ -156,7 +162,7 @@ def _posterior(kind: Kind, o: Oracle) -> tuple[Tensor, Tensor]:
 def check_posterior_moments(kind: Kind, o: Oracle) -> None:
     """Compare mean and variance."""
     x, named = _few(kind)
-    mean, covariance = inference.posterior_moments(kind.vae.decoder, kind.vae.prior, x, limit=9.0, **named)
+    mean, covariance = inference.posterior_moments(kind.vae.decoder, _prior(kind), x, limit=9.0, **named)
     expected = _posterior(kind, o)
     near(mean, expected[0], rounding=1e-5)
     near(covariance[:, 0, 0], expected[1], rounding=1e-5)
@@ -187,9 +193,7 @@ def check_choose_prior(kind: Kind, o: Oracle) -> None:
 
 def check_decompose_kl(kind: Kind, o: Oracle) -> None:
     """Compare the mismatch."""
-    parts = surgery.decompose_kl(
-        DiagGaussianMixture(o.loc, o.scale), kind.vae.prior, num_samples=4000, generator=seed()
-    )
+    parts = surgery.decompose_kl(DiagGaussianMixture(o.loc, o.scale), _prior(kind), num_samples=4000, generator=seed())
     log_q = o.log_mixture()
     expected = (log_q.exp() * (log_q - kind.log_prior(o.z))).sum() * float(o.z[1] - o.z[0])
     near(parts.marginal_kl.value, expected, parts.marginal_kl.stderr, rounding=1e-4)
@@ -198,7 +202,7 @@ def check_decompose_kl(kind: Kind, o: Oracle) -> None:
 def check_sample(kind: Kind, o: Oracle) -> None:
     """Compare the means at the codes that the prior draws."""
     named = kind.named(ROWS)
-    z = adapt_prior(kind.vae.prior).sample((ROWS,), generator=seed()).double()
+    z = adapt_prior(_prior(kind)).sample((ROWS,), generator=seed()).double()
     got = kind.vae.sample(ROWS, generator=seed(), **named)
     near(got, torch.cat([kind.mean(z[[n]], *kind.row(n)[1:]) for n in range(ROWS)]))
 
@@ -238,10 +242,10 @@ def check_exemplar_prior(kind: Kind, o: Oracle) -> None:
 
 def check_ppca(kind: Kind, o: Oracle) -> None:
     """Compare the closed form with the integral over the prior."""
-    dim = kind.vae.prior.latent_dim
+    dim = _prior(kind).latent_dim
     weight = torch.eye(dim + 1, dim, dtype=torch.float64) * torch.arange(1, dim + 1)
     x = torch.linspace(-1, 1, 2 * (dim + 1), dtype=torch.float64).reshape(2, -1)
-    value = PPCA(torch.zeros(dim + 1).double(), weight, noise_variance=0.5).log_prob_under(kind.vae.prior, x)
+    value = PPCA(torch.zeros(dim + 1).double(), weight, noise_variance=0.5).log_prob_under(_prior(kind), x)
     scale = torch.tensor(0.5**0.5, dtype=torch.float64)
     log_lik = torch.stack([log_normal(o.z @ weight.mT, row, scale).sum(1) for row in x], 1)
     near(value, o.integrate(log_lik + kind.log_prior(o.z)[:, None]))
