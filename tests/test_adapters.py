@@ -623,6 +623,6 @@ class TestWhole:
         vae = adapt(loc_scale)
         with pytest.raises(ValueError, match="latent_shape: expected the shape of a code"):
             _ = vae.prior
-        vae.encode(X)
+        vae.data(X)
         assert vae.latent_dim == vae.prior.latent_dim == D
         assert vae.prior.log_prob(torch.zeros(D)) == pytest.approx(-D / 2 * math.log(2 * math.pi))

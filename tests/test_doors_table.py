@@ -19,7 +19,9 @@ del ERRORS["attention over the batch", "ppca.PPCA.log_prob_under"]
 for kind in ("Categorical", "StudentT, one degree of freedom", "likelihood without moments"):
     ERRORS[kind, "VAE.sample"] = MEAN
 for function in ("priors.VampPrior", "priors.ExemplarPrior"):
-    ERRORS["conditional", function] = "ValueError: condition: expected label by name, got NoneType"
+    ERRORS["conditional", function] = (
+        "ValueError: encoder: expected it to take a batch of shape .* missing 1 required positional argument: 'label'"
+    )
 ERRORS["prior: a flow", "ppca.PPCA.log_prob_under"] = MIXTURE
 """All that is refused, and what it says; every other cell is a value."""
 

@@ -153,9 +153,6 @@ SLOW = {
     "importance_log_prob": (
         likelihood.importance_log_prob, {"vae": HOUSE, "x": X, "num_samples": 10, "prior": None, "generator": SEEDED}
     ),
-    "log_prob_under_each": (
-        selection.log_prob_under_each, {"vae": HOUSE, "x": X, "priors": {"a": PRIOR}, "generator": SEEDED}
-    ),
     "choose_prior": (
         selection.choose_prior,
         {"vae": HOUSE, "x": MANY, "held_out": None, "num_components": (1,), "num_data": 12, "caution": 1.0,

@@ -95,7 +95,11 @@ class AdaptedVAE(nn.Module):
             x = parts[0] if len(parts) == 1 else torch.cat(parts)
         if len(x) < least:
             raise ValueError(f"{name}: expected at least {least} data, got {len(x)}")
-        return x, self.condition(condition, len(x))
+        condition = self.condition(condition, len(x))
+        if self.latent_dim is None and self.encoder is not None:  # the codes of the first data tell it
+            with torch.no_grad(), self.evaluating():
+                self.encoder(x[:PROBE], take(condition, slice(0, PROBE)))
+        return x, condition
 
     def batches(self, data: Data, size: int, condition: Any = None, name: str = "x") -> Iterator[Any]:
         """Yield batches of data and of their condition, each datum in the shape that the model expects."""

@@ -153,7 +153,9 @@ def check_condition(condition: object, num: int | None, *functions: Callable[...
 
 def take(condition: Condition, rows: Any) -> Condition:
     """Select rows of a condition."""
-    return None if condition is None else {name: value[rows] for name, value in _by_name(condition).items()}
+    if isinstance(condition, dict):
+        return {name: value[rows] for name, value in condition.items()}
+    return None if condition is None else condition[rows]
 
 
 def repeat(condition: Condition, batch_shape: torch.Size) -> Condition:

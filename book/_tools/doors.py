@@ -91,9 +91,15 @@ def _few(kind: Kind) -> tuple[Tensor, dict[str, Any]]:
     return kind.x[:ROWS], kind.named(ROWS)
 
 
+def _prior(kind: Kind) -> Any:
+    """Return the prior, once data have told how many dimensions codes have."""
+    kind.vae.data(kind.x, **kind.named())
+    return kind.vae.prior
+
+
 @contextmanager
 def _evaluating(vae: Any) -> Iterator[None]:
-    """Put a model in evaluation mode for a loss, which is taken in the mode that the model is in."""
+    """Put a model in evaluation mode for what is part of a loss, and taken in the mode that the model is in."""
     modes = [(module, module.training) for module in vae.modules()]
     vae.eval()
     yield
@@ -136,14 +142,14 @@ def check_prior_sample_log_prob(kind: Kind, o: Oracle) -> None:
     expected = o.evidence(log_prior)
     second = o.integrate(2 * o.log_lik + log_prior[:, None])
     error = (((second - 2 * expected).exp() - 1) / num).sqrt()
-    value = bounds.prior_sample_log_prob(kind.vae.decoder, kind.vae.prior, x, num, generator=seed(), **named)
+    value = bounds.prior_sample_log_prob(kind.vae.decoder, _prior(kind), x, num, generator=seed(), **named)
     near(value, expected[:ROWS], error[:ROWS])
 
 
 def check_quadrature_log_prob(kind: Kind, o: Oracle) -> None:
     """Compare with log p(x)."""
     x, named = _few(kind)
-    value = bounds.quadrature_log_prob(kind.vae.decoder, kind.vae.prior, x, limit=9.0, tolerance=1e-6, **named)
+    value = bounds.quadrature_log_prob(kind.vae.decoder, _prior(kind), x, limit=9.0, tolerance=1e-6, **named)
     near(value, o.evidence(kind.log_prior(o.z))[:ROWS])
 
 
@@ -156,7 +162,7 @@ def _posterior(kind: Kind, o: Oracle) -> tuple[Tensor, Tensor]:
 def check_posterior_moments(kind: Kind, o: Oracle) -> None:
     """Compare mean and variance."""
     x, named = _few(kind)
-    mean, covariance = inference.posterior_moments(kind.vae.decoder, kind.vae.prior, x, limit=9.0, **named)
+    mean, covariance = inference.posterior_moments(kind.vae.decoder, _prior(kind), x, limit=9.0, **named)
     expected = _posterior(kind, o)
     near(mean, expected[0], rounding=1e-5)
     near(covariance[:, 0, 0], expected[1], rounding=1e-5)
@@ -177,16 +183,6 @@ def check_importance_log_prob(kind: Kind, o: Oracle) -> None:
     assert float(found.stderr.max()) < 0.2
 
 
-def check_log_prob_under_each(kind: Kind, o: Oracle) -> None:
-    """Compare with log p(x) under the prior and under another density."""
-    x, named = _few(kind)
-    wide = DiagGaussianMixture(o.loc, 1.5 * o.scale)
-    found = selection.log_prob_under_each(kind.vae, x, {"own": kind.vae.prior, "wide": wide}, generator=seed(), **named)
-    log_wide = log_normal(o.z, o.loc[:, 0], 1.5 * o.scale[:, 0]).logsumexp(1) - math.log(o.num)
-    near(found["own"], o.evidence(kind.log_prior(o.z))[:ROWS], rounding=0.3)
-    near(found["wide"], o.evidence(log_wide)[:ROWS], rounding=0.3)
-
-
 def check_choose_prior(kind: Kind, o: Oracle) -> None:
     """Compare the gain of q_agg without the datum's own component."""
     choice = selection.choose_prior(kind.vae, kind.x, num_components=(1,), generator=seed(), **kind.named())
@@ -197,9 +193,7 @@ def check_choose_prior(kind: Kind, o: Oracle) -> None:
 
 def check_decompose_kl(kind: Kind, o: Oracle) -> None:
     """Compare the mismatch."""
-    parts = surgery.decompose_kl(
-        DiagGaussianMixture(o.loc, o.scale), kind.vae.prior, num_samples=4000, generator=seed()
-    )
+    parts = surgery.decompose_kl(DiagGaussianMixture(o.loc, o.scale), _prior(kind), num_samples=4000, generator=seed())
     log_q = o.log_mixture()
     expected = (log_q.exp() * (log_q - kind.log_prior(o.z))).sum() * float(o.z[1] - o.z[0])
     near(parts.marginal_kl.value, expected, parts.marginal_kl.stderr, rounding=1e-4)
@@ -208,7 +202,7 @@ def check_decompose_kl(kind: Kind, o: Oracle) -> None:
 def check_sample(kind: Kind, o: Oracle) -> None:
     """Compare the means at the codes that the prior draws."""
     named = kind.named(ROWS)
-    z = adapt_prior(kind.vae.prior).sample((ROWS,), generator=seed()).double()
+    z = adapt_prior(_prior(kind)).sample((ROWS,), generator=seed()).double()
     got = kind.vae.sample(ROWS, generator=seed(), **named)
     near(got, torch.cat([kind.mean(z[[n]], *kind.row(n)[1:]) for n in range(ROWS)]))
 
@@ -233,21 +227,25 @@ def check_fit(kind: Kind, o: Oracle) -> None:
 
 def check_vamp_prior(kind: Kind, o: Oracle) -> None:
     """Compare the density with q_agg."""
-    near(VampPrior(kind.vae, kind.x).log_prob(o.z), o.log_mixture())
+    with _evaluating(kind.vae):
+        value = VampPrior(kind.vae, kind.x).log_prob(o.z)
+    near(value, o.log_mixture())
 
 
 def check_exemplar_prior(kind: Kind, o: Oracle) -> None:
     """Compare the density."""
     expected = log_normal(o.z, o.loc[:, 0], torch.full_like(o.loc[:, 0], 0.7)).logsumexp(1) - math.log(o.num)
-    near(ExemplarPrior(kind.vae, kind.x, scale=0.7).log_prob(o.z), expected)
+    with _evaluating(kind.vae):
+        value = ExemplarPrior(kind.vae, kind.x, scale=0.7).log_prob(o.z)
+    near(value, expected)
 
 
 def check_ppca(kind: Kind, o: Oracle) -> None:
     """Compare the closed form with the integral over the prior."""
-    dim = kind.vae.prior.latent_dim
+    dim = _prior(kind).latent_dim
     weight = torch.eye(dim + 1, dim, dtype=torch.float64) * torch.arange(1, dim + 1)
     x = torch.linspace(-1, 1, 2 * (dim + 1), dtype=torch.float64).reshape(2, -1)
-    value = PPCA(torch.zeros(dim + 1).double(), weight, noise_variance=0.5).log_prob_under(kind.vae.prior, x)
+    value = PPCA(torch.zeros(dim + 1).double(), weight, noise_variance=0.5).log_prob_under(_prior(kind), x)
     scale = torch.tensor(0.5**0.5, dtype=torch.float64)
     log_lik = torch.stack([log_normal(o.z @ weight.mT, row, scale).sum(1) for row in x], 1)
     near(value, o.integrate(log_lik + kind.log_prior(o.z)[:, None]))
@@ -262,7 +260,6 @@ FUNCTIONS: dict[str, Callable[[Kind, Oracle], None]] = {
     "inference.posterior_moments": check_posterior_moments,
     "inference.inference_gap": check_inference_gap,
     "likelihood.importance_log_prob": check_importance_log_prob,
-    "selection.log_prob_under_each": check_log_prob_under_each,
     "selection.choose_prior": check_choose_prior,
     "surgery.decompose_kl": check_decompose_kl,
     "training.fit": check_fit,
@@ -285,7 +282,9 @@ def cell(name: str, function: str) -> str:
     oracle = ORACLES[name]
     try:
         FUNCTIONS[function](oracle.kind, oracle)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not str(error).startswith("max_nodes"):  # which the integrals document
+            raise
         return f"{type(error).__name__}: {error}"
     return "value"
 
