@@ -33,7 +33,6 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from statements import collect
-
 from vaebook._checkpoint import write_atomically
 
 LANGUAGE = {  # without Python's version, which nbclient would add and which differs from machine to machine
