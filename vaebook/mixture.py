@@ -82,7 +82,7 @@ class DiagGaussianMixture(Distribution):
         self._order: tuple[Tensor, int] | None = None
         self._held: dict[bool, tuple[Tensor, Tensor, tuple[int, int], kernels.Components]] = {}  # see _components
         total = weight64.logsumexp(0)
-        if abs(float(total)) < ROUNDING:  # normalised already: making the same mixture again changes no bit
+        if abs(float(total.detach())) < ROUNDING:  # normalised already: making the same mixture again changes no bit
             total = total - total.detach()
         self._log_weight = weight64 - total
         super().__init__(torch.Size(), loc.shape[1:], validate_args=False)
