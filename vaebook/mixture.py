@@ -101,7 +101,7 @@ class DiagGaussianMixture(Distribution):
                 _check_log_weight(log_weight)
         self.loc, self.scale = _outside_inference_mode(loc), _outside_inference_mode(scale)
         total = weight64.logsumexp(0)
-        if abs(float(total)) < ROUNDING:  # normalised already: making the same mixture again changes no bit
+        if abs(float(total.detach())) < ROUNDING:  # normalised already: making the same mixture again changes no bit
             total = total - total.detach()
         self._log_weight = _outside_inference_mode(weight64 - total)
         self._held: dict[str, Any] = {}  # see _prepared
