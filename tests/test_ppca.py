@@ -12,7 +12,7 @@ from scipy import stats
 from scipy.special import logsumexp
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
-from torch.distributions import Independent, Normal
+from torch.distributions import Categorical, Independent, Laplace, MixtureSameFamily, MultivariateNormal, Normal
 
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.ppca import PPCA
@@ -259,12 +259,18 @@ def elsewhere():
         (ValueError, r"x: expected shape \(N, 2\), got \(2,\)", lambda: MODEL.aggregated_posterior(ZERO)),
         (
             TypeError,
-            "q_z: expected a DiagGaussianMixture or a GaussianMixture, got Normal",
-            lambda: MODEL.log_prob_under(Normal(0, 1), ZERO),
+            "q_z: expected a mixture of Gaussians, got Independent",
+            lambda: MODEL.log_prob_under(Independent(Laplace(torch.zeros(1), torch.ones(1)), 1), ZERO),
+        ),
+        (TypeError, "q_z: expected a torch distribution", lambda: MODEL.log_prob_under(3, ZERO)),
+        (
+            ValueError,
+            "q_z: expected one distribution over vectors",
+            lambda: MODEL.log_prob_under(Normal(0.0, 1.0), ZERO),
         ),
         (
             ValueError,
-            "q_z: expected a mixture in 1 dimensions",
+            "q_z: expected dimension 1, got 2",
             lambda: MODEL.log_prob_under(DiagGaussianMixture(torch.ones(2, 2), torch.ones(2, 2)), ZERO),
         ),
         (
@@ -285,6 +291,36 @@ def test_fit_of_small_data_is_the_fit_of_large_ones_scaled():
     small = PPCA.fit(0.01 * x, 2)
     torch.testing.assert_close(small.weight, 0.01 * model.weight, rtol=1e-9, atol=1e-12)
     assert small.noise_variance == pytest.approx(1e-4 * model.noise_variance, rel=1e-9)
+
+
+@pytest.mark.parametrize("exponent", [-150, -100, 100, 150])
+def test_fit_of_tiny_and_of_huge_data_is_the_same_scaled(exponent):
+    x, model = toy(n=50, d=2)
+    scaled = PPCA.fit(x * 10.0**exponent, 2)
+    torch.testing.assert_close(scaled.weight / 10.0**exponent, model.weight, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(scaled.mean / 10.0**exponent, model.mean, rtol=1e-12, atol=0)
+    assert scaled.noise_variance / 10.0**exponent / 10.0**exponent == pytest.approx(model.noise_variance, rel=1e-9)
+    density = scaled.log_prob(x * 10.0**exponent) + 6 * exponent * math.log(10)
+    torch.testing.assert_close(density, model.log_prob(x), rtol=1e-9, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1e-320, 1e-200, 1e200, 1e307])
+def test_data_whose_variance_is_no_number_are_refused(factor):
+    with pytest.raises(ValueError, match=r"^x: expected variances that are float64 numbers, got values up to"):
+        PPCA.fit(toy(n=50, d=2)[0] * factor, 2)
+
+
+def test_torchs_mixtures_take_the_place_of_the_prior_too():
+    x, model = toy(d=2)
+    q, full = mixture(2), full_mixture(2)
+    for ours, parts, weight in (
+        (q, Independent(Normal(q.loc, q.scale), 1), q.log_weight),
+        (full, MultivariateNormal(full.loc, scale_tril=full.scale_tril), full.weight.log()),
+    ):
+        torchs = MixtureSameFamily(Categorical(logits=weight), parts)
+        torch.testing.assert_close(model.log_prob_under(torchs, x), model.log_prob_under(ours, x), rtol=0, atol=1e-11)
+    one = MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+    torch.testing.assert_close(model.log_prob_under(one, x), model.log_prob(x), rtol=0, atol=1e-11)
 
 
 def test_constant_data_have_rank_zero():
@@ -316,7 +352,7 @@ def test_full_and_diagonal_mixtures_agree_where_both_apply():
     q = mixture(3)
     same = GaussianMixture(q.log_weight.exp(), q.loc, torch.diag_embed(q.scale))
     np.testing.assert_allclose(model.log_prob_under(same, x), model.log_prob_under(q, x), rtol=0, atol=1e-11)
-    with pytest.raises(TypeError, match=r"^leave_out_index: expected None for a GaussianMixture"):
+    with pytest.raises(TypeError, match=r"^leave_out_index: expected None for full covariances"):
         model.log_prob_under(same, x, leave_out_index=torch.zeros(len(x), dtype=torch.long))
-    with pytest.raises(ValueError, match=r"^q_z: expected a mixture in 3 dimensions, got GaussianMixture"):
+    with pytest.raises(ValueError, match=r"^q_z: expected dimension 3, got 2"):
         model.log_prob_under(full_mixture(2), x)

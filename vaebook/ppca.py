@@ -11,15 +11,16 @@ of y times a fixed Gaussian of the rest. That makes pPCA the oracle for everythi
 from __future__ import annotations
 
 import math
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from vaebook._checks import check_int, check_number, check_same_device, check_tensor
+from vaebook.adapters import adapt_prior, components
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.priors import GaussianMixture
+from vaebook.priors import from_components
 
 
 class PPCA:
@@ -62,7 +63,13 @@ class PPCA:
         length = self._strength.sqrt()
         # A column of zeros is a latent that nothing sees: it gets the direction 0, and all formulas hold.
         self._directions = self.weight / torch.where(length > 0, length, 1.0)
-        _check_orthogonal(self._directions)
+        gram = self._directions.mT @ self._directions
+        worst = float((gram - gram.diag().diag()).abs().max())
+        if worst > 1e-9:
+            raise ValueError(
+                f"weight: expected orthogonal columns, got two with cosine {worst:.3g}; with u, s, _ = "
+                "torch.linalg.svd(weight, full_matrices=False), the weight u * s gives the same p(x)"
+            )
 
     def __repr__(self) -> str:
         """Show the sizes."""
@@ -87,7 +94,8 @@ class PPCA:
 
         Raises:
             TypeError: x is not a floating-point tensor, or latent_dim is not an int.
-            ValueError: x has another shape or is not finite, or latent_dim leaves no noise variance.
+            ValueError: x has another shape or is not finite, latent_dim leaves no noise variance, or that variance is
+                too small or too large for float64.
 
         Example:
             >>> import torch
@@ -100,19 +108,22 @@ class PPCA:
         """
         check_tensor("x", x, ("N", "P"))
         check_int("latent_dim", latent_dim, minimum=1)
-        mean = x.double().mean(0)
-        centred = x.double() - mean
+        # A power of two near the largest entry: dividing by it is exact, and squares neither overflow nor vanish.
+        scale = 2.0 ** (int(torch.frexp(x.double().abs().max()).exponent) - 1)
+        mean = (x.double() / scale).mean(0)
+        centred = x.double() / scale - mean
         eigenvalues, vectors = torch.linalg.eigh(centred.mT @ centred / x.shape[0])
-        eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)
-        noise_variance = _noise_variance(eigenvalues, latent_dim)
-        vectors = vectors[:, :latent_dim]
+        eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)[:, :latent_dim]
+        noise = _noise_variance(eigenvalues, latent_dim)
+        if not 0 < noise * scale * scale < math.inf:
+            raise ValueError(f"x: expected variances that are float64 numbers, got values up to {2 * scale:.3g}")
         largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
-        scale = (eigenvalues[:latent_dim] - noise_variance).clamp_min(0).sqrt()
-        return cls(mean, vectors * largest.sign() * scale, noise_variance)
+        length = (eigenvalues[:latent_dim] - noise).clamp_min(0).sqrt()
+        return cls(mean * scale, vectors * largest.sign() * length * scale, noise * scale * scale)
 
     @property
     def prior(self) -> DiagGaussianMixture:
-        """N(0, I), (D): with `encoder` and `decoder` it makes this model a VAE for `vaebook.bounds`."""
+        """N(0, I), (D): with `encoder` and `decoder` it makes this model a VAE."""
         loc = self._strength[None]
         return DiagGaussianMixture(torch.zeros_like(loc), torch.ones_like(loc))
 
@@ -219,13 +230,10 @@ class PPCA:
 
         Source: Hoffman & Johnson, ELBO surgery (2016); Makhzani et al. (2016).
         """
-        check_tensor("x", x, ("N", len(self.mean)))
-        codes = self.posterior(x).base_dist
+        codes = self.posterior(check_tensor("x", x, ("N", len(self.mean)))).base_dist
         return DiagGaussianMixture(codes.loc, codes.scale.contiguous())
 
-    def log_prob_under(
-        self, q_z: DiagGaussianMixture | GaussianMixture, x: Tensor, *, leave_out_index: Tensor | None = None
-    ) -> Tensor:
+    def log_prob_under(self, q_z: Any, x: Tensor, *, leave_out_index: Tensor | None = None) -> Tensor:
         r"""Log-likelihood with a Gaussian mixture in the place of the prior.
 
         $\log\sum_n w_n\mathcal N(y \mid \Lambda^{1/2}\mu_n, \Lambda^{1/2}\Sigma_n\Lambda^{1/2} + \sigma^2 I)
@@ -234,7 +242,8 @@ class PPCA:
         With q_z = `aggregated_posterior(x)` this is p_agg, the density of decoded codes: N components, closed form.
 
         Args:
-            q_z: the mixture over z, in D dimensions, with diagonal or with full covariances.
+            q_z: a mixture of Gaussians over z, in D dimensions, with diagonal or with full covariances: any prior that
+                tells its `components`, torch's mixtures among them.
             x: points, (*s, P).
             leave_out_index: for each point a component of q_z to leave out (the rest renormalised), (*s), long;
                 for diagonal mixtures.
@@ -243,7 +252,7 @@ class PPCA:
             The log-density, (*s), float64.
 
         Raises:
-            TypeError: q_z is no such mixture, or another argument is of the wrong kind.
+            TypeError: q_z is no mixture of Gaussians, or another argument is of the wrong kind.
             ValueError: shapes or devices disagree, x is not finite, or an index is out of range.
 
         Example:
@@ -255,31 +264,27 @@ class PPCA:
 
         Source: this book, chapter continuous/generative.
         """
-        full = isinstance(q_z, GaussianMixture)
-        if not (full or isinstance(q_z, DiagGaussianMixture)):
-            raise TypeError(f"q_z: expected a DiagGaussianMixture or a GaussianMixture, got {type(q_z).__name__}")
-        if full and leave_out_index is not None:
-            raise TypeError("leave_out_index: expected None for a GaussianMixture, whose components are no data")
-        if q_z.loc.shape[1] != self.weight.shape[1]:
-            raise ValueError(f"q_z: expected a mixture in {self.weight.shape[1]} dimensions, got {q_z!r}")
-        check_same_device(q_z=q_z.loc, weight=self.weight)
+        parts = components(adapt_prior(q_z, self.weight.shape[1], "q_z"))
+        if parts is None:
+            raise TypeError(f"q_z: expected a mixture of Gaussians, got {type(q_z).__name__}")
+        check_same_device(q_z=parts[1], weight=self.weight)
         y, log_rest = self._split(x)
-        decoded = self._decoded_full(q_z) if full else self._decoded(q_z)
+        decoded = self._decoded(*(part.double() for part in parts))
         if leave_out_index is None:
             return log_rest + decoded.log_prob(y)
+        if not isinstance(decoded, DiagGaussianMixture):
+            raise TypeError("leave_out_index: expected None for full covariances, whose components are no data")
         return log_rest + decoded.log_prob_leave_one_out(y, leave_out_index)
 
-    def _decoded(self, q_z: DiagGaussianMixture) -> DiagGaussianMixture:
-        """Return the distribution of y when z comes from q_z."""
-        loc = q_z.loc.double() * self._strength.sqrt()
-        scale = (q_z.scale.double().square() * self._strength + self.noise_variance).sqrt()
-        return DiagGaussianMixture(loc, scale, q_z.double().log_weight)
-
-    def _decoded_full(self, q_z: GaussianMixture) -> GaussianMixture:
+    def _decoded(self, log_weight: Tensor, loc: Tensor, scale: Tensor) -> Any:
+        """Return the distribution of y when z comes from these components."""
         length = self._strength.sqrt()
-        factor = length[:, None] * q_z.scale_tril.double()
-        covariance = factor @ factor.mT + self.noise_variance * torch.eye(len(length)).to(factor)
-        return GaussianMixture(q_z.weight.double(), q_z.loc.double() * length, torch.linalg.cholesky(covariance))
+        if scale.ndim == 2:
+            scale = (scale.square() * self._strength + self.noise_variance).sqrt()
+        else:
+            factor = length[:, None] * scale
+            scale = torch.linalg.cholesky(factor @ factor.mT + self.noise_variance * torch.eye(len(length)).to(factor))
+        return from_components(log_weight, loc * length, scale)
 
     def _centred(self, x: Tensor) -> Tensor:
         check_tensor("x", x, ("...", len(self.mean)))
@@ -293,16 +298,6 @@ class PPCA:
         rest = (centred - y @ self._directions.mT).square().sum(-1)
         free = len(self.mean) - self.weight.shape[1]
         return y, -0.5 * (free * math.log(2 * math.pi * self.noise_variance) + rest / self.noise_variance)
-
-
-def _check_orthogonal(directions: Tensor) -> None:
-    gram = directions.mT @ directions
-    worst = float((gram - torch.diag(gram.diag())).abs().max())
-    if worst > 1e-9:
-        raise ValueError(
-            f"weight: expected orthogonal columns, got two with cosine {worst:.3g}; with u, s, _ = "
-            "torch.linalg.svd(weight, full_matrices=False), the weight u * s gives the same p(x)"
-        )
 
 
 def _noise_variance(eigenvalues: Tensor, latent_dim: int) -> float:

@@ -85,27 +85,21 @@ def decompose_kl(
     (2018), equation 2; the weights: Owen, Monte Carlo theory, methods and examples (2013), section 8.9.
     """
     z, log_own, log_agg = _draw(q_agg, num_samples, generator)
-    prior, how = adapt_prior(prior, z.shape[1]), "sampled"
+    prior = adapt_prior(prior, z.shape[1])
     log_prior, rates = prior.log_prob(z).double(), _rates(q_agg, prior)
     check_all("prior.log_prob(z)", log_prior, log_prior.isfinite(), "finite values at the draws of q_agg")
     price, told = log_own - log_prior, log_own - log_agg
-    rate = estimate(price)
-    if rates is not None:
-        rate = Estimate(float(rates.sum()), 0.0, 0)
-        told, price = _with_control(told, price - rate.value), torch.full_like(price, rate.value)
-    information, mismatch = estimate(told), estimate(price - told)
-    if rates is not None:
-        error = max(mismatch.stderr, torch.finfo(torch.float64).eps * float((log_own - log_prior).abs().max()))
-        value = min(max(mismatch.value, rate.value - _entropy(q_agg), 0.0), rate.value)
-        how = "combined" if value == mismatch.value else "bounded"
-        mismatch = Estimate(value, error, num_samples)
-        information = Estimate(min(rate.value - value, _entropy(q_agg)), error, num_samples)
-    if not marginals:
-        return KLParts(rate, information, mismatch, None, None, how)
-    between = log_agg - q_agg.double().log_prob_marginals(z).sum(-1)
+    between = log_agg - q_agg.double().log_prob_marginals(z).sum(-1) if marginals else torch.zeros_like(told)
+    if rates is None:
+        parts, how = (estimate(price), estimate(told), estimate(price - told)), "sampled"
+    else:
+        rate, rounding = float(rates.sum()), torch.finfo(torch.float64).eps * float(price.abs().max())
+        told, between = (_with_control(part, price - rate) for part in (told, between))
+        parts, how = _bounded(rate, told, _entropy(q_agg), rounding)
+        price = rate
+    total, alone = (estimate(between), estimate(price - told - between)) if marginals else (None, None)
     factorises = rates is not None or getattr(prior, "factorises", False)
-    alone = estimate(price - told - between) if factorises else None
-    return KLParts(rate, information, mismatch, estimate(between), alone, how)
+    return KLParts(*parts, total, alone if factorises else None, how)
 
 
 def kl_per_dimension(q_agg: DiagGaussianMixture, prior: Any = None) -> Tensor:
@@ -284,6 +278,14 @@ def _rates(q_agg: object, prior: Prior) -> Tensor | None:
         return None
     distance, ratio = (loc - found[1].double()) / found[2].double(), scale / found[2].double()
     return 0.5 * log_weight.exp() @ (distance.square() + ratio.square() - 1 - 2 * ratio.log())
+
+
+def _bounded(rate: float, told: Tensor, entropy: float, rounding: float) -> tuple[tuple[Estimate, ...], str]:
+    """Return rate, information and mismatch within their bounds, from draws of the information; and how it was done."""
+    found = estimate(rate - told)
+    value, error = min(max(found.value, rate - entropy, 0.0), rate), max(found.stderr, rounding)
+    parts = [Estimate(part, error, found.num_samples) for part in (min(rate - value, entropy), value)]
+    return (Estimate(rate, 0.0, 0), *parts), "combined" if value == found.value else "bounded"
 
 
 def _with_control(draws: Tensor, control: Tensor) -> Tensor:
