@@ -293,8 +293,10 @@ def _newton_target(ratio: np.ndarray) -> np.ndarray:
 
 
 def _line_search(likelihood: np.ndarray, weight: np.ndarray, step: np.ndarray, gradient: np.ndarray) -> np.ndarray:
-    """Halve the step until the likelihood rises by a third of what its slope promises."""
+    """Halve the step until the likelihood rises by a third of what its slope promises, up to rounding."""
     value, slope, size = np.log(likelihood @ weight).mean(), gradient @ step, 1.0
+    # Near the maximum the likelihood rises by less than its rounding error, which must not refuse the step.
+    value -= 8 * np.finfo(float).eps * (1 + abs(value))
     for _ in range(50):
         tried = np.clip(weight + size * step, 0, None)
         probability = likelihood @ tried

@@ -124,13 +124,14 @@ def settle_differences(md: Path, ipynb: Path, keep: str | None) -> None:
         )
 
 
-def run(notebook: NotebookNode, folder: Path) -> None:
-    """Execute all cells in place, in the chapter's own folder."""
+def run(notebook: NotebookNode, folder: Path, **environment: str) -> None:
+    """Execute all cells in place, in the chapter's own folder, with additional variables of the environment."""
     resources = {"metadata": {"path": str(folder)}}
     settings = {"timeout": TIMEOUT, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
     client = NotebookClient(notebook, resources=resources, **settings)
     try:
-        client.execute(stderr=subprocess.DEVNULL)  # of the kernel's own process; what cells write there is stored
+        # Of the kernel's own process; what cells write to stderr is stored.
+        client.execute(stderr=subprocess.DEVNULL, env=os.environ | environment)
     except (CellExecutionError, TimeoutError) as error:
         raise ChapterError(f"{_failing_cell(notebook)}\n{error}") from None
     for number, cell in enumerate(_code(notebook), start=1):

@@ -1,22 +1,23 @@
 """Run every chapter with numbers changed in their last digits, and measure how far what it shows moves.
 
-`make stability` writes the largest movements to book/results/stability.json; a slow test runs the same again.
+`make stability` writes the largest movements to book/results/stability.json; a slow test runs the same again. What has
+been measured is kept, as the pieces of an experiment, until the chapter, the package or these tools change.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
-import multiprocessing
-import os
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from compare import FLOAT, PIXEL_BUDGET, PIXEL_STEP, PNG, RTOL, Output
 from execute import ChapterError, run
-from fingerprint import ROOT, chapters, read_ipynb
+from fingerprint import ROOT, chapters, fingerprint, read_ipynb
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell
 from perturb import SIZE
@@ -37,8 +38,7 @@ def measure(ipynb: Path, seed: int, threads: int) -> dict:
     Returns the largest relative movement of a number, the largest share of changed pixels, and the cells that do not
     pass the gate.
     """
-    os.environ |= {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-    name = ipynb.relative_to(ROOT / "book").with_suffix("").as_posix() if ROOT in ipynb.parents else ipynb.stem
+    name = _name(ipynb)
     row = {"chapter": name, "seed": seed, "threads": threads, "movement": 0.0, "pixels": 0.0, "fails": []}
     stored = read_ipynb(ipynb)
     try:
@@ -55,15 +55,18 @@ def measure(ipynb: Path, seed: int, threads: int) -> dict:
     return row
 
 
-def measure_all() -> list[dict]:
-    """Measure every chapter in every run, two at a time."""
-    jobs = [(md.with_suffix(".ipynb"), *run.values()) for run in CONFIG["runs"] for md in chapters()]
-    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("spawn")) as pool:
-        rows = []
-        for row in pool.map(measure, *zip(*jobs, strict=True)):
-            print(row, flush=True)
-            rows.append(row)
-    return rows
+def measure_all(keep: Callable[[str, Callable[[], dict]], dict] = lambda _, compute: compute()) -> list[dict]:
+    """Measure every chapter in every run, two at a time; what `keep` has under a key is not measured again."""
+    own = [Path(__file__).with_name(name) for name in ("compare.py", "perturb.py", "stability.py")]
+    tools = hashlib.sha256(b"".join(file.read_bytes() for file in own)).hexdigest()[:16]
+
+    def row(job: tuple[Path, dict]) -> dict:
+        ipynb, run = job
+        key = f"{_name(ipynb)}, {run}, {fingerprint(read_ipynb(ipynb))}, {tools}"
+        return keep(key, lambda: measure(ipynb, **run))
+
+    with ThreadPoolExecutor(WORKERS) as pool:  # the work is done in the kernels
+        return list(pool.map(row, [(md.with_suffix(".ipynb"), run) for run in CONFIG["runs"] for md in chapters()]))
 
 
 def movements(old: str, new: str) -> list[float]:
@@ -97,8 +100,13 @@ def _run_changed(stored: NotebookNode, folder: Path, seed: int, threads: int) ->
     start = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
     start += f"import perturb; perturb.start({seed}, {threads})"
     notebook = NotebookNode(stored | {"cells": [new_code_cell(start), *map(NotebookNode, map(dict, stored.cells))]})
-    run(notebook, folder)
+    # Threads that wait must not spin, or two kernels on two cores hinder each other.
+    run(notebook, folder, OMP_NUM_THREADS=str(threads), OMP_WAIT_POLICY="passive")
     return _code(notebook)[1:]
+
+
+def _name(ipynb: Path) -> str:
+    return ipynb.relative_to(ROOT / "book").with_suffix("").as_posix() if ROOT in ipynb.parents else ipynb.stem
 
 
 def _code(notebook: NotebookNode) -> list[NotebookNode]:
@@ -125,16 +133,15 @@ def _pairs(old: list[tuple[str, str]], new: list[tuple[str, str]]) -> list[tuple
 def main() -> int:
     """Measure, say what fails, and store the result if nothing does."""
     sys.path.insert(0, str(ROOT / "book" / "experiments"))
-    from harness import as_json, provenance, rounded
+    from harness import Experiment
 
-    made = provenance()
-    rows = measure_all()
+    experiment = Experiment(RESULTS.stem, CONFIG)
+    rows = measure_all(experiment.piece)
     failing = [place for row in rows for place in row["fails"]]
     for place in failing:
         print(f"moves beyond the gate: {place}", file=sys.stderr)
     if not failing:
-        content = {"provenance": made, "config": CONFIG, "chapters": rounded(largest(rows), 3)}
-        RESULTS.write_text(as_json(content) + "\n", encoding="utf-8")
+        experiment.write({"chapters": largest(rows)})
     return len(failing) > 0
 
 
