@@ -20,7 +20,15 @@ from vaebook.adapters import adapt
 from vaebook.aggregate import aggregated_posterior
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
-from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior, as_mixture, fit_gmm
+from vaebook.priors import (
+    ExemplarPrior,
+    GaussianMixture,
+    StandardNormal,
+    VampPrior,
+    as_mixture,
+    fit_gmm,
+    from_components,
+)
 
 
 @pytest.mark.parametrize("dim", [1, 2, 7, 40])
@@ -353,6 +361,16 @@ def test_components_are_those_of_the_density(name):
     mixture = as_mixture(prior)
     torch.testing.assert_close(mixture.log_prob(z), torch.from_numpy(by_hand), rtol=1e-10, atol=0)
     assert not mixture.log_prob(z).requires_grad
+
+
+def test_a_mixture_is_made_of_components_in_either_form():
+    log_weight, loc = torch.tensor([2.0, 1.0, -math.inf]), torch.eye(3)[:, :2]
+    z, scale = torch.randn(5, 2, generator=rng()), torch.tensor([[1.0, 2.0], [0.5, 1.0], [3.0, 3.0]])
+    diag, full = (from_components(log_weight, loc, form) for form in (scale, torch.diag_embed(scale)))
+    assert isinstance(diag, DiagGaussianMixture) and isinstance(full, GaussianMixture) and len(full.weight) == 2
+    expected = DiagGaussianMixture(loc.double(), scale.double(), log_weight.double().log_softmax(0))
+    for mixture in (diag, full):
+        torch.testing.assert_close(mixture.log_prob(z.double()), expected.log_prob(z.double()), rtol=1e-12, atol=0)
 
 
 def test_what_is_not_known_to_be_a_mixture_has_no_components():

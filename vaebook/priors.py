@@ -496,11 +496,31 @@ def as_mixture(prior: Prior) -> DiagGaussianMixture | GaussianMixture | None:
     """
     with torch.no_grad(), evaluation_mode():
         found = components(prior)
-    if found is None:
-        return None
-    log_weight, loc, scale = (part.detach().double() for part in found)
-    log_weight = log_weight.log_softmax(0)
-    if scale.ndim == 2:
+    return None if found is None else from_components(*(part.detach() for part in found))
+
+
+def from_components(log_weight: Tensor, loc: Tensor, scale: Tensor) -> DiagGaussianMixture | GaussianMixture:
+    """Make a mixture, in float64, of what `components` of any prior returns.
+
+    Args:
+        log_weight: natural logarithms of the weights, (K); they are normalised.
+        loc: the means, (K, D).
+        scale: the scales, (K, D), or the lower triangular factors of the covariances, (K, D, D).
+
+    Returns:
+        The mixture; one of full covariances has no components of weight 0.
+
+    Raises:
+        TypeError, ValueError: as the two mixtures.
+
+    Example:
+        >>> from_components(torch.zeros(1), torch.zeros(1, 2), torch.ones(1, 2))
+        DiagGaussianMixture(num_components=1, dim=2)
+
+    Source: none; two forms of one thing.
+    """
+    log_weight, loc, scale = log_weight.double().log_softmax(0), loc.double(), scale.double()
+    if scale.ndim == loc.ndim:
         return DiagGaussianMixture(loc, scale, log_weight)
     keep = log_weight.exp() > 0
     return GaussianMixture(log_weight[keep].exp(), loc[keep], scale[keep])
