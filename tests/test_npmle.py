@@ -155,6 +155,23 @@ def test_weights_do_not_change_with_the_scale_of_a_datum_and_survive_extremes():
     assert fit_weights(torch.zeros(3, 1).double()).tolist() == [0.0]
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_weights_are_found_where_whole_steps_overshoot(seed):
+    """Likelihoods of very different data: for most of these a Newton step in full lowers the likelihood."""
+    terms = 50 * random_terms(60, 20, seed)
+    likelihood = (terms - terms.amax(1, keepdim=True)).exp().numpy()
+    weight, before, shorter, certificate = np.full(20, 1 / 20), -np.inf, 0, np.inf
+    while certificate > 1e-9:
+        value, ratio = np.log(likelihood @ weight).mean(), likelihood / (likelihood @ weight)[:, None]
+        assert value > before - 1e-12
+        step, certificate = npmle._newton_target(ratio) - weight, math.log(ratio.mean(0).max())
+        moved = npmle._line_search(likelihood, weight, step, ratio.mean(0))
+        shorter += not np.allclose(moved, weight + step)
+        weight, before = moved, value
+    assert shorter
+    assert mean_log_prob(terms, fit_weights(terms).exp()) == pytest.approx(mean_log_prob(terms, weight), abs=1e-8)
+
+
 def test_weights_that_need_more_steps_say_so():
     with pytest.raises(RuntimeError, match=r"max_steps: expected enough for tolerance 1e-09, got 0; raise one"):
         fit_weights(COIN.log(), max_steps=0)

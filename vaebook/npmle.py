@@ -104,7 +104,7 @@ def log_gradient(log_likelihood: Tensor, log_prob: Tensor) -> Tensor:
     terms = _check_log_likelihood(log_likelihood, possible=False)
     check_tensor("log_prob", log_prob, (len(terms),))
     check_same_device(log_prob=log_prob, log_likelihood=log_likelihood)
-    return _log_gradient(terms, log_prob.double())
+    return (terms - log_prob.double()[:, None]).logsumexp(0) - math.log(len(terms))
 
 
 def fit_weights(log_likelihood: Tensor, *, tolerance: float = 1e-9, max_steps: int = 200) -> Tensor:
@@ -194,17 +194,13 @@ def fit_npmle(
     check_int("max_rounds", max_rounds, minimum=1)
     with torch.no_grad():
         table = _evaluate(log_likelihood, candidates)
-    box = candidates.amin(0), candidates.amax(0)
     atoms = candidates[table.argmax(1).unique()]  # for each datum the place that likes it best
     for _ in range(max_rounds):
-        atoms = _improve(log_likelihood, atoms, box, separation, tolerance)
-        with torch.no_grad():
-            terms = _evaluate(log_likelihood, atoms)
-        log_weight = fit_weights(terms, tolerance=0.01 * tolerance)
-        needed = log_weight > -torch.inf
-        atoms, log_weight = atoms[needed], log_weight[needed]
-        log_prob = (terms[:, needed] + log_weight).logsumexp(1)
-        peaks, height = _peaks(log_likelihood, candidates, _log_gradient(table, log_prob), atoms, log_prob, box)
+        atoms, log_weight, _ = _needed(log_likelihood, atoms, tolerance)
+        atoms = _merge(*_move(log_likelihood, atoms, log_weight, candidates), separation)
+        atoms, log_weight, terms = _needed(log_likelihood, atoms, 0.01 * tolerance)
+        log_prob = (terms + log_weight).logsumexp(1)
+        peaks, height = _peaks(log_likelihood, candidates, table, atoms, log_prob)
         certificate = max(0.0, float(height.max()))
         if certificate <= tolerance:
             return DiscretePrior(atoms, log_weight, log_prob, certificate)
@@ -215,21 +211,26 @@ def fit_npmle(
     )
 
 
-def _improve(
-    log_likelihood: LogLikelihood, atoms: Tensor, box: tuple[Tensor, Tensor], separation: float, tolerance: float
-) -> Tensor:
-    """Drop atoms that are not needed, move the others uphill together with their weights, merge those that meet."""
+def _needed(log_likelihood: LogLikelihood, atoms: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the best weights; return the atoms of positive weight, the logarithms of these, and log p(x|z) there."""
     with torch.no_grad():
-        log_weight = fit_weights(_evaluate(log_likelihood, atoms), tolerance=tolerance)
-    needed = log_weight > -torch.inf
-    atoms, log_weight = atoms[needed], log_weight[needed]
+        terms = _evaluate(log_likelihood, atoms)
+    log_weight = fit_weights(terms, tolerance=tolerance)
+    kept = log_weight > -torch.inf
+    return atoms[kept], log_weight[kept], terms[:, kept]
+
+
+def _move(
+    log_likelihood: LogLikelihood, atoms: Tensor, log_weight: Tensor, candidates: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Move atoms uphill together with their weights; return both."""
 
     def mean_log_prob(columns: Tensor) -> Tensor:
         terms = _evaluate(log_likelihood, columns[:, :-1]) + columns[:, -1].log_softmax(0)
         return terms.logsumexp(1).mean()
 
-    moved = _climb(mean_log_prob, torch.cat([atoms, log_weight[:, None]], 1), box)
-    return _merge(moved[:, :-1], moved[:, -1].softmax(0), separation)
+    moved = _climb(mean_log_prob, torch.cat([atoms, log_weight[:, None]], 1), candidates)
+    return moved[:, :-1], moved[:, -1].softmax(0)
 
 
 def _merge(atoms: Tensor, weight: Tensor, separation: float) -> Tensor:
@@ -245,26 +246,21 @@ def _merge(atoms: Tensor, weight: Tensor, separation: float) -> Tensor:
 
 
 def _peaks(
-    log_likelihood: LogLikelihood,
-    candidates: Tensor,
-    values: Tensor,
-    atoms: Tensor,
-    log_prob: Tensor,
-    box: tuple[Tensor, Tensor],
+    log_likelihood: LogLikelihood, candidates: Tensor, table: Tensor, atoms: Tensor, log_prob: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Climb from the best candidate around each atom; return places and log D_G there."""
-    nearest = torch.cdist(candidates, atoms).argmin(1)
+    values, nearest = log_gradient(table, log_prob), torch.cdist(candidates, atoms).argmin(1)
     best = values.new_full((len(atoms),), -torch.inf).scatter_reduce(0, nearest, values, "amax")
     starts = candidates[(values == best[nearest]) & (values > -1e-2)]
     if not len(starts):
         starts = candidates[values.argmax()][None]
-    peaks = _climb(lambda z: _log_gradient(_evaluate(log_likelihood, z), log_prob).sum(), starts, box)
+    peaks = _climb(lambda z: log_gradient(_evaluate(log_likelihood, z), log_prob).sum(), starts, candidates)
     with torch.no_grad():
-        return peaks, _log_gradient(_evaluate(log_likelihood, peaks), log_prob)
+        return peaks, log_gradient(_evaluate(log_likelihood, peaks), log_prob)
 
 
-def _climb(objective: Callable[[Tensor], Tensor], start: Tensor, box: tuple[Tensor, Tensor]) -> Tensor:
-    """Maximise over the rows of a matrix, the first D columns of which stay in the box."""
+def _climb(objective: Callable[[Tensor], Tensor], start: Tensor, candidates: Tensor) -> Tensor:
+    """Maximise over the rows of a matrix, the first D columns of which stay in the box of the candidates."""
 
     def negative(flat: np.ndarray) -> tuple[float, np.ndarray]:
         point = torch.from_numpy(flat).reshape(start.shape).to(start.device).requires_grad_()
@@ -272,8 +268,8 @@ def _climb(objective: Callable[[Tensor], Tensor], start: Tensor, box: tuple[Tens
         (slope,) = torch.autograd.grad(value, point)
         return float(value.detach()), slope.cpu().numpy().ravel()
 
-    free = [(None, None)] * (start.shape[1] - len(box[0]))
-    limits = [*zip(box[0].tolist(), box[1].tolist(), strict=True), *free] * len(start)
+    limits = [*zip(candidates.amin(0).tolist(), candidates.amax(0).tolist(), strict=True)]
+    limits = (limits + [(None, None)] * (start.shape[1] - len(limits))) * len(start)
     options = {"maxiter": 500, "maxfun": 1000, "ftol": 1e-15, "gtol": 1e-10}
     found = minimize(negative, start.cpu().numpy().ravel(), jac=True, method="L-BFGS-B", bounds=limits, options=options)
     return torch.from_numpy(found.x).reshape(start.shape).to(start.device)
@@ -306,15 +302,10 @@ def _line_search(likelihood: np.ndarray, weight: np.ndarray, step: np.ndarray, g
     return tried / tried.sum()
 
 
-def _log_gradient(terms: Tensor, log_prob: Tensor) -> Tensor:
-    return (terms - log_prob[:, None]).logsumexp(0) - math.log(len(terms))
-
-
 def _evaluate(log_likelihood: LogLikelihood, z: Tensor) -> Tensor:
     if not callable(log_likelihood):
         raise TypeError(f"log_likelihood: expected a callable, got {type(log_likelihood).__name__}")
-    terms = log_likelihood(z)
-    check_tensor("log_likelihood's value", terms, ("N", len(z)), finite=False)
+    terms = check_tensor("log_likelihood's value", log_likelihood(z), ("N", len(z)), finite=False)
     if terms.dtype != torch.float64:
         raise TypeError(f"log_likelihood's value: expected dtype torch.float64, got {terms.dtype}")
     return _check_log_likelihood(terms, possible=False)

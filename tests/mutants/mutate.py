@@ -68,7 +68,7 @@ REASONS = {
     r"max\(1, shape\.numel\(\)\)": "a draw more, which is cut off again",
     r"_by_clusters: exact = .*direct=": "rows that come here are those for which the direct form was chosen",
     r"kernels\._by_rows: tracked": "computing again or keeping what derivatives need: the same values",
-    r"npmle\.(fit_npmle|_improve|_peaks|_climb|_newton_target|_line_search)": "another way to the best prior: "
+    r"npmle\.(fit_npmle|_needed|_move|_peaks|_climb|_newton_target|_line_search)": "another way to the best prior: "
     "the certificate alone decides when to stop, and its mutants are killed",
 }
 """Pattern found in `module.function: was -> is` of a survivor: why no test can or should tell it apart."""
