@@ -38,7 +38,7 @@ _SPREADS = {"scale": "std", "std": "std", "stddev": "std", "sigma": "std", "var"
 _SPREADS |= dict.fromkeys(("log_var", "logvar", "log_variance", "log_covariance"), "log_var")
 _TAKEN = (
     "(loc, scale), a Normal, an Independent of one, a MultivariateNormal with diagonal covariance, or a mapping or "
-    f"object with one of {', '.join(_LOC)} and one of {', '.join(_SPREADS)}; a function around it can pick them"
+    f"object with one of {', '.join(_LOC)} and one of {', '.join(_SPREADS)} (a function around it can pick them)"
 )
 
 
@@ -120,7 +120,7 @@ def _loc_and_spread(codes: object) -> tuple[Any, Any, Spread | None]:
         if loc is not None and key is not None:
             return loc, get(key), _SPREADS[key]
     got = type(codes).__name__ + (f" of {len(codes)}" if isinstance(codes, tuple | list | Mapping) else "")
-    raise TypeError(f"encoder: expected it to return {_TAKEN}; got {got}")
+    raise TypeError(f"encoder: expected it to return {_TAKEN}, got {got}")
 
 
 def check_likelihood(likelihood: Any) -> Likelihood | Callable[..., Any] | None:
