@@ -412,6 +412,9 @@ class Pair(torch.nn.Module):
         super().__init__()
         self.net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 4))
         self.drop = torch.nn.Dropout(0.5)
+        with torch.no_grad():
+            self.net[2].weight.copy_(torch.randn(4, 6, generator=rng()))
+            self.net[2].bias.fill_(-0.5)
 
     def forward(self, x):
         return self.drop(self.net(x)).chunk(2, 1)
@@ -612,7 +615,7 @@ INF = torch.full((2, 6), math.inf)
         (TypeError, "encoder: expected a diagonal covariance", wrong(lambda x: MultivariateNormal(x, EYE[0] + 0.1))),
         (
             ValueError,
-            r"encoder's loc: expected shape \(1, ...\), a row for each datum, got \(2, 2\)",
+            r"encoder's loc: expected shape \(3, ...\), a row for each datum, got \(6, 2\)",
             wrong(lambda x: (x.repeat(2, 1), x.repeat(2, 1))),
         ),
         (
@@ -624,7 +627,7 @@ INF = torch.full((2, 6), math.inf)
         (TypeError, "pseudo_inputs: expected a tensor or an array, got list", lambda: VampPrior(encoder(), [[0.0]])),
         (
             ValueError,
-            r"pseudo_inputs: expected shape \(..., 6\), got \(1, 5\)",
+            r"pseudo_inputs: expected shape \(..., 6\), got \(3, 5\)",
             lambda: VampPrior(encoder(), data(3)[:, 1:]),
         ),
         (ValueError, "pseudo_inputs: expected finite values, got inf", lambda: VampPrior(encoder(), INF.double())),
