@@ -78,6 +78,9 @@ def test_curves_differ_in_colour_and_dash(axes):
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"] and axes.get_ylabel() == "nats"
 
 
+PLACES = torch.zeros(2, 2)
+
+
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
@@ -102,7 +105,11 @@ def test_curves_differ_in_colour_and_dash(axes):
             ValueError,
             r"lines\['a'\]: expected shape \(3,\)",
         ),
-        (lambda a: plots.image_pairs({}), ValueError, "pairs: expected at least one, got none"),
+        (
+            lambda a: plots.image_pairs({}),
+            ValueError,
+            "pairs: expected at least one name, and 2 tensors for each, got none",
+        ),
         (
             lambda a: plots.image_pairs({"a": (torch.zeros(2, 64), torch.zeros(3, 64))}),
             ValueError,
@@ -113,6 +120,29 @@ def test_curves_differ_in_colour_and_dash(axes):
             ValueError,
             r"series\['x'\], half-widths: expected shape \(2,\)",
         ),
+        (lambda a: plots.image_pairs([]), TypeError, "pairs: expected a mapping from names, got list"),
+        (lambda a: plots.image_pairs({"a": ()}), ValueError, "pairs: .* 2 tensors for each, got another entry for 'a'"),
+        (lambda a: plots.image_pairs({"a": {}}), ValueError, "pairs: .* 2 tensors for each, got another entry"),
+        (lambda a: plots.image_pairs({"a": (torch.zeros(2, 64),)}), ValueError, "pairs: .* got another entry"),
+        (
+            lambda a: plots.image_pairs({"a": (torch.tensor(0.0),) * 2}),
+            ValueError,
+            r"pairs\['a'\]\[0\]: expected shape",
+        ),
+        (lambda a: plots.image_strip(torch.zeros(2, 64), shape=(64,)), ValueError, "shape: expected height and width"),
+        (lambda a: plots.image_strip(torch.zeros(2, 64), shape=8), TypeError, "shape: expected a tuple of ints"),
+        (lambda a: plots.curves(a, torch.zeros(3), [torch.zeros(3)]), TypeError, "lines: expected a mapping"),
+        (
+            lambda a: plots.intervals(a, ["a"], {"x": torch.zeros(1)}),
+            ValueError,
+            "series: .* got another entry for 'x'",
+        ),
+        (lambda a: plots.intervals(a, ["a"], {}), ValueError, "series: expected at least one"),
+        (lambda a: plots.density(a, lambda z: z), ValueError, r"log_prob's value: expected shape \(25921,\)"),
+        (lambda a: plots.ellipses(a, PLACES, PLACES + 1, labels=[0, 10]), ValueError, "labels: expected 2 integers"),
+        (lambda a: plots.ellipses(a, PLACES, PLACES + 1, labels=[0]), ValueError, "labels: expected 2 integers"),
+        (lambda a: plots.ellipses(a, PLACES, PLACES + 1, labels=PLACES), ValueError, "labels: expected 2 integers"),
+        (lambda a: plots.ellipses(a, PLACES, PLACES + 1, labels=[0.5, 1]), ValueError, "labels: expected 2 integers"),
     ],
 )
 def test_bad_input(axes, call, error, message):

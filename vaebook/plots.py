@@ -7,6 +7,7 @@ have an opaque white ground, so that they read the same in a light and in a dark
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -17,7 +18,7 @@ from matplotlib.collections import EllipseCollection
 from matplotlib.colors import to_rgba_array
 from torch import Tensor
 
-from vaebook._checks import check_int, check_number, check_positive, check_tensor
+from vaebook._checks import check_int, check_number, check_positive, check_shape, check_tensor
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#7F7F7F", "#000000", "#B8A800")
 """Okabe and Ito's colours, with their yellow darkened for white ground and two more for ten classes."""
@@ -74,10 +75,11 @@ def ellipses(
     """
     check_tensor("loc", loc, ("N", 2))
     check_positive("scale", check_tensor("scale", scale, tuple(loc.shape)))
-    if labels is not None and (len(labels) != len(loc) or not all(0 <= int(k) < len(COLORS) for k in labels)):
+    labels = torch.zeros(len(loc), dtype=torch.long) if labels is None else torch.as_tensor(labels)
+    if labels.shape != loc.shape[:1] or not set(labels.tolist()) <= set(range(len(COLORS))):
         raise ValueError(f"labels: expected {len(loc)} integers from 0 to {len(COLORS) - 1}, got {labels}")
     width, height = 2 * check_number("num_std", num_std, above=0) * _array(scale).T
-    colors = [COLORS[0]] * len(loc) if labels is None else [COLORS[int(k)] for k in labels]
+    colors = [COLORS[int(k)] for k in labels]
     drawn = EllipseCollection(
         width, height, np.zeros(len(loc)), units="xy", offsets=_array(loc), offset_transform=axes.transData
     )
@@ -113,8 +115,9 @@ def density(
     check_number("limit", limit, above=0)
     check_int("num_points", num_points, minimum=2)
     side = torch.linspace(-limit, limit, num_points, dtype=torch.float64)
-    values = _array(log_prob(torch.cartesian_prod(side, side)).exp()).reshape(num_points, num_points).T
-    side = _array(side)
+    values = log_prob(torch.cartesian_prod(side, side))
+    values = _array(check_tensor("log_prob's value", values, (num_points**2,), finite=False).exp())
+    values, side = values.reshape(num_points, num_points).T, _array(side)
     if filled:
         axes.imshow(
             values, origin="lower", extent=(-limit, limit, -limit, limit), cmap="Blues", interpolation="bilinear"
@@ -171,7 +174,7 @@ def image_strip(
         >>> image_strip(torch.zeros(3, 64), captions=["a", "b", "c"]).shape
         (1, 3)
     """
-    check_tensor("images", images, ("K", shape[0] * shape[1]))
+    check_tensor("images", images, ("K", _num_pixels(shape)))
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"captions: expected {len(images)} of them, got {len(captions)}")
     columns = min(check_int("num_columns", num_columns, minimum=1), len(images))
@@ -208,14 +211,11 @@ def curves(axes: Axes, x: Tensor, lines: Mapping[str, Tensor], *, xlabel: str = 
         2
     """
     check_tensor("x", x, ("S",))
-    for k, (name, y) in enumerate(lines.items()):
+    for k, (name, y) in enumerate(_check_named("lines", lines)):
         check_tensor(f"lines[{name!r}]", y, (len(x),), finite=False)
         style = {"color": COLORS[k % len(COLORS)], "linestyle": DASHES[k % len(DASHES)]}
         axes.plot(_array(x), _array(y), label=name, **style)
-    axes.set(xlabel=xlabel, ylabel=ylabel)
-    if len(lines) > 1:
-        axes.legend()
-    return axes
+    return _label(axes, len(lines), xlabel=xlabel, ylabel=ylabel)
 
 
 def image_pairs(
@@ -238,13 +238,13 @@ def image_pairs(
         >>> image_pairs({"prior": (torch.zeros(3, 64), torch.ones(3, 64))}).shape
         (2, 3)
     """
-    if not pairs:
-        raise ValueError("pairs: expected at least one, got none")
-    num = len(next(iter(pairs.values()))[0])
+    (first, (images, _)), *_ = _check_named("pairs", pairs, 2)
+    pixels = _num_pixels(shape)
+    num = len(check_tensor(f"pairs[{first!r}][0]", images, ("K", pixels)))
     _, grid = plt.subplots(2 * len(pairs), num, figsize=(0.55 * num + 0.9, 1.12 * len(pairs)), squeeze=False)
     for block, (name, both) in enumerate(pairs.items()):
         for below, (label, images) in enumerate(zip((name, second), both, strict=True)):
-            check_tensor(f"pairs[{name!r}][{below}]", images, (num, shape[0] * shape[1]))
+            check_tensor(f"pairs[{name!r}][{below}]", images, (num, pixels))
             row = grid[2 * block + below]
             for axes, image in zip(row, _array(images), strict=True):
                 axes.imshow(image.reshape(shape), cmap="Blues" if below else "gray_r", vmin=0, vmax=1)
@@ -277,7 +277,7 @@ def intervals(
         >>> axes = intervals(axes, ["a", "b"], {"gain": (value, 0.1 * value)})
     """
     place, markers = np.arange(len(names)), "osD^v"
-    for k, (name, (mean, width)) in enumerate(series.items()):
+    for k, (name, (mean, width)) in enumerate(_check_named("series", series, 2)):
         for what, value in (("means", mean), ("half-widths", width)):
             check_tensor(f"series[{name!r}], {what}", value, (len(names),))
         shift = 0.6 * ((k + 0.5) / len(series) - 0.5)
@@ -286,10 +286,31 @@ def intervals(
     axes.axvline(0, color="black", linewidth=0.7)
     axes.set_yticks(place, names)
     axes.invert_yaxis()
-    axes.set_xlabel(xlabel)
-    if len(series) > 1:
+    return _label(axes, len(series), xlabel=xlabel)
+
+
+def _label(axes: Axes, num: int, **labels: str) -> Axes:
+    axes.set(**labels)
+    if num > 1:
         axes.legend()
     return axes
+
+
+def _check_named(name: str, value: Any, parts: int = 1) -> Any:
+    """Check for a mapping from names to tensors, or to so many of them; the tensors are checked one by one later."""
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name}: expected a mapping from names, got {type(value).__name__}")
+    wrong = [k for k, v in value.items() if parts > 1 and not (isinstance(v, tuple | list) and len(v) == parts)]
+    if wrong or not value:
+        got = f"another entry for {wrong[0]!r}" if wrong else "none"
+        raise ValueError(f"{name}: expected at least one name, and {parts} tensors for each, got {got}")
+    return value.items()
+
+
+def _num_pixels(shape: Any) -> int:
+    if len(check_shape("shape", shape)) != 2:
+        raise ValueError(f"shape: expected height and width, got {shape}")
+    return shape[0] * shape[1]
 
 
 def _array(value: Tensor) -> np.ndarray:

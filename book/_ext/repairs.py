@@ -11,7 +11,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
-PNG_RATIO = 96 / 150  # CSS pixels per image pixel: figures have 150 dots per inch, a browser's inch has 96 pixels
+CSS_PIXELS = 96 / 0.0254  # in a metre
 MENDED = [  # in the HTML of every page: what is wrong, what should stand there
     # A notebook link should download; a browser would show JSON.
     (re.compile(r'(<a href="[^"]*_sources/[^"]*\.ipynb")(?: target="_blank")?'), r"\1 download"),
@@ -63,8 +63,11 @@ def size_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
         path = path if path.exists() else Path(image["uri"])
         if "width" in image or path.suffix != ".png" or "jupyter_execute" not in path.parts:
             continue
-        width = struct.unpack(">I", path.read_bytes()[16:20])[0]
-        image["width"] = f"{round(width * PNG_RATIO)}px"
+        head = path.read_bytes()[:1000]
+        chunk = head.find(b"pHYs") + 4  # where a PNG holds its dots per metre
+        if chunk > 3:
+            width, per_metre = struct.unpack(">I", head[16:20])[0], struct.unpack(">I", head[chunk : chunk + 4])[0]
+            image["width"] = f"{round(width / per_metre * CSS_PIXELS)}px"
 
 
 def finish_pages(app: Sphinx, exception: Exception | None) -> None:
