@@ -33,6 +33,6 @@ def as_json(found: dict[str, dict[str, str]]) -> str:
 
 def collect(root: Path = ROOT) -> None:
     """Bring the file up to date."""
-    file, text = root / "book" / "results" / "statements.json", as_json(statements(root))
-    if not file.exists() or file.read_text(encoding="utf-8") != text:
-        write_atomically(file, text.encode())
+    file, found = root / "book" / "results" / "statements.json", statements(root)
+    if found and (not file.exists() or file.read_text(encoding="utf-8") != as_json(found)):
+        write_atomically(file, as_json(found).encode())
