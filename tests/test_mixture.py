@@ -679,7 +679,6 @@ def test_weights_that_are_off_are_refused(error):
         ("float8", lambda: torch.ones(2, 2).to(torch.float8_e4m3fn), TypeError),
         ("complex", lambda: torch.ones(2, 2, dtype=torch.complex64), TypeError),
         ("bool", lambda: torch.ones(2, 2, dtype=torch.bool), TypeError),
-        ("quantised", lambda: torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.quint8), TypeError),
         ("nested", lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(2)]), (TypeError, ValueError)),
         ("meta", lambda: torch.ones(2, 2, device="meta"), (TypeError, ValueError)),
         ("numpy", lambda: np.ones((2, 2)), TypeError),

@@ -28,6 +28,8 @@ NEGLIGIBLE = 1e-10
 """What all clusters that are left out may add to the log-density, in nats."""
 ROUGH = 8.0
 """Nats by which a term may be off, by its bound, if clusters are to be chosen by it: more would leave out too few."""
+EACH = ("loc", "scale", "normaliser", "keys")
+"""What `kernels.Components` hold of each component."""
 SAMPLE, WORTH = 64, 0.45
 """Points on which is tried whether choosing saves work, and the share of clusters that may be needed if it does."""
 
@@ -115,32 +117,25 @@ def _chosen(z: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype, *,
     if not direct and float(needed(points[::step], clusters, error[::step], dtype)[1].float().mean()) > WORTH:
         return kernels.attend(z, components, score=score)
     results = z.new_empty(len(z), 1 + z.shape[1] * score)
-    for band in torch.arange(len(z)).split(BAND):
+    for band in (slice(start, start + BAND) for start in range(0, len(z), BAND)):
         top, wanted = needed(points[band], clusters, error[band], dtype)
-        points[band, -2:-1] = -top
-        sums = z.new_zeros(len(band), 1 + (1 if direct else 2) * z.shape[1] * score)
+        rows, points[band, -2:-1] = z[band] if direct else points[band], -top
+        sums = z.new_zeros(len(rows), 1 + (1 if direct else 2) * z.shape[1] * score)
         for k, column in enumerate(wanted.mT.contiguous()):
-            index = column.nonzero()[:, 0]
-            if len(index):
-                sums.index_add_(0, index, _sum_over(k, z[band[index]], points[band[index]], clusters, direct, score))
+            index, members = column.nonzero()[:, 0], slice(k * clusters.size, (k + 1) * clusters.size)
+            if len(index) and direct:
+                part = components._replace(**{name: getattr(components, name)[members] for name in EACH})
+                found = kernels.dense(rows[index], part, score=score)
+                weight = (found[:, :1] - top[index]).exp()
+                sums.index_add_(0, index, torch.cat([weight * found[:, 1:], weight], 1))
+            elif len(index):
+                keys = components.keys[members]
+                sums.index_add_(0, index, kernels.weigh(rows[index] @ keys.mT, keys, score=score))
         if direct:
             results[band] = torch.cat([sums[:, -1:].log() + top, sums[:, :-1] / sums[:, -1:]], 1)
         else:
             results[band] = kernels.finish(z[band], components, top, sums)
     return results
-
-
-def _sum_over(k: int, z: Tensor, points: Tensor, clusters: Clusters, direct: bool, score: bool) -> Tensor:
-    """Sum over one cluster what `_chosen` needs, about minus the last column but one of the queries."""
-    members = slice(k * clusters.size, (k + 1) * clusters.size)
-    if not direct:
-        keys = clusters.components.keys[members]
-        return kernels.weigh(points @ keys.mT, keys, score=score)
-    loc, scale, normaliser, keys = (x[members] for x in clusters.components[:4])
-    part = clusters.components._replace(loc=loc, scale=scale, normaliser=normaliser, keys=keys)
-    found = kernels.dense(z, part, score=score)
-    weight = (found[:, :1] + points[:, -2:-1]).exp()
-    return torch.cat([weight * found[:, 1:], weight], 1)
 
 
 def needed(points: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

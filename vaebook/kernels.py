@@ -22,9 +22,8 @@ to components, for which it computes again on the way back. The tests hold both 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from itertools import product, zip_longest
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +49,7 @@ class Components(NamedTuple):
     normaliser: Tensor  # (N), log w - D/2 log 2π - sum_j log sigma_j
     keys: Tensor  # (N, 2D + 2), [-1/(2 sigma²), mu/sigma², 1, constant] with mu minus the middle
     middle: Tensor  # (D), half way between the least and the largest mean
-    farthest: Tensor  # (D), max_n |mu_n - middle|
+    farthest: Tensor  # (), max_n sum_j (mu_nj - middle_j)²/(2 sigma_nj²)
     sharpest: Tensor  # (D), max_n 1/sigma_n²
 
 
@@ -76,20 +75,20 @@ def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor) -> Components:
     middle = 0.5 * loc.detach().amin(0) + 0.5 * loc.detach().amax(0)
     centred, precision = loc - middle, scale.square().reciprocal()
     normaliser = log_weight - 0.5 * loc.shape[1] * math.log(2 * math.pi) - scale.log().sum(-1)
-    constant = normaliser - 0.5 * (centred.square() * precision).sum(-1)
-    keys = torch.cat(
-        [-0.5 * precision, centred * precision, torch.stack([torch.ones_like(constant), constant], -1)], -1
-    )
-    return Components(loc, scale, normaliser, keys, middle, centred.detach().abs().amax(0), precision.detach().amax(0))
+    half = 0.5 * (centred.square() * precision).sum(-1)
+    ends = torch.stack([torch.ones_like(half), normaliser - half], -1)
+    keys = torch.cat([-0.5 * precision, centred * precision, ends], -1)
+    return Components(loc, scale, normaliser, keys, middle, half.detach().amax(), precision.detach().amax(0))
 
 
 def rounding_bound(z: Tensor, components: Components, dtype: torch.dtype = torch.float64) -> Tensor:
     r"""Bound, row by row, the rounding error in nats of the expanded form.
 
-    $(2D + 12)\,u\,\bigl(\tfrac12\sum_j (|z_j| + \max_n|\mu_{nj}|)^2 \max_n\sigma_{nj}^{-2} + \max_n|c_n|\bigr)$ with z
-    and mu centred, c the normalisers, and u the unit roundoff, $2^{-53}$ in float64. A scalar product of 2D + 1 numbers
-    may lose u times the sum of their sizes at every step. The sum takes the worst component in every coordinate, so the
-    bound is far above the usual error.
+    $(2D + 12)\,u\,\bigl((\sqrt A + \sqrt B)^2 + \max_n|c_n|\bigr)$ with $A = \sum_j z_j^2 \max_n 1/(2\sigma_{nj}^2)$
+    and $B = \max_n\sum_j \mu_{nj}^2/(2\sigma_{nj}^2)$, z and mu centred, c the normalisers, and u the unit roundoff,
+    $2^{-53}$ in float64. A scalar product of 2D + 1 numbers may lose u times the sum of their sizes at every step. By
+    the triangle inequality that sum is at most the one in brackets, which takes the worst component: so the bound is
+    far above the usual error.
 
     Args:
         z: points, (M, D), float64.
@@ -108,9 +107,9 @@ def rounding_bound(z: Tensor, components: Components, dtype: torch.dtype = torch
 
     Source: Higham, Accuracy and stability of numerical algorithms (2002), section 3.1.
     """
-    reach = (z.detach() - components.middle).abs() + components.farthest
     largest = components.normaliser.detach().nan_to_num(neginf=0.0).abs().max()
-    return (z.shape[1] + 6) * torch.finfo(dtype).eps * (0.5 * reach.square() @ components.sharpest + largest)
+    near = 0.5 * (z.detach() - components.middle).square() @ components.sharpest
+    return (z.shape[1] + 6) * torch.finfo(dtype).eps * ((near.sqrt() + components.farthest.sqrt()).square() + largest)
 
 
 def all_pairs(z: Tensor, components: Components, exclude: Tensor | None = None, *, score: bool = False) -> Tensor:
@@ -137,7 +136,8 @@ def all_pairs(z: Tensor, components: Components, exclude: Tensor | None = None, 
     for rows in torch.arange(len(z), device=z.device).split(POINTS):
         rough = too_rough(z[rows], components)
         for method, index in ((attend, rows[~rough]), (dense, rows[rough])):
-            results[index] = method(z[index], components, None if exclude is None else exclude[index], score=score)
+            if len(index):
+                results[index] = method(z[index], components, None if exclude is None else exclude[index], score=score)
     return results
 
 
@@ -168,9 +168,10 @@ def attend(z: Tensor, components: Components, exclude: Tensor | None = None, *, 
     """
     points, lowest = queries(z, components), torch.finfo(z.dtype).min
     top, sums = z.new_full((len(z), 1), lowest), z.new_zeros(len(z), 1 + 2 * z.shape[1] * score)
+    buffer = z.new_empty(min(ROWS, len(z)) * min(COLUMNS, len(components.keys)))
 
     def block(rows: slice, start: int, keys: Tensor) -> Tensor:
-        terms = points[rows] @ keys.mT
+        terms = torch.mm(points[rows], keys.mT, out=buffer[: len(points[rows]) * len(keys)].view(-1, len(keys)))
         if exclude is not None:
             place = exclude[rows] - start
             inside = ((place >= 0) & (place < len(keys))).nonzero()[:, 0]
@@ -217,14 +218,14 @@ def dense(z: Tensor, components: Components, exclude: Tensor | None = None, *, s
     """Compute what `all_pairs` does from all log-terms of a few points at a time; differentiable in everything."""
 
     def block(z: Tensor, exclude: Tensor | None) -> Tensor:
-        terms, reference = log_terms(z, components, exclude)
+        terms, reference = log_terms(z, components, exclude, score or tracked(z, *components))
         value = terms.logsumexp(-1, keepdim=True) + reference
         if not score:
             return value
         weighted = (components.loc - z[:, None]) / components.scale * terms.softmax(-1)[..., None]
         return torch.cat([value, (weighted / components.scale).sum(1)], -1)
 
-    return _by_rows(block, z, components, exclude, score)
+    return _by_rows(block, z, components, exclude, wide=score)
 
 
 def responsibilities(z: Tensor, components: Components, values: Tensor | None = None) -> Tensor:
@@ -232,31 +233,30 @@ def responsibilities(z: Tensor, components: Components, values: Tensor | None = 
 
     def block(z: Tensor, _: None) -> Tensor:
         r = log_terms(z, components)[0].softmax(-1)
-        parts = zip(r.split(COLUMNS, -1), () if values is None else values.split(COLUMNS), strict=False)
-        return r if values is None else sum(some @ theirs.to(some) for some, theirs in parts)
+        return r if values is None else r @ values
 
-    return _by_rows(block, z, components, None, tracked(values))
+    return _by_rows(block, z, components, None, values)
 
 
-def log_terms(z: Tensor, components: Components, exclude: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def log_terms(z: Tensor, components: Components, exclude: Any = None, apart: bool = True) -> tuple[Tensor, Tensor]:
     """Log-terms minus that of one component, (M, N), and that one, (M, 1), in one form for all of these points.
 
-    Far off everything, differences of squares are taken as x² - y² = (x - y)(x + y), with x = (z - mu)/sigma and x - y
-    without subtracting large numbers: so responsibilities and score are right however far away z is.
+    Far off everything, unless ``apart`` is False, differences of squares are taken as x² - y² = (x - y)(x + y), with
+    x = (z - mu)/sigma and x - y without subtracting large numbers: so responsibilities and score are right however far
+    away z is.
     """
-    loc, scale, offset = components.loc, components.scale, components.normaliser.expand(len(z), -1)
-    if exclude is not None:
-        offset = offset.scatter(-1, exclude[:, None], -torch.inf)
+    loc, scale, offset = components.loc, components.scale, _without(exclude, components.normaliser.expand(len(z), -1))
     if bool(too_rough(z, components).any()):
-        terms = offset - 0.5 * ((z[:, None] - loc) / scale).square().sum(-1)
+        tiles = zip(*(x.split(max(1, 32 * COLUMNS // max(1, z.numel()))) for x in (loc, scale)), strict=True)
+        terms = offset - 0.5 * torch.cat([((z[:, None] - mu) / sigma).square().sum(-1) for mu, sigma in tiles], -1)
     else:
-        terms = (queries(z, components) @ components.keys.mT).masked_fill(offset.isneginf(), -torch.inf)
-    top = terms.detach().amax(-1, keepdim=True)
-    if not bool((top < FAR).any()):
+        terms = _without(exclude, queries(z, components) @ components.keys.mT)
+    top = terms.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).min)
+    if not (apart and bool((top < FAR).any())):
         return terms - top, top
     x = (z[:, None] - loc) / scale
-    distance = (2.0**-510 * x.detach()).square().sum(-1)  # where no square overflows
-    near = distance.masked_fill(offset.isneginf(), torch.inf).argmin(-1, keepdim=True)
+    # The nearest, by squares that do not overflow, of those that have weight.
+    near = (2.0**-510 * x.detach()).square().sum(-1).masked_fill(offset.isneginf(), torch.inf).argmin(-1, keepdim=True)
     for _ in range(2):  # the second time from the largest term, which rounding may have hidden from the first
         y, own = x.gather(1, near[..., None].expand(-1, -1, x.shape[-1])), offset.gather(-1, near)
         unit = y.detach().abs().amax(-1).clamp(min=1.0)
@@ -276,11 +276,16 @@ def tracked(*values: object) -> bool:
     return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
 
 
-def _by_rows(block: Callable, z: Tensor, components: Components, exclude: Tensor | None, wide: bool) -> Tensor:
+def _without(exclude: Tensor | None, terms: Tensor) -> Tensor:
+    return terms if exclude is None else terms.scatter(-1, exclude[:, None], -torch.inf)
+
+
+def _by_rows(block: Any, z: Tensor, components: Components, *given: Tensor | None, wide: bool = False) -> Tensor:
     """Apply ``block`` to a few rows of z at a time; recompute rather than keep what derivatives need."""
-    wide = wide or tracked(z, *components) or bool(too_rough(z, components).any())
+    follow, exclude = tracked(z, *components, *given), given[0]
+    wide = wide or follow or bool(too_rough(z, components).any())
     rows = max(1, ENTRIES // (components.loc.numel() if wide else len(components.loc)))
     parts = zip_longest(z.split(rows), [] if exclude is None else exclude.split(rows))
-    if torch.is_grad_enabled() and len(z) > rows:
+    if follow and len(z) > rows:
         return torch.cat([checkpoint(block, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
     return torch.cat([block(*part) for part in parts])

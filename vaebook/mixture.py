@@ -411,7 +411,7 @@ class DiagGaussianMixture(Distribution):
         check_tensor("z", z, ("S", self.loc.shape[1]), finite=False, empty=True)
         check_tensor("values", values, (self.num_components, "P"))
         check_same_device(values=values, loc=self.loc)
-        average = kernels.responsibilities(self._rows(z), self._prepared(), values)
+        average = kernels.responsibilities(self._rows(z), self._prepared(), values.double())
         return self._finite("posterior_mean", average, z.dtype)
 
     def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
