@@ -224,36 +224,9 @@ class _CodePrior(_Prior):
         with evaluation_mode(self.encoder):
             return self.mixture().sample(sample_shape, generator=generator)
 
-    def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
-        r"""Log-density of the prior without one component, for the training of the very datum that it was made of.
-
-        $\log\frac1{N-1}\sum_{n\ne i}p_n(z)$, with $p_n$ the Gaussian of component n
-
-        Args:
-            z: points, (*s, D).
-            index: for each point which component to leave out, (*s), long.
-
-        Returns:
-            The log-density in nats, (*s), in z's dtype. Differentiable.
-
-        Raises:
-            TypeError, ValueError: as `DiagGaussianMixture.log_prob_leave_one_out`, for instance if there is a single
-                component, and as `mixture`.
-
-        Example:
-            >>> from vaebook.models import GaussianEncoder
-            >>> prior = ExemplarPrior(GaussianEncoder(64, 1), torch.eye(2, 64))
-            >>> other = prior.encoder(prior.exemplars[1:]).mean  # under the other exemplar alone
-            >>> prior.log_prob_leave_one_out(other, torch.tensor([0])).detach()
-            tensor([-0.9189])
-
-        Source: Norouzi, Fleet & Norouzi, Exemplar VAE (2020), section 3.
-        """
-        return self.mixture().log_prob_leave_one_out(z, index)
-
     def leave_one_out(self, index: Tensor) -> LeaveOneOut:
         """Return the density that leaves out a component of its own for each of B data; index (B), long."""
-        return LeaveOneOut(self, index)
+        return self.mixture().leave_one_out(index)
 
     def components(self) -> Components:
         """Log-weights (K), means and scales (K, D), differentiable in everything that makes them."""
@@ -371,6 +344,37 @@ class ExemplarPrior(_CodePrior):
         """
         loc = self._encode(self.exemplars).loc
         return DiagGaussianMixture(loc, self.log_scale.exp().to(loc).expand_as(loc))
+
+    def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
+        r"""Log-density of the prior without one exemplar, for the training of that very datum.
+
+        $\log\frac1{N-1}\sum_{n\ne i}\mathcal N(z\mid\mu(x_n), s^2I)$
+
+        Args:
+            z: points, (*s, D).
+            index: for each point which exemplar to leave out, (*s), long.
+
+        Returns:
+            The log-density in nats, (*s), in z's dtype. Differentiable.
+
+        Raises:
+            TypeError, ValueError: as `DiagGaussianMixture.log_prob_leave_one_out`, for instance if there is a single
+                exemplar, and as `mixture`.
+
+        Example:
+            >>> from vaebook.models import GaussianEncoder
+            >>> prior = ExemplarPrior(GaussianEncoder(64, 1), torch.eye(2, 64))
+            >>> other = prior.encoder(prior.exemplars[1:]).mean  # under the other exemplar alone
+            >>> prior.log_prob_leave_one_out(other, torch.tensor([0])).detach()
+            tensor([-0.9189])
+
+        Source: Norouzi, Fleet & Norouzi, Exemplar VAE (2020), section 3.
+        """
+        return self.mixture().log_prob_leave_one_out(z, index)
+
+    def leave_one_out(self, index: Tensor) -> LeaveOneOut:
+        """Return the density that leaves out an exemplar for each of B data, by `log_prob_leave_one_out`."""
+        return LeaveOneOut(self, index)
 
     def config(self) -> dict[str, int]:
         """Return what describes this prior besides its tensors and the exemplars."""
