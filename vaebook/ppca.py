@@ -267,13 +267,13 @@ class PPCA:
         parts = components(adapt_prior(q_z, self.weight.shape[1], "q_z"))
         if parts is None:
             raise TypeError(f"q_z: expected a mixture of Gaussians, got {type(q_z).__name__}")
+        if leave_out_index is not None and parts[2].ndim == 3:
+            raise TypeError("leave_out_index: expected None for full covariances, whose components are no data")
         check_same_device(q_z=parts[1], weight=self.weight)
         y, log_rest = self._split(x)
         decoded = self._decoded(*(part.double() for part in parts))
         if leave_out_index is None:
             return log_rest + decoded.log_prob(y)
-        if not isinstance(decoded, DiagGaussianMixture):
-            raise TypeError("leave_out_index: expected None for full covariances, whose components are no data")
         return log_rest + decoded.log_prob_leave_one_out(y, leave_out_index)
 
     def _decoded(self, log_weight: Tensor, loc: Tensor, scale: Tensor) -> Any:
