@@ -10,18 +10,16 @@ import torch
 from doors import FILE, FUNCTIONS, cell
 from kinds import KINDS
 
-REPEAT = "ValueError: (en|de)coder: expected the same from two passes over the same data, got"
-MEAN = "ValueError: decoder: expected a distribution of x with a mean, got .*, without"
-MIXTURE = "(TypeError|ValueError): q_z: expected "
+REPEAT = "ValueError: (en|de)coder: expected the same from two passes over the same data"
+MEAN = "ValueError: decoder: expected a distribution of x with a mean"
+MIXTURE = "TypeError: q_z: expected a mixture of Gaussians"
 ERRORS = {("attention over the batch", function): REPEAT for function in FUNCTIONS}
 del ERRORS["attention over the batch", "surgery.decompose_kl"]  # which calls no module
 del ERRORS["attention over the batch", "ppca.PPCA.log_prob_under"]
 for kind in ("Categorical", "StudentT, one degree of freedom", "likelihood without moments"):
     ERRORS[kind, "VAE.sample"] = MEAN
 for function in ("priors.VampPrior", "priors.ExemplarPrior"):
-    ERRORS["conditional", function] = (
-        "ValueError: encoder: expected it to take a batch of shape .* missing 1 required positional argument: 'label'"
-    )
+    ERRORS["conditional", function] = "ValueError: encoder: expected it to take a batch of shape"
 ERRORS["prior: a flow", "ppca.PPCA.log_prob_under"] = MIXTURE
 """All that is refused, and what it says; every other cell is a value."""
 

@@ -64,6 +64,7 @@ class AdaptedVAE(nn.Module):
         self.encoder, self.decoder = encoder, decoder
         self._sources = [part.source for part in (encoder, decoder) if part is not None]
         self.parts = nn.ModuleList(modules_of(*self._sources, *modules))
+        self.training = any(part.training for module in self.parts for part in module.modules())
         self.dtype = dtype_of(*self.parts)
         if decoder is not None:
             decoder.dtype = decoder.dtype or self.dtype
@@ -143,10 +144,12 @@ class AdaptedVAE(nn.Module):
         with evaluation_mode(self, *self._sources, self._prior):
             if x is not None:
                 with torch.no_grad():
-                    self._check_passes(x[:PROBE], take(condition, slice(0, PROBE)))
+                    self.check(x, condition)
             yield
 
-    def _check_passes(self, x: Tensor, condition: Condition) -> None:
+    def check(self, x: Tensor, condition: Condition = None) -> None:
+        """Compare two passes over the first of the data; they must agree."""
+        x, condition = x[:PROBE], take(condition, slice(0, PROBE))
         if self.encoder is not None:
             self.encoder.check(x, condition)
             z = self.encode(x, condition).base_dist.loc

@@ -272,20 +272,22 @@ ORACLES: dict[str, Oracle] = {}
 
 
 def cell(name: str, function: str) -> str:
-    """Compute one cell: "value", or the error in full.
+    """Compute one cell: "value", or the error without what it got.
 
     Raises:
         AssertionError: the value is another than the oracle's.
     """
     if name not in ORACLES:
-        ORACLES[name] = Oracle(KINDS[name]())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            ORACLES[name] = Oracle(KINDS[name]())
     oracle = ORACLES[name]
     try:
         FUNCTIONS[function](oracle.kind, oracle)
     except (TypeError, ValueError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not str(error).startswith("max_nodes"):  # which the integrals document
             raise
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {str(error).split(', got')[0]}"
     return "value"
 
 

@@ -134,7 +134,7 @@ def convolutional() -> Kind:
 def latent_images() -> Kind:
     """Codes of shape (1, 1, 1), as those of a convolutional network without a flat layer."""
     net = nn.Sequential(nn.Conv2d(1, 4, 2), nn.Tanh(), nn.Conv2d(4, 2, (3, 1))).double()
-    back = nn.Sequential(nn.ConvTranspose2d(1, 4, (3, 1)), nn.GroupNorm(2, 4), nn.ConvTranspose2d(4, 1, 2)).double()
+    back = nn.Sequential(nn.ConvTranspose2d(1, 4, (3, 1)), nn.Tanh(), nn.ConvTranspose2d(4, 1, 2)).double()
     kind = plain(net, back, x=GREY.reshape(N, 1, 4, 2), latent_shape=(1, 1, 1))
     flat = kind.log_lik, kind.mean
     kind.log_lik, kind.mean = lambda z, x: flat[0](z[:, :, None, None], x), lambda z: flat[1](z[:, :, None, None])
