@@ -49,7 +49,7 @@ class Row:
         counts = ", ".join(re.findall(r"\d+ (?:passed|failed|errors?|skipped)\b", last))
         if done.returncode:
             self.failed = True
-            counts = f"FAILED: {counts or last or f'exit status {done.returncode}'}"
+            counts = f"FAILED: {counts or f'exit status {done.returncode} {last}'.strip()}"
         self.cells[column] = counts or "ok"
         return done.returncode == 0
 

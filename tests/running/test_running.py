@@ -156,7 +156,7 @@ def test_the_table_tells_what_passed_what_failed_and_what_is_missing(tree, capsy
 def test_a_failed_environment_runs_nothing_and_a_lone_missing_interpreter_fails(tree, capsys):
     (tree / "book" / "_tools" / "setup.sh").write_text("echo 'no room'; exit 3\n")
     assert matrix.main([sys.executable]) == 1
-    assert "FAILED: no room" in capsys.readouterr().out
+    assert "FAILED: exit status 3 no room" in capsys.readouterr().out
     assert matrix.main(["/no/such/python"]) == 1
     assert "no such interpreter" in capsys.readouterr().out
 
