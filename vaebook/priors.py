@@ -28,7 +28,8 @@ from vaebook._checks import (
     check_shape,
     check_tensor,
 )
-from vaebook.mixture import DiagGaussianMixture
+from vaebook.adapters import components
+from vaebook.mixture import DiagGaussianMixture, LeaveOneOut
 
 
 class StandardNormal(nn.Module):
@@ -344,6 +345,10 @@ class ExemplarPrior(_CodePrior):
         loc = self._encode("exemplars", self.exemplars).loc
         return DiagGaussianMixture(loc, self.log_scale.exp().expand_as(loc))
 
+    def leave_one_out(self, index: Tensor) -> LeaveOneOut:
+        """Return the density that leaves out an exemplar for each row; see `DiagGaussianMixture.leave_one_out`."""
+        return self.mixture().leave_one_out(index)
+
     def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
         r"""Log-density of the prior without one exemplar, for the training of that very datum.
 
@@ -410,6 +415,10 @@ class GaussianMixture(nn.Module):
     def extra_repr(self) -> str:
         """Show the sizes in `repr`."""
         return f"num_components={len(self.weight)}, latent_dim={self.latent_dim}"
+
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-weights (K), means (K, D) and triangular factors (K, D, D)."""
+        return self.weight.log(), self.loc, self.scale_tril
 
     def _distribution(self, dtype: torch.dtype) -> MixtureSameFamily:
         parts = MultivariateNormal(self.loc.to(dtype), scale_tril=self.scale_tril.to(dtype), validate_args=False)
@@ -546,3 +555,19 @@ def _em(z: np.ndarray, num_components: int, min_variance: float, seed: int) -> t
 def _check_lower_triangular(scale_tril: Tensor) -> None:
     check_all("scale_tril", scale_tril, scale_tril.triu(1) == 0, "zeros above the diagonal")
     check_positive("scale_tril's diagonal", scale_tril.diagonal(dim1=-2, dim2=-1))
+
+
+def as_mixture(prior: object) -> DiagGaussianMixture | GaussianMixture | None:
+    """Return a prior with its present parameters as a mixture of Gaussians, None if it is not known to be one."""
+    if callable(getattr(prior, "mixture", None)):
+        prior = prior.mixture()
+    if isinstance(prior, DiagGaussianMixture | GaussianMixture):
+        return prior
+    found = components(prior)
+    if found is None:
+        return None
+    log_weight, loc, scale = (part.detach() for part in found)
+    if scale.ndim == 2:
+        return DiagGaussianMixture(loc, scale, log_weight.log_softmax(0))
+    keep = log_weight > -torch.inf
+    return GaussianMixture(log_weight[keep].softmax(0), loc[keep], scale[keep])
