@@ -154,7 +154,9 @@ class AdaptedVAE(nn.Module):
             self.encoder.check(x, condition)
             z = self.encode(x, condition).base_dist.loc
         else:
-            z = torch.linspace(-1, 1, len(x), dtype=self.dtype)[:, None].expand(-1, self.prior.latent_dim)
+            dtype = self.dtype or (x.dtype if x.is_floating_point() else torch.float64)
+            line = torch.linspace(-1, 1, len(x), dtype=dtype, device=x.device)
+            z = line[:, None].expand(-1, self.prior.latent_dim)
         if self.decoder is not None:
             self.decoder.check(z, x, condition)
 

@@ -4,7 +4,7 @@ r"""How far an encoder's Gaussian is from the exact posterior, and why, for one 
 
 The approximation gap is what the best of all Gaussians with diagonal covariance leaves; the amortisation gap is what
 this datum would gain by a mean and scales of its own instead of the network's. Everything is in float64 and nats, and
-nothing is sampled. A decoder maps z (…, D) to a distribution of x, a prior has `log_prob(z)`, as in `vaebook.bounds`.
+nothing is sampled. Decoders and priors are all that `vaebook.adapters.adapt` takes.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ import torch
 from numpy.polynomial.hermite_e import hermegauss
 from torch import Tensor
 
-from vaebook._checks import check_int, check_number, check_positive, check_tensor
-from vaebook.aggregate import aggregated_posterior
-from vaebook.bounds import Decoder, _chunks, _latent_dim, _log_likelihood, _log_prior, quadrature_log_prob
+from vaebook._checks import check_all, check_int, check_positive, check_tensor
+from vaebook.adapters import adapt_decoder, adapt_vae
+from vaebook.integrals import Joint, encode, grid_averages, integrand, log_evidence, refine, refine_grid
 
 MOST_NODES = 100
 """Beyond this many nodes a side NumPy's Gauss-Hermite rule is not tested."""
+Gaussian = tuple[Tensor, Tensor]
+"""Means and standard deviations, each (B, D)."""
 
 
 class InferenceGap(NamedTuple):
@@ -34,12 +36,13 @@ class InferenceGap(NamedTuple):
 
 
 def elbo_quadrature(
-    decoder: Decoder,
+    decoder: Any,
     prior: Any,
-    x: Tensor,
+    x: Any,
     loc: Tensor,
     scale: Tensor,
     *,
+    condition: Any = None,
     tolerance: float = 1e-9,
     max_nodes: int = MOST_NODES,
 ) -> Tensor:
@@ -51,12 +54,13 @@ def elbo_quadrature(
     half until no value changes by more than the tolerance.
 
     Args:
-        decoder: z (…, D) → a distribution of x.
-        prior: an object with `log_prob(z)`.
-        x: data, (B, P), float64, as the decoder's parameters.
+        decoder: maps rows of codes to a distribution of x; all that `vaebook.adapters.adapt` takes, or makes.
+        prior: a prior, torch distribution or flow, D <= 2.
+        x: data, (B, …); float64, as the decoder's parameters, unless tolerance >= 1e-4.
         loc: the mean of q for each datum, (B, D).
         scale: its standard deviations, (B, D).
-        tolerance: nats; the last change.
+        condition: what the decoder takes beside z, a row for each datum.
+        tolerance: nats, at least 1e-14; the last change.
         max_nodes: the most nodes a side, at most 100.
 
     Returns:
@@ -76,25 +80,23 @@ def elbo_quadrature(
 
     Source: the definition; on the rule, Abramowitz & Stegun, Handbook of Mathematical Functions (1964), 25.4.46.
     """
-    _check_data(x)
-    check_tensor("loc", loc, (len(x), "D"))
-    check_positive("scale", check_tensor("scale", scale, tuple(loc.shape)))
-    check_number("tolerance", tolerance, above=0)
     check_int("max_nodes", max_nodes, minimum=2, maximum=MOST_NODES)
-    if loc.shape[1] > 2:
-        raise ValueError(f"loc: expected at most 2 latent dimensions, got {loc.shape[1]}; use vaebook.bounds.elbo")
-    previous, num_nodes = torch.full((), torch.nan), 8
-    while num_nodes <= max_nodes:
-        with torch.no_grad():
-            value = _elbo(decoder, prior, x, loc.double(), scale.double(), num_nodes)
-        if bool(((value - previous).abs() <= tolerance).all()):
-            return value
-        previous, num_nodes = value, 3 * num_nodes // 2
-    raise RuntimeError(f"max_nodes: expected enough for tolerance {tolerance:g}, got {max_nodes}; raise one of them")
+    vae = adapt_decoder(decoder, prior)
+    with integrand(vae, x, condition, tolerance=tolerance) as joint:
+        check_tensor("loc", loc, (len(joint.x), joint.prior.latent_dim))
+        check_positive("scale", check_tensor("scale", scale, tuple(loc.shape)))
+        return _refined_elbo(joint, loc.double(), scale.double(), tolerance, max_nodes)
 
 
 def posterior_moments(
-    decoder: Decoder, prior: Any, x: Tensor, *, limit: float = 8.0, tolerance: float = 1e-6, max_nodes: int = 1_000_000
+    decoder: Any,
+    prior: Any,
+    x: Any,
+    *,
+    condition: Any = None,
+    limit: float = 8.0,
+    tolerance: float = 1e-6,
+    max_nodes: int = 1_000_000,
 ) -> tuple[Tensor, Tensor]:
     r"""Integrate mean and covariance of the exact posterior, for D <= 2.
 
@@ -102,11 +104,12 @@ def posterior_moments(
     no entry changes by more than the tolerance.
 
     Args:
-        decoder: z (…, D) → a distribution of x.
-        prior: an object with `log_prob(z)` and either `latent_dim` or `event_shape` (D), D <= 2.
-        x: data, (B, P), float64, as the decoder's parameters.
+        decoder: maps rows of codes to a distribution of x; all that `vaebook.adapters.adapt` takes, or makes.
+        prior: a prior, torch distribution or flow, D <= 2.
+        x: data, (B, …); float64, as the decoder's parameters, unless tolerance >= 1e-4.
+        condition: what the decoder takes beside z, a row for each datum.
         limit: the box is [-limit, limit]^D; what lies outside is cut off.
-        tolerance: the last change, in units of z and z².
+        tolerance: the last change, in units of z and z², at least 1e-14.
         max_nodes: the finest grid allowed.
 
     Returns:
@@ -123,24 +126,20 @@ def posterior_moments(
 
     Source: the definition; on the rule, Trefethen & Weideman, SIAM Review 56 (2014), section 5.
     """
-    _check_data(x)
-    check_number("limit", limit, above=0)
-    check_number("tolerance", tolerance, above=0)
-    check_int("max_nodes", max_nodes, minimum=2)
-    dim, previous = _latent_dim(prior), torch.full((), torch.nan)
-    num_nodes = {1: 1025, 2: 129}[dim]
-    while num_nodes**dim <= max_nodes:
-        with torch.no_grad():
-            axis = torch.linspace(-limit, limit, num_nodes, dtype=torch.float64)
-            value = _grid_moments(decoder, prior, x, dim, axis)
-        if bool(((value - previous).abs() <= tolerance).all()):
-            return value[:, 0], value[:, 1:]
-        previous, num_nodes = value, 3 * (num_nodes - 1) // 2 + 1
-    raise RuntimeError(f"max_nodes: expected enough for tolerance {tolerance:g}, got {max_nodes}; raise one of them")
+    vae = adapt_decoder(decoder, prior)
+    with integrand(vae, x, condition, tolerance=tolerance, max_nodes=max_nodes, limit=limit) as joint:
+        return _moments(joint, limit, tolerance, max_nodes)
 
 
 def inference_gap(
-    vae: Any, x: Tensor, *, limit: float = 8.0, tolerance: float = 1e-6, num_nodes: int = 10, max_steps: int = 200
+    vae: Any,
+    x: Any,
+    *,
+    condition: Any = None,
+    limit: float = 8.0,
+    tolerance: float = 1e-6,
+    num_nodes: int = 10,
+    max_steps: int = 200,
 ) -> InferenceGap:
     r"""Split log p(x) - ELBO(x) into approximation gap and amortisation gap, for D <= 2.
 
@@ -152,10 +151,11 @@ def inference_gap(
     would move nats from the first to the second.
 
     Args:
-        vae: `.encoder(x)` → (loc, scale) or a diagonal Normal, `.decoder(z)` and `.prior`, all in float64.
-        x: data, (B, P), float64.
+        vae: what `vaebook.adapters.adapt` makes, or an object with `.encoder`, `.decoder` and `.prior`.
+        x: data, (B, …); float64, as the model's parameters, unless tolerance >= 1e-4.
+        condition: what encoder or decoder take beside x or z, a row for each datum.
         limit: the box of the integrals over z is [-limit, limit]^D.
-        tolerance: nats; of each integral, and of the maximum.
+        tolerance: nats, at least 1e-14; of each integral, and of the maximum.
         num_nodes: Gauss-Hermite nodes a side while climbing; the result is evaluated to the tolerance.
         max_steps: of L-BFGS.
 
@@ -174,27 +174,31 @@ def inference_gap(
 
     Source: Cremer, Li & Duvenaud, Inference suboptimality in variational autoencoders (2018), who named the gaps.
     """
-    _check_data(x)
     check_int("num_nodes", num_nodes, minimum=2, maximum=MOST_NODES)
-    check_int("max_steps", max_steps, minimum=1)
-    log_p = quadrature_log_prob(vae.decoder, vae.prior, x, limit=limit, tolerance=tolerance)
-    encoded = aggregated_posterior(vae.encoder, x).double()
-    mean, covariance = posterior_moments(vae.decoder, vae.prior, x, limit=limit, tolerance=max(tolerance, 1e-4))
-    spread = covariance.diagonal(dim1=1, dim2=2).clamp(min=1e-8).sqrt()
-    starts = [(encoded.loc, encoded.scale), (mean, spread)]
-    for aside in torch.diag_embed(spread).unbind(1):  # where the posterior has two modes, they are about there
-        starts += [(mean + aside, spread / 2), (mean - aside, spread / 2)]
-    found = starts[:1] + [_climb(vae, x, *start, num_nodes, max_steps, tolerance) for start in starts]
-    values = torch.stack([elbo_quadrature(vae.decoder, vae.prior, x, *q, tolerance=tolerance) for q in found])
+    check_int("max_steps", max_steps, minimum=1, maximum=10**6)
+    with integrand(adapt_vae(vae), x, condition, tolerance=tolerance, limit=limit) as joint:
+        log_p = log_evidence(joint, limit=limit, tolerance=tolerance, max_nodes=5_000_000)
+        starts = _starts(joint, limit, tolerance)
+        found = starts[:1] + [_climb(joint, *start, num_nodes, max_steps, tolerance) for start in starts]
+        values = torch.stack([_refined_elbo(joint, *q, tolerance, MOST_NODES) for q in found])
     best, which = values.max(0)
-    rows = torch.arange(len(x), device=x.device)
+    rows = torch.arange(len(which), device=which.device)
     loc, scale = (torch.stack(parts)[which, rows] for parts in zip(*found, strict=True))
     return InferenceGap(log_p - best, best - values[0], loc, scale)
 
 
-def _climb(
-    vae: Any, x: Tensor, loc: Tensor, scale: Tensor, num_nodes: int, max_steps: int, tolerance: float
-) -> tuple[Tensor, Tensor]:
+def _starts(joint: Joint, limit: float, tolerance: float) -> list[Gaussian]:
+    """Return the encoder's Gaussian, that of the posterior's moments, and narrower ones to either side of its mean."""
+    q = encode(joint.vae, joint.x, joint.condition)
+    mean, covariance = _moments(joint, limit, max(tolerance, 1e-4), 1_000_000)
+    spread = covariance.diagonal(dim1=1, dim2=2).clamp(min=1e-8).sqrt()
+    starts = [(q.loc.double(), q.scale.double()), (mean, spread)]
+    for aside in torch.diag_embed(spread).unbind(1):  # where the posterior has two modes, they are about there
+        starts += [(mean + aside, spread / 2), (mean - aside, spread / 2)]
+    return starts
+
+
+def _climb(joint: Joint, loc: Tensor, scale: Tensor, num_nodes: int, max_steps: int, tolerance: float) -> Gaussian:
     """Maximise the sum of the ELBOs, in units of the starting scale, in which a Gaussian posterior is nearly round.
 
     There a slope of size g means that less than about g² nats are missing.
@@ -204,7 +208,7 @@ def _climb(
     optimizer = torch.optim.LBFGS([move], max_iter=max_steps, history_size=50, **settings)
 
     def loss() -> Tensor:
-        value = -_elbo(vae.decoder, vae.prior, x, loc + scale * move[0], scale * move[1].exp(), num_nodes).sum()
+        value = -_elbo(joint, loc + scale * move[0], scale * move[1].exp(), num_nodes).sum()
         (move.grad,) = torch.autograd.grad(value, move)  # and none for the decoder's parameters
         return value.detach()
 
@@ -212,34 +216,35 @@ def _climb(
     return (loc + scale * move[0]).detach(), (scale * move[1].exp()).detach()
 
 
-def _elbo(decoder: Decoder, prior: Any, x: Tensor, loc: Tensor, scale: Tensor, num_nodes: int) -> Tensor:
+def _elbo(joint: Joint, loc: Tensor, scale: Tensor, num_nodes: int) -> Tensor:
     """Sum over Gauss-Hermite nodes, a few at a time; the entropy of q is closed form."""
     dim = loc.shape[1]
     nodes, weights = (torch.from_numpy(a).to(loc) for a in hermegauss(num_nodes))
     nodes = torch.cartesian_prod(*[nodes] * dim).reshape(-1, dim)
     weights = torch.cartesian_prod(*[weights / weights.sum()] * dim).reshape(-1, dim).prod(1)
     value = scale.log().sum(1) + 0.5 * dim * (1 + math.log(2 * math.pi))
-    sizes = _chunks(len(nodes), x, None)
-    for u, weight in zip(nodes.split(sizes), weights.split(sizes), strict=True):
-        z = loc + scale * u[:, None]
-        value = value + weight @ (_log_likelihood(decoder, z, x) + _log_prior(prior, z))
+    for u, weight in zip(nodes.split(joint.chunk), weights.split(joint.chunk), strict=True):
+        value = value + weight @ joint(loc + scale * u[:, None])
     return value
 
 
-def _grid_moments(decoder: Decoder, prior: Any, x: Tensor, dim: int, axis: Tensor) -> Tensor:
-    """Return the posterior's mean, (B, 1, D), on top of its covariance, (B, D, D), from one grid."""
-    nodes = torch.cartesian_prod(*[axis.to(x)] * dim).reshape(-1, dim)
-    parts = [
-        _log_prior(prior, z)[:, None] + _log_likelihood(decoder, z[:, None], x)
-        for z in nodes.split(_chunks(len(nodes), x, None))
-    ]
-    weight = torch.cat(parts).softmax(0)  # (nodes, B)
-    mean = weight.mT @ nodes
-    second = torch.stack([weight.mT @ (nodes * nodes[:, [j]]) for j in range(dim)], 1)
-    return torch.cat([mean[:, None], second - mean[:, :, None] * mean[:, None]], 1)
+def _refined_elbo(joint: Joint, loc: Tensor, scale: Tensor, tolerance: float, max_nodes: int) -> Tensor:
+    rule = lambda num_nodes: _elbo(joint, loc, scale, num_nodes)  # noqa: E731
+    return refine(rule, 8, tolerance=tolerance, max_nodes=max_nodes, num_nodes=lambda steps: steps)
 
 
-def _check_data(x: Tensor) -> None:
-    check_tensor("x", x, ("B", "P"))
-    if x.dtype != torch.float64:
-        raise ValueError(f"x: expected dtype torch.float64, got {x.dtype}; use vae.double() and x.double()")
+def _moments(joint: Joint, limit: float, tolerance: float, max_nodes: int) -> tuple[Tensor, Tensor]:
+    """Integrate the posterior's means and covariances as `posterior_moments` says."""
+
+    def features(z: Tensor) -> Tensor:
+        return torch.cat([z, (z[:, :, None] * z[:, None]).flatten(1)], 1)
+
+    def rule(steps: int) -> Tensor:
+        log_p, average = (part[:-1] for part in grid_averages(joint, features, limit=limit, steps=steps))
+        check_all("log p(x)", log_p, log_p > -torch.inf, "values above -infinity within the limit")
+        dim = joint.prior.latent_dim
+        mean, second = average[:, :dim], average[:, dim:].unflatten(1, (dim, dim))
+        return torch.cat([mean[:, None], second - mean[:, :, None] * mean[:, None]], 1)
+
+    value = refine_grid(rule, joint, tolerance=tolerance, max_nodes=max_nodes)
+    return value[:, 0], value[:, 1:]
