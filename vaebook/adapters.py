@@ -28,7 +28,7 @@ from vaebook.evaluation import (
     take,
 )
 from vaebook.outputs import Likelihood, Spread, check_spread
-from vaebook.parts import PROBE, Components, Decoder, Encoder, Prior, adapt_prior, check_event, components
+from vaebook.parts import PROBE, Components, Decoder, Encoder, Prior, adapt_prior, check_event, components, optional
 
 __all__ = [
     "AdaptedVAE",
@@ -41,6 +41,7 @@ __all__ = [
     "adapt_prior",
     "adapt_vae",
     "components",
+    "optional",
 ]
 
 

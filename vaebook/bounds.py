@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vaebook._checks import check_generator, check_int, check_number
-from vaebook.adapters import adapt_decoder, adapt_vae
+from vaebook.adapters import adapt_decoder, adapt_vae, optional
 from vaebook.integrals import Joint, encode, integrand, log_evidence
 
 MOST = 10**9
@@ -74,7 +74,7 @@ def elbo(
     q = encode(vae, x, condition)
     joint = Joint(vae, x, condition, _without(vae.prior, index, len(x)), q.loc.dtype)
     z, log_q = _draw(q, num_samples, generator)
-    kl = getattr(joint.prior, "kl", None)
+    kl = optional(joint.prior, "kl")
     cost = log_q - joint.log_prior(z) if kl is None else kl(q.loc, q.scale)
     return (joint.log_likelihood(z) - beta * cost).mean(0).to(_dtype(x))
 
@@ -231,7 +231,7 @@ def _without(prior: Any, index: object, num: int) -> Any:
     """Return a prior that leaves out a component for each datum, or the prior itself where no index is given."""
     if index is None:
         return prior
-    if not hasattr(prior, "leave_one_out"):
+    if optional(prior, "leave_one_out") is None:
         raise TypeError(f"index: expected None for a prior without leave_one_out, got one for {type(prior).__name__}")
     if not isinstance(index, Tensor) or index.dtype != torch.long:
         got = getattr(index, "dtype", type(index).__name__)

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from vaebook._checks import check_generator, check_int
-from vaebook.adapters import adapt_prior, adapt_vae, components
+from vaebook.adapters import adapt_prior, adapt_vae, components, optional
 from vaebook.evaluation import take
 from vaebook.integrals import Joint, encode
 from vaebook.laplace import factor, laplace
@@ -115,7 +115,7 @@ def importance_log_prob(
         q = encode(vae, x, condition)
         prior = vae.prior if prior is None else adapt_prior(prior, q.loc.shape[1])
         # One Gaussian that knows its KL in closed form samples itself, and its draws tell enough of it.
-        mixture = None if hasattr(prior, "kl") else as_mixture(prior)
+        mixture = as_mixture(prior) if optional(prior, "kl") is None else None
         prior = mixture or prior
         draws = _draw_prior(prior, PRIOR_DRAWS, q.loc, generator)
         mixture = mixture or _moments(draws)

@@ -46,6 +46,11 @@ def components(prior: Prior) -> Components | None:
     return ask() if callable(ask) else None
 
 
+def optional(prior: Prior, name: str) -> Any:
+    """Return what a prior may offer besides (``kl``, ``leave_one_out``, ``factorises``, ``exemplars``), None if it does not."""
+    return getattr(prior, name, None)
+
+
 def adapt_prior(prior: Any, latent_dim: int | None = None, name: str = "prior") -> Prior:
     """Adapt a prior: one that has the interface stays as it is; torch distributions and flows get it.
 

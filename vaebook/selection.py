@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vaebook._checks import check_all, check_generator, check_int, check_number, check_positive, check_tensor
-from vaebook.adapters import AdaptedVAE, adapt_vae, components
+from vaebook.adapters import AdaptedVAE, adapt_vae, components, optional
 from vaebook.estimators import Estimate, estimate
 from vaebook.evaluation import Condition, Data, take
 from vaebook.mixture import DiagGaussianMixture
@@ -167,7 +167,9 @@ def choose_prior(
         raise ValueError(f"{name}: expected {wanted}, got {tuple(scored.shape[1:])} on {scored.device}")
     with vae.evaluating(x, condition):
         q_agg = _encode(vae, x, condition)
-        if held_out is None and len(x) != (num := len(getattr(vae.prior, "exemplars", x))):
+        if held_out is None and len(x) != (
+            num := len(x if (made_of := optional(vae.prior, "exemplars")) is None else made_of)
+        ):
             raise ValueError(f"x: expected the {num} exemplars of which the prior is made, got {len(x)} data")
         rows = torch.randperm(len(scored), generator=generator)[:num_data]
         codes = _codes(vae, scored[rows], take(given, rows), rows if held_out is None else None, generator)
@@ -258,7 +260,7 @@ def _score(
         for rows in (codes.fold == f).nonzero()[:, 0].split(size):
             part = codes.at(rows)
             # A prior made of the training data was trained without the datum's own component, and is scored so.
-            own = part.own if hasattr(vae.prior, "exemplars") else None
+            own = None if optional(vae.prior, "exemplars") is None else part.own
             candidates = [_candidate(prior, own, generator), _candidate(mixture, None, generator)]
             parts.append(_log_probs(vae, part, [*candidates, _candidate(q_agg, part.own, generator)], generator))
     return torch.cat(parts, 1)

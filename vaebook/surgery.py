@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vaebook._checks import check_all, check_int, check_number
-from vaebook.adapters import Prior, adapt_prior, components
+from vaebook.adapters import Prior, adapt_prior, components, optional
 from vaebook.estimators import Estimate, estimate
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import StandardNormal
@@ -98,7 +98,7 @@ def decompose_kl(
         parts, how = _bounded(rate, told, _entropy(q_agg), rounding)
         price = rate
     total, alone = (estimate(between), estimate(price - told - between)) if marginals else (None, None)
-    factorises = rates is not None or getattr(prior, "factorises", False)
+    factorises = rates is not None or bool(optional(prior, "factorises"))
     return KLParts(*parts, total, alone if factorises else None, how)
 
 

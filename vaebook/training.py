@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from vaebook import bounds, data
 from vaebook._checks import check_all, check_generator, check_int, check_number
-from vaebook.adapters import AdaptedVAE, adapt_vae
+from vaebook.adapters import AdaptedVAE, adapt_vae, optional
 from vaebook.checkpoint import load, load_density, save, save_density
 from vaebook.evaluation import Condition, blaming, take
 
@@ -106,7 +106,7 @@ def fit(
     x, condition = _data(model, "x", x, condition, binarize)
     if validation is not None:
         validation, validation_condition = _data(model, "validation", validation, validation_condition, binarize, x)
-    exemplars = getattr(model.prior, "exemplars", None)
+    exemplars = optional(model.prior, "exemplars")
     if exemplars is not None:
         _check_exemplars(exemplars, x)
     trained = _trainable(model)
