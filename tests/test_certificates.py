@@ -10,7 +10,7 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from vaebook import DiagGaussianMixture, certificates
 from vaebook.aggregate import merge_duplicates
 from vaebook.certificates import gaussian_cap, mismatch_bound, mmd_squared, mutual_information_bounds
-from vaebook.surgery import mutual_information, mutual_information_quadrature
+from vaebook.information import mutual_information, mutual_information_quadrature
 
 
 def seeded(seed=0):

@@ -18,7 +18,7 @@ from vaebook.estimators import (
     minibatch_weights,
     pairwise_log_prob,
 )
-from vaebook.surgery import mutual_information_quadrature
+from vaebook.information import mutual_information_quadrature
 
 
 def test_against_scipy():

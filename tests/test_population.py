@@ -7,10 +7,10 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from vaebook.estimators import estimate
+from vaebook.information import mutual_information_quadrature
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.population import GROUPS, bracket_information, bracket_mismatch
 from vaebook.priors import StandardNormal
-from vaebook.surgery import mutual_information_quadrature
 
 QUICK = {"num_components": (1,), "num_samples": 200}
 

@@ -167,10 +167,9 @@ def choose_prior(
         raise ValueError(f"{name}: expected {wanted}, got {tuple(scored.shape[1:])} on {scored.device}")
     with vae.evaluating(x, condition):
         q_agg = _encode(vae, x, condition)
-        if held_out is None and len(x) != (
-            num := len(x if (made_of := optional(vae.prior, "exemplars")) is None else made_of)
-        ):
-            raise ValueError(f"x: expected the {num} exemplars of which the prior is made, got {len(x)} data")
+        exemplars = optional(vae.prior, "exemplars")
+        if held_out is None and exemplars is not None and len(x) != len(exemplars):
+            raise ValueError(f"x: expected the {len(exemplars)} exemplars of which the prior is made, got {len(x)} data")
         rows = torch.randperm(len(scored), generator=generator)[:num_data]
         codes = _codes(vae, scored[rows], take(given, rows), rows if held_out is None else None, generator)
         check_all(name, codes.shift, codes.shift.isfinite(), "data with finite codes and log-likelihoods")

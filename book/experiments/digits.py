@@ -24,11 +24,11 @@ from torch import Tensor
 from vaebook import DiagGaussianMixture, data, training
 from vaebook.aggregate import aggregated_posterior
 from vaebook.bounds import elbo
+from vaebook.information import decompose_kl
 from vaebook.likelihood import importance_log_prob
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.priors import ExemplarPrior, StandardNormal, VampPrior, fit_gmm
 from vaebook.storage import write_atomically
-from vaebook.surgery import decompose_kl
 
 CONFIG: dict[str, Any] = {
     "data": "scikit-learn digits, binarised once: 1297 training, 100 validation, 400 test images",

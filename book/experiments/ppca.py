@@ -16,9 +16,9 @@ from scipy import stats
 from torch import Tensor
 
 from vaebook.data import digits
+from vaebook.information import decompose_kl
 from vaebook.ppca import PPCA
 from vaebook.priors import StandardNormal, fit_gmm
-from vaebook.surgery import decompose_kl
 
 CONFIG = {
     "dims": [1, 2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 29, 30, 31, 32],

@@ -19,12 +19,12 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from torch import Tensor
 
 from vaebook.data import binarize, fashion_mnist
+from vaebook.information import mutual_information
 from vaebook.likelihood import importance_log_prob
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.ppca import PPCA
 from vaebook.priors import StandardNormal
 from vaebook.selection import Choice, choose_prior
-from vaebook.surgery import mutual_information
 from vaebook.training import fit
 
 RULE = "b8a69dbc5241aa68697fc2f6a0323298572cc2b5"

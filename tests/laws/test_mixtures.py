@@ -11,8 +11,8 @@ from laws import generator, law, mixtures, normal, points, same, seeds
 
 from vaebook.aggregate import aggregated_posterior, merge_duplicates
 from vaebook.certificates import mmd_squared, mutual_information_bounds
+from vaebook.information import decompose_kl, mutual_information, mutual_information_quadrature
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.surgery import decompose_kl, mutual_information, mutual_information_quadrature
 
 
 def permuted(q, order):

@@ -13,11 +13,11 @@ from vaebook.aggregate import aggregated_posterior, merge_duplicates
 from vaebook.bounds import elbo, iwae_bound
 from vaebook.certificates import mmd_squared, mutual_information_bounds
 from vaebook.estimators import Estimate, pairwise_log_prob
+from vaebook.information import decompose_kl, mutual_information, mutual_information_quadrature
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.modes import find_modes
 from vaebook.priors import fit_gmm
 from vaebook.selection import choose_prior
-from vaebook.surgery import decompose_kl, mutual_information, mutual_information_quadrature
 
 
 @st.composite

@@ -13,10 +13,10 @@ from vaebook.bounds import elbo
 from vaebook.certificates import mmd_squared, mutual_information_bounds
 from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.estimators import estimate
+from vaebook.information import mutual_information_quadrature
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, GaussianDecoder, GaussianEncoder
 from vaebook.priors import StandardNormal
-from vaebook.surgery import mutual_information_quadrature
 
 CHAPTER = "aggregated/surgery"
 

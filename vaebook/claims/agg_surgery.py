@@ -12,9 +12,9 @@ from vaebook.aggregate import merge_duplicates
 from vaebook.certificates import gaussian_cap, mismatch_bound
 from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.estimators import Estimate, estimate
+from vaebook.information import decompose_kl, mutual_information, mutual_information_quadrature
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import StandardNormal
-from vaebook.surgery import decompose_kl, mutual_information, mutual_information_quadrature
 
 CHAPTER = "aggregated/surgery"
 SAMPLES = 20_000

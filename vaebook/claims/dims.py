@@ -12,9 +12,9 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 from vaebook.bounds import quadrature_log_prob
 from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.estimators import estimate
+from vaebook.information import mutual_information, mutual_information_quadrature
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.modes import find_modes
-from vaebook.surgery import mutual_information, mutual_information_quadrature
 
 
 @claim(

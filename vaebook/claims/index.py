@@ -12,9 +12,9 @@ from torch.distributions import Normal
 from vaebook.aggregate import aggregated_posterior, merge_duplicates
 from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.estimators import estimate
+from vaebook.information import mutual_information, mutual_information_quadrature
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.modes import find_modes
-from vaebook.surgery import mutual_information, mutual_information_quadrature
 
 GRID = torch.linspace(-12, 12, 2_401, dtype=torch.float64)
 """Codes at which densities are compared and integrated; every encoder here puts its mass well inside."""

@@ -10,9 +10,9 @@ from torch import Tensor
 from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.data import digits
 from vaebook.estimators import Estimate, estimate
+from vaebook.information import mutual_information
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.ppca import PPCA
-from vaebook.surgery import mutual_information
 
 CHAPTER = "aggregated/sampling"
 SAMPLES = 1_000

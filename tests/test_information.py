@@ -12,14 +12,14 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from vaebook import DiagGaussianMixture
 from vaebook.certificates import mismatch_bound
 from vaebook.estimators import estimate
-from vaebook.priors import StandardNormal
-from vaebook.surgery import (
+from vaebook.information import (
     active_units,
     decompose_kl,
     kl_per_dimension,
     mutual_information,
     mutual_information_quadrature,
 )
+from vaebook.priors import StandardNormal
 
 
 def seeded(seed=0):
