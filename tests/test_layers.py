@@ -1,6 +1,7 @@
 """Imports point down: the layers of the package, and what may touch the disk or matplotlib."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,20 +11,28 @@ import pytest
 import vaebook
 
 PACKAGE = Path(vaebook.__file__).parent
-LAYERS = [
-    {"_checks", "tables", "kernels"},  # below everything
-    {"clusters", "data", "plots", "storage", "evaluation"},
-    {"mixture", "estimators", "outputs"},
-    {"parts"},
-    {"adapters"},
-    {"models", "priors", "modes"},
-    {"bounds", "aggregate", "npmle", "ppca", "tilted", "checkpoint"},
-    {"training", "surgery", "certificates", "inference", "likelihood", "selection", "population"},
-    {"diagnosis", "__main__", "claims"},
-]
+
+
+def layers():
+    """Rows of the table in the package's docstring, from the top down: names of modules, and what they do."""
+    rows = re.findall(r"^((?:`\w+` ?)+)\n((?:    .+\n)+)", f"{vaebook.__doc__}\n", re.MULTILINE)
+    return [(re.findall(r"\w+", names), " ".join(text.split())) for names, text in rows]
+
+
+LAYERS = [{"_checks"}, *(set(names) for names, _ in reversed(layers()))]
 LEVEL = {module: level for level, modules in enumerate(LAYERS) for module in modules}
 FILES = sorted(PACKAGE.rglob("*.py"))
 DISK = {"open", "read_text", "write_text", "read_bytes", "write_bytes", "unlink", "mkdir", "save_file", "load_file"}
+
+
+def test_one_table_names_every_module_once_and_the_readme_repeats_it():
+    named = [name for names, _ in layers() for name in names]
+    assert len(named) == len(set(named))
+    assert {*named, "_checks", "__init__"} == {module_of(path) for path in FILES}
+    readme = (PACKAGE.parent / "README.md").read_text(encoding="utf-8")
+    for names, text in layers():
+        row = f"| {' '.join(f'`{name}`' for name in names)} | {text} |"
+        assert row in readme, f"README: expected the row {row}"
 
 
 def module_of(path):

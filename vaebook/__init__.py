@@ -1,19 +1,30 @@
 """Mixtures of Gaussians in the latent space of a variational autoencoder, exactly.
 
-The modules, from the bottom up; each imports only from those above it in this list:
+The layers, from the top down; each imports only from those below it:
 
-====================================  ==============================================================
-``tables`` ``kernels``                numbers rounded once, in one way; the sum over components, in constant memory
-``clusters`` ``data`` ``plots``       the same sum over those that matter; the data sets, the pictures
-``mixture`` ``estimators``            `DiagGaussianMixture`: the object that the book is about; standard errors, batches
-``models`` ``priors``                 VAEs and what they take for p(z)
-``ppca`` ``modes``                    the VAE in closed form; the modes of a mixture, which are not its components
-``bounds`` ``aggregate`` ``npmle``    ELBO, IWAE, quadrature; the aggregated posterior of an encoder; the best prior
-``training`` ``surgery``              fitting, saving and loading; what the KL term consists of
-``certificates``                      what can be said of it without samples: bounds on information and mismatch, MMD
-``inference``                         how far an encoder is from the exact posterior, and why
-``claims``                            every statement of the book as a check that runs and can fail
-====================================  ==============================================================
+`claims`
+    every numbered statement of the book as a check that runs and can fail: `verify("index/joint")`
+`training` `likelihood`
+    fitting a VAE; log p(x) under any prior, by importance sampling that adapts to each datum
+`selection` `inference` `bounds` `laplace`
+    which distribution of codes to sample from; an encoder's distance from the exact posterior; ELBO and IWAE;
+    maxima of p(x, z)
+`information` `population` `integrals` `checkpoint` `ppca` `tilted`
+    what the KL term consists of; brackets for the population; integrals over one or two latents; files;
+    probabilistic PCA; tilted mixtures
+`aggregate` `models` `priors`
+    the aggregated posterior of any encoder; networks that return distributions; what takes the place of p(z)
+`adapters`
+    the doors: anybody's encoder, decoder, prior and data, adapted once
+`certificates` `modes` `parts`
+    bounds without samples, and MMD; the modes of a mixture; encoders, decoders and priors behind the door
+`mixture` `outputs`
+    `DiagGaussianMixture`, the object that the book is about; what encoders and decoders return
+`clusters` `estimators` `evaluation` `npmle` `data` `plots`
+    the sum over the components that matter; standard errors, batches; evaluation mode; the best prior for a
+    decoder; data sets; figures
+`kernels` `storage` `tables`
+    the sum over components, in constant memory; files, all or nothing; numbers rounded once, in one way
 """
 
 from vaebook.mixture import DiagGaussianMixture

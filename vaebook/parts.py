@@ -47,7 +47,7 @@ def components(prior: Prior) -> Components | None:
 
 
 def optional(prior: Prior, name: str) -> Any:
-    """Return what a prior may offer besides, such as ``kl``, ``leave_one_out`` or ``exemplars``; None if it does not."""
+    """Return what a prior may offer besides, such as ``kl``, ``leave_one_out``, ``exemplars``; None if it does not."""
     return getattr(prior, name, None)
 
 

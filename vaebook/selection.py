@@ -169,7 +169,8 @@ def choose_prior(
         q_agg = _encode(vae, x, condition)
         exemplars = optional(vae.prior, "exemplars")
         if held_out is None and exemplars is not None and len(x) != len(exemplars):
-            raise ValueError(f"x: expected the {len(exemplars)} exemplars of which the prior is made, got {len(x)} data")
+            wanted = f"the {len(exemplars)} exemplars of which the prior is made"
+            raise ValueError(f"x: expected {wanted}, got {len(x)} data")
         rows = torch.randperm(len(scored), generator=generator)[:num_data]
         codes = _codes(vae, scored[rows], take(given, rows), rows if held_out is None else None, generator)
         check_all(name, codes.shift, codes.shift.isfinite(), "data with finite codes and log-likelihoods")

@@ -23,7 +23,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "book" / "results" / "mutants.json"
-MODULES = ("clusters", "bounds", "certificates", "estimators", "kernels", "mixture", "npmle", "ppca", "surgery")
+MODULES = ("clusters", "bounds", "certificates", "estimators", "kernels", "mixture", "npmle", "ppca", "information")
 SLOW_TESTS = "not memory and not other_seeds"
 OUTCOMES = {0: "survived", 1: "killed", 3: "killed", 33: "no test", 34: "skipped", 36: "timeout", -24: "timeout"}
 
