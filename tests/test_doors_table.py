@@ -14,7 +14,7 @@ REPEAT = "ValueError: (en|de)coder: expected the same from two passes over the s
 MEAN = "ValueError: decoder: expected a distribution of x with a mean"
 MIXTURE = "TypeError: q_z: expected a mixture of Gaussians"
 ERRORS = {("attention over the batch", function): REPEAT for function in FUNCTIONS}
-del ERRORS["attention over the batch", "surgery.decompose_kl"]  # which calls no module
+del ERRORS["attention over the batch", "information.decompose_kl"]  # which calls no module
 del ERRORS["attention over the batch", "ppca.PPCA.log_prob_under"]
 for kind in ("Categorical", "StudentT, one degree of freedom", "likelihood without moments"):
     ERRORS[kind, "VAE.sample"] = MEAN

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from vaebook import bounds, certificates, estimators, inference, likelihood, modes, npmle, selection, surgery
+from vaebook import bounds, certificates, estimators, inference, information, likelihood, modes, npmle, selection
 from vaebook import training as fitting
 from vaebook.adapters import adapt, adapt_decoder, adapt_encoder, adapt_prior, adapt_vae
 from vaebook.aggregate import aggregated_posterior, merge_duplicates
@@ -90,8 +90,8 @@ CHEAP = {
     "mutual_information_bounds": (certificates.mutual_information_bounds, {"q_agg": Q}),
     "mismatch_bound": (certificates.mismatch_bound, {"rate": 3.0, "num_data": 9}),
     "mmd_squared": (certificates.mmd_squared, {"q_agg": Q, "bandwidth": 1.0}),
-    "decompose_kl": (surgery.decompose_kl, {"q_agg": Q, "prior": PRIOR, "num_samples": 20, "generator": SEEDED}),
-    "mutual_information": (surgery.mutual_information, {"q_agg": Q, "num_samples": 20, "generator": SEEDED}),
+    "decompose_kl": (information.decompose_kl, {"q_agg": Q, "prior": PRIOR, "num_samples": 20, "generator": SEEDED}),
+    "mutual_information": (information.mutual_information, {"q_agg": Q, "num_samples": 20, "generator": SEEDED}),
     "em": (npmle.em, {"log_likelihood": LOG_LIK, "num_steps": 3, "log_weight": None}),
     "log_gradient": (npmle.log_gradient, {"log_likelihood": LOG_LIK, "log_prob": LOG_LIK.logsumexp(1)}),
     "StandardNormal": (StandardNormal, {"latent_dim": 2}),
@@ -129,7 +129,7 @@ CHEAP = {
 SLOW = {
     "find_modes": (modes.find_modes, {"q": Q}),
     "mutual_information_quadrature": (
-        surgery.mutual_information_quadrature, {"q_agg": Q, "tolerance": 1e-4, "max_nodes": 5000}
+        information.mutual_information_quadrature, {"q_agg": Q, "tolerance": 1e-4, "max_nodes": 5000}
     ),
     "fit_gmm": (fit_gmm, {"data": Q, "num_components": 1, "num_samples": 30, "seed": 0}),
     "quadrature_log_prob": (

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vaebook._checks import check_generator, check_int, check_number
-from vaebook.adapters import adapt_decoder, adapt_vae, optional
+from vaebook.adapters import AdaptedVAE, adapt_decoder, adapt_vae, optional
+from vaebook.evaluation import Condition
 from vaebook.integrals import Joint, encode, integrand, log_evidence
 
 MOST = 10**9
@@ -71,6 +72,7 @@ def elbo(
     x, condition = vae.data(x, condition)
     check_int("num_samples", num_samples, minimum=1, maximum=MOST)
     check_number("beta", beta, minimum=0)
+    _check_passes(vae, x, condition)
     q = encode(vae, x, condition)
     joint = Joint(vae, x, condition, _without(vae.prior, index, len(x)), q.loc.dtype)
     z, log_q = _draw(q, num_samples, generator)
@@ -118,6 +120,7 @@ def iwae_bound(
     """
     vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
+    _check_passes(vae, x, condition)
     q = encode(vae, x, condition)
     joint = Joint(vae, x, condition, dtype=q.loc.dtype)
 
@@ -171,6 +174,8 @@ def prior_sample_log_prob(
     vae = adapt_decoder(decoder, prior)
     x, condition = vae.data(x, condition)
     check_generator(generator)
+    if not isinstance(shared, bool):
+        raise TypeError(f"shared: expected a bool, got {type(shared).__name__}")
     joint, rows = Joint(vae, x, condition), 1 if shared else len(x)
 
     def log_weight(size: int) -> Tensor:
@@ -225,6 +230,13 @@ def quadrature_log_prob(
     vae = adapt_decoder(decoder, prior)
     with integrand(vae, x, condition, tolerance=tolerance, max_nodes=max_nodes, limit=limit) as joint:
         return log_evidence(joint, limit=limit, tolerance=tolerance, max_nodes=max_nodes)
+
+
+@torch.no_grad()
+def _check_passes(vae: AdaptedVAE, x: Tensor, condition: Condition) -> None:
+    """Compare two passes of a model in evaluation mode; in training mode they may differ, by dropout say."""
+    if not vae.training:
+        vae.check(x, condition)
 
 
 def _without(prior: Any, index: object, num: int) -> Any:

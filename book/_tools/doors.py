@@ -19,7 +19,7 @@ import torch
 from kinds import KINDS, Kind, log_normal
 from torch import Tensor
 
-from vaebook import bounds, inference, likelihood, selection, surgery, training
+from vaebook import bounds, inference, information, likelihood, selection, training
 from vaebook.adapters import adapt_prior
 from vaebook.aggregate import aggregated_posterior
 from vaebook.mixture import DiagGaussianMixture
@@ -193,7 +193,9 @@ def check_choose_prior(kind: Kind, o: Oracle) -> None:
 
 def check_decompose_kl(kind: Kind, o: Oracle) -> None:
     """Compare the mismatch."""
-    parts = surgery.decompose_kl(DiagGaussianMixture(o.loc, o.scale), _prior(kind), num_samples=4000, generator=seed())
+    parts = information.decompose_kl(
+        DiagGaussianMixture(o.loc, o.scale), _prior(kind), num_samples=4000, generator=seed()
+    )
     log_q = o.log_mixture()
     expected = (log_q.exp() * (log_q - kind.log_prior(o.z))).sum() * float(o.z[1] - o.z[0])
     near(parts.marginal_kl.value, expected, parts.marginal_kl.stderr, rounding=1e-4)
@@ -261,7 +263,7 @@ FUNCTIONS: dict[str, Callable[[Kind, Oracle], None]] = {
     "inference.inference_gap": check_inference_gap,
     "likelihood.importance_log_prob": check_importance_log_prob,
     "selection.choose_prior": check_choose_prior,
-    "surgery.decompose_kl": check_decompose_kl,
+    "information.decompose_kl": check_decompose_kl,
     "training.fit": check_fit,
     "priors.VampPrior": check_vamp_prior,
     "priors.ExemplarPrior": check_exemplar_prior,
