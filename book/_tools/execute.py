@@ -33,7 +33,8 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
 from statements import collect
-from vaebook._checkpoint import write_atomically
+
+from vaebook.storage import write_atomically
 
 LANGUAGE = {  # without Python's version, which nbclient would add and which differs from machine to machine
     "codemirror_mode": {"name": "ipython", "version": 3},

@@ -10,7 +10,8 @@ import re
 from pathlib import Path
 
 from fingerprint import ROOT, chapters
-from vaebook._checkpoint import write_atomically
+
+from vaebook.storage import write_atomically
 
 STATEMENT = re.compile(r"^:::\{prf:(?!proof)\w+\} *([^\n]*)\n:label: (\S+)\n(.*?)^:::$", re.MULTILINE | re.DOTALL)
 LABELLED = re.compile(r"^( *\$\$) \(\S+\)$", re.MULTILINE)
