@@ -31,7 +31,8 @@ def check_tensor(
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in FLOATS:
-        raise TypeError(f"{name}: expected a floating-point tensor of 16 to 64 bits, got dtype {value.dtype}")
+        bits = " of 16 to 64 bits" if value.is_floating_point() else ""
+        raise TypeError(f"{name}: expected a floating-point tensor{bits}, got dtype {value.dtype}")
     if value.layout != torch.strided or value.is_nested:
         raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
     if finite and value.is_meta:

@@ -49,6 +49,8 @@ class DiagGaussianMixture(Distribution):
 
     $q(z) = \sum_{n=1}^N w_n \prod_{j=1}^D \mathcal N(z_j \mid \mu_{nj}, \sigma_{nj}^2)$
 
+    What is prepared for the sums is kept and shared with copies, and made anew when loc or scale were written to.
+
     Args:
         loc: the means mu, (N, D).
         scale: the standard deviations sigma (not variances, not their logarithms), (N, D), positive.
@@ -57,9 +59,9 @@ class DiagGaussianMixture(Distribution):
         validate_args: False skips the checks of values.
 
     Raises:
-        TypeError: an argument is not a floating-point tensor.
+        TypeError: an argument is not a dense floating-point tensor.
         ValueError: shapes or devices disagree, a scale is not positive, a value is not finite, or the weights
-            do not sum to 1.
+            do not sum to 1. Later, `variance` and `covariance`: they are too large for a number of loc's dtype.
 
     Example:
         >>> import torch
@@ -244,7 +246,8 @@ class DiagGaussianMixture(Distribution):
             z: points, (*s, D), of any floating dtype.
 
         Returns:
-            log q(z), (*s), in z's dtype. Differentiable in z, loc, scale and log_weight.
+            log q(z), (*s), in z's dtype, at least float32; -inf below its least number. Differentiable in z, loc, scale
+            and log_weight.
 
         Raises:
             TypeError: z is not a floating-point tensor.
@@ -266,10 +269,10 @@ class DiagGaussianMixture(Distribution):
             z: points, (*s, D).
 
         Returns:
-            log q(z), (*s), and the score, (*s, D), in z's dtype.
+            log q(z), (*s), and the score, (*s, D), in z's dtype, at least float32.
 
         Raises:
-            TypeError, ValueError: as `log_prob`.
+            TypeError, ValueError: as `log_prob`; the score is too large for a number of its dtype.
 
         Example:
             >>> import torch
@@ -291,7 +294,7 @@ class DiagGaussianMixture(Distribution):
             index: for each point the component i to leave out, (*s), long.
 
         Returns:
-            The log-density, (*s), in z's dtype.
+            The log-density, (*s), in z's dtype, at least float32.
 
         Raises:
             TypeError: index is not of dtype long.
@@ -349,7 +352,7 @@ class DiagGaussianMixture(Distribution):
             z: points, (*s, D).
 
         Returns:
-            The log-densities, (*s, D), in z's dtype.
+            The log-densities, (*s, D), in z's dtype, at least float32.
 
         Raises:
             TypeError, ValueError: as `log_prob`.
@@ -373,7 +376,7 @@ class DiagGaussianMixture(Distribution):
             z: points, (S, D).
 
         Returns:
-            The responsibilities, (S, N), rows summing to 1, in z's dtype. (This output does grow with S × N.)
+            The responsibilities, (S, N), rows summing to 1, in z's dtype, at least float32. This does grow with S × N.
 
         Raises:
             TypeError, ValueError: as `log_prob`.
@@ -397,7 +400,7 @@ class DiagGaussianMixture(Distribution):
             values: one row a component, (N, P).
 
         Returns:
-            The averages, (S, P), in z's dtype.
+            The averages, (S, P), in z's dtype, at least float32.
 
         Raises:
             TypeError, ValueError: as `log_prob`; values has another shape, device or is not finite.
@@ -418,11 +421,11 @@ class DiagGaussianMixture(Distribution):
         """Draw samples.
 
         Args:
-            sample_shape: the shape s of the draw; an int is not accepted, as elsewhere in torch.
+            sample_shape: the shape s of the draw, a tuple or list; an int is not accepted, as elsewhere in torch.
             generator: the source of randomness; None means torch's global one.
 
         Returns:
-            z, (*s, D), in loc's dtype.
+            z, (*s, D), in loc's dtype, at least float32.
 
         Raises:
             TypeError: generator is not a torch.Generator, or sample_shape not a tuple of ints.
@@ -446,7 +449,7 @@ class DiagGaussianMixture(Distribution):
             generator: the source of randomness; None means torch's global one.
 
         Returns:
-            z, (*s, D), in loc's dtype, and n, (*s), long.
+            z, (*s, D), in loc's dtype, at least float32, and n, (*s), long.
 
         Raises:
             TypeError: generator is not a torch.Generator.
