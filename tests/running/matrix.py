@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "_build" / "matrix"
-PYTEST = ["-m", "pytest", "-q", "-p", "tests.running.parallel", "-n", "auto", "--dist", "loadfile", "--color=no"]
+PYTEST = ["-m", "pytest", "-q", "-p", "tests.running.parallel", "-n", "auto", "--dist", "loadfile"]
 PYTEST += ["--no-loadscope-reorder"]
 CHECKS = {  # the browser shows the same pages whatever Python built them
     "code tests": ["tests", "-m", "not slow", "--ignore", "tests/browser"],
