@@ -30,7 +30,7 @@ from fingerprint import (
     why_stale,
 )
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 from statements import collect
 
@@ -133,7 +133,7 @@ def run(notebook: NotebookNode, folder: Path, **environment: str) -> None:
     try:
         # Of the kernel's own process; what cells write to stderr is stored.
         client.execute(stderr=subprocess.DEVNULL, env=os.environ | environment)
-    except (CellExecutionError, TimeoutError) as error:
+    except (CellExecutionError, TimeoutError, DeadKernelError, AssertionError) as error:  # a dead kernel raises both
         raise ChapterError(f"{_failing_cell(notebook)}\n{error}") from None
     for number, cell in enumerate(_code(notebook), start=1):
         for output in cell.outputs:
