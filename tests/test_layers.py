@@ -15,7 +15,8 @@ LAYERS = [
     {"kernels", "data", "plots", "evaluation", "outputs"},
     {"mixture", "estimators", "adapters"},
     {"models", "priors", "modes"},
-    {"bounds", "aggregate", "npmle", "ppca", "tilted", "checkpoint", "_checkpoint"},
+    {"integrals"},
+    {"bounds", "laplace", "aggregate", "npmle", "ppca", "tilted", "checkpoint", "_checkpoint"},
     {"training", "surgery", "certificates", "inference", "likelihood", "distributed", "selection"},
     {"diagnosis", "__main__", "claims"},
 ]

@@ -336,7 +336,7 @@ class AdaptedVAE(nn.Module):
     def _check_passes(self, x: Tensor, condition: Condition) -> None:
         if self.encoder is not None:
             self.encoder.check(x, condition)
-            z = self.encode(x, condition).base_dist.loc
+            z = check_tensor("encoder's loc", self.encode(x, condition).base_dist.loc, ("B", "D"))
         else:
             dtype = self.dtype or (x.dtype if x.is_floating_point() else torch.float64)
             line = torch.linspace(-1, 1, len(x), dtype=dtype, device=x.device)

@@ -80,7 +80,9 @@ def call(name: str, function: Callable[..., Any], rows: Tensor, condition: Condi
     except Exception as error:
         if isinstance(error, TypeError | ValueError) and ": expected" in str(error):
             raise
-        given = f"a batch of shape {tuple(rows.shape)} and {rows.dtype}" + (" with its condition" if condition else "")
+        given = f"a batch of shape {tuple(rows.shape)} and {rows.dtype}" + (
+            "" if condition is None else " with its condition"
+        )
         told = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
         raise ValueError(f"{name}: expected it to take {given}, got {told}") from error
 

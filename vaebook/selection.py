@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from vaebook._checks import check_generator, check_int, check_number, check_tensor
+from vaebook.adapters import Decoder
 from vaebook.aggregate import aggregated_posterior, evaluation_mode
-from vaebook.bounds import _log_likelihood as log_likelihood
 from vaebook.estimators import Estimate, estimate
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior, fit_gmm
@@ -246,7 +246,7 @@ def _strength(decoder: Any, x: Tensor, coded: DiagGaussianMixture, precision: Te
     loc, scale = coded.loc[: len(x)], coded.scale[: len(x)]
     noise = scale * torch.randn((8, *loc.shape), generator=generator, dtype=torch.float64)
     z = torch.cat([loc[None], loc + noise, loc - noise]).to(x.dtype)
-    value = log_likelihood(decoder, z, x)
+    value = Decoder(decoder).log_likelihood(z, x)
     fall = (value[0] - value[1:].mean(0)).mean()
     expected = 0.5 * (precision[: len(x)] * scale.square()).sum(-1).mean()
     return (fall / expected).clamp(1e-3, 10.0)
@@ -305,7 +305,7 @@ def _log_probs(vae: Any, codes: _Codes, candidates: list[_Candidate], generator:
         value if density is None else density.log_prob(z.to(codes.x.dtype)).double()
         for value, (_, density) in zip(log_base, candidates, strict=True)
     ]
-    likelihood = log_likelihood(vae.decoder, z.transpose(0, 1).to(codes.x.dtype), codes.x).mT
+    likelihood = Decoder(vae.decoder).log_likelihood(z.transpose(0, 1).to(codes.x.dtype), codes.x).mT
     return (likelihood + torch.stack(log_density) - torch.stack(proposal).logsumexp(0)).logsumexp(-1).mT
 
 
