@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -45,6 +46,12 @@ def linear_vae(model, shift=0.3, stretch=1.4, prior=None):
 def gap(vae, model, x):
     """KL(q(z|x) | p(z|x)) in closed form."""
     return torch.distributions.kl_divergence(vae.encoder(x), model.posterior(x))
+
+
+def unnormalised(extra):
+    """A prior of one's own, N(0, 1) times e^extra."""
+    normal = StandardNormal(1)
+    return SimpleNamespace(latent_dim=1, sample=normal.sample, log_prob=lambda z: normal.log_prob(z) + extra)
 
 
 def sine_decoder(noise=0.3):
@@ -188,7 +195,8 @@ class TestIwae:
 
         vae = SimpleNamespace(encoder=model.posterior, decoder=decoder, prior=model.prior)
         iwae_bound(vae, x, 23, chunk_size=10)
-        assert seen == [10, 10, 3]
+        rows = len(x)  # every code is a row of its own
+        assert seen == [10 * rows, 10 * rows, 3 * rows]
 
     def test_differentiable(self):
         x, model = toy(d=1)
@@ -351,9 +359,39 @@ class TestQuadrature:
 
     def test_unnormalised_prior(self):
         x, model = toy(d=1)
-        prior = SimpleNamespace(latent_dim=1, log_prob=lambda z: -0.5 * z.square().sum(-1))
-        with pytest.raises(ValueError, match=r"prior: expected a density with mass 1 in the box, got 2\.50663"):
-            quadrature_log_prob(model.likelihood, prior, x)
+        for extra in (0.5 * math.log(2 * math.pi), 0.1, -0.1, 1e-3, -1e-8):
+            prior = unnormalised(extra)
+            got = f"got {math.exp(extra):.6g}; raise"
+            with pytest.raises(ValueError, match=f"prior: expected a density with mass 1 in the box, {re.escape(got)}"):
+                quadrature_log_prob(model.likelihood, prior, x)
+        exact = model.log_prob(x)  # what is below the tolerance passes
+        got = quadrature_log_prob(model.likelihood, unnormalised(1e-5), x, tolerance=1e-4)
+        torch.testing.assert_close(got, exact + 1e-5, rtol=0, atol=1e-9)
+
+    def test_the_tolerance_is_blamed_for_what_it_asks_too_much(self):
+        x, model = toy(d=1)
+        for tolerance in (1e-300, 1e-15, 0, -1):
+            with pytest.raises(ValueError, match=r"tolerance: expected a number >= 1e-14, got"):
+                quadrature_log_prob(model.likelihood, StandardNormal(1), x, tolerance=tolerance)
+
+    def test_data_that_no_code_explains(self):
+        def decoder(z):  # a box of width 1 around z
+            return SimpleNamespace(log_prob=lambda x: ((x - z).abs() < 0.5).log()[:, 0])
+
+        x = torch.tensor([[0.0], [50.0]], dtype=torch.float64)
+        got = quadrature_log_prob(decoder, StandardNormal(1), x, tolerance=1e-2)
+        assert got[1] == -math.inf
+        assert abs(float(got[0]) - math.log(stats.norm.cdf(0.5) - stats.norm.cdf(-0.5))) < 0.02
+
+    def test_what_is_no_number_is_one_error(self):
+        x = torch.zeros(2, 1, dtype=torch.float64)
+        for bad in (math.nan, math.inf):  # far from the codes on which two passes are compared
+
+            def decoder(z, bad=bad):
+                return SimpleNamespace(log_prob=lambda x: torch.where(z[:, 0] > 5, bad, -(x - z).square().sum(-1)))
+
+            with pytest.raises(ValueError, match=rf"log p\(x\|z\): expected values below infinity, got {bad} at index"):
+                quadrature_log_prob(decoder, StandardNormal(1), x)
 
     def test_too_few_nodes(self):
         x, model = toy(d=2)
@@ -374,6 +412,11 @@ def using(**parts):
     return SimpleNamespace(**{**vars(VAE), **parts})
 
 
+def spread(scale):
+    return using(encoder=lambda x: (x[:, :1], torch.full_like(x[:, :1], scale)))
+
+
+CORRELATED = torch.tensor([[1.0, 0.5], [0.5, 1.0]])
 MIXED = using(prior=DiagGaussianMixture(torch.zeros(2, 1).double(), torch.ones(2, 1).double()))
 
 
@@ -381,29 +424,37 @@ MIXED = using(prior=DiagGaussianMixture(torch.zeros(2, 1).double(), torch.ones(2
 @pytest.mark.parametrize(
     ("error", "match", "vae", "x"),
     [
-        (TypeError, "x: expected a torch.Tensor, got list", VAE, [[0.0, 0.0]]),
-        (ValueError, r"x: expected shape \(B, P\), got \(2,\)", VAE, X[0]),
-        (ValueError, "x: expected at least one element", VAE, X[:0]),
+        (TypeError, "x: expected a tensor or an array, got list", VAE, [[0.0, 0.0]]),
+        (ValueError, r"x: expected shape \(N, ...\) .*, got \(2,\)", VAE, X[0]),
+        (ValueError, "x: expected shape .* at least one value", VAE, X[:0]),
         (ValueError, "x: expected finite", VAE, X * math.nan),
-        (TypeError, r"vae.encoder: expected .* got tuple", using(encoder=lambda x: (x, x)), X),
-        (TypeError, "got Normal without an event dimension", using(encoder=lambda x: Normal(x[:, :1], 1.0)), X),
-        (
-            TypeError,
-            "got MultivariateNormal",
-            using(encoder=lambda x: MultivariateNormal(x[:, :1], torch.eye(1))),
-            X,
-        ),
-        (TypeError, "got Independent", using(encoder=lambda x: Independent(Normal(x, 1.0), 2)), X),
+        (TypeError, "vae: expected an object with .encoder, .decoder and .prior", SimpleNamespace(), X),
+        (ValueError, "encoder's scale: expected positive values, got min 0 at index", spread(0.0), X),
+        (ValueError, "encoder's scale: expected positive values, got none", spread(-1.0), X),
+        (ValueError, "encoder's scale: expected finite values, got nan", spread(math.nan), X),
         (
             ValueError,
-            r"vae.encoder: expected batch shape \(3,\), got \(2,\)",
+            "encoder's loc: expected finite values, got nan",
+            using(encoder=lambda x: (x[:, :1] * math.nan, 1 + x[:, :1])),
+            X,
+        ),
+        (
+            TypeError,
+            "encoder: expected a diagonal covariance",
+            using(encoder=lambda x: MultivariateNormal(x, CORRELATED)),
+            X,
+        ),
+        (
+            ValueError,
+            r"encoder's loc: expected shape \(3, ...\), .* got \(2, 1\)",
             using(encoder=lambda x: MODEL.posterior(x[:2])),
             X,
         ),
+        (ValueError, "prior: expected dimension 1, got 4", using(prior=StandardNormal(4)), X),
         (
             ValueError,
-            r"decoder: expected log_prob of shape \(1, 3\) .* got \(1, 3, 2\); wrap|\(2, 3\) .* got \(2, 3, 2\); wrap",
-            using(decoder=lambda z: MODEL.likelihood(z).base_dist),
+            r"log p\(x\|z\): expected values below infinity, got nan",
+            using(decoder=lambda z: SimpleNamespace(log_prob=lambda x: x[:, 0] * z[:, 0] * math.nan)),
             X,
         ),
     ],
@@ -416,50 +467,53 @@ def test_bad_vae(bound, error, match, vae, x):
 @pytest.mark.parametrize(
     ("error", "match", "call"),
     [
-        (ValueError, "num_samples: expected an int at least 1", lambda: elbo(VAE, X, num_samples=0)),
+        (
+            ValueError,
+            "num_samples: expected an int between 1 and 1000000000, got 0",
+            lambda: elbo(VAE, X, num_samples=0),
+        ),
+        (ValueError, "num_samples: expected an int between", lambda: elbo(VAE, X, num_samples=10**400)),
         (ValueError, "beta: expected a number >= 0.*, got -1", lambda: elbo(VAE, X, beta=-1)),
         (TypeError, "beta: expected a number", lambda: elbo(VAE, X, beta="1")),
         (TypeError, "generator: expected", lambda: elbo(VAE, X, generator=3)),
         (
             TypeError,
-            "index: expected None, got one for a prior without log_prob_leave_one_out, StandardNormal",
+            "index: expected None for a prior without leave_one_out, got one for StandardNormal",
             lambda: elbo(VAE, X, index=torch.arange(3)),
         ),
         (TypeError, "index: expected a tensor of dtype torch.int64, got list", lambda: elbo(MIXED, X, index=[0, 1, 2])),
-        (TypeError, "index: expected .* got dtype torch.float32", lambda: elbo(MIXED, X, index=torch.ones(3))),
+        (TypeError, "index: expected .* got torch.float32", lambda: elbo(MIXED, X, index=torch.ones(3))),
         (ValueError, r"index: expected shape \(3,\), one for", lambda: elbo(MIXED, X, index=torch.zeros(3, 1).long())),
         (ValueError, r"index: expected values in \[0, 2\)", lambda: elbo(MIXED, X, index=torch.arange(3))),
-        (ValueError, "vae.prior: expected latent_dim 1, got 4", lambda: elbo(using(prior=StandardNormal(4)), X)),
-        (ValueError, r"z: expected shape \(..., 4\)", lambda: iwae_bound(using(prior=StandardNormal(4)), X, 2)),
-        (ValueError, "num_samples: expected an int at least 1", lambda: iwae_bound(VAE, X, 0)),
+        (ValueError, "num_samples: expected an int between 1", lambda: iwae_bound(VAE, X, 0)),
+        (ValueError, "num_samples: expected an int between 1", lambda: iwae_bound(VAE, X, 10**400)),
         (TypeError, "num_samples: expected an int", lambda: iwae_bound(VAE, X, 2.0)),
         (ValueError, "chunk_size: expected an int at least 1", lambda: iwae_bound(VAE, X, 2, chunk_size=0)),
         (TypeError, "generator: expected", lambda: iwae_bound(VAE, X, 2, generator=3)),
-        (ValueError, r"x: expected shape \(B, P\)", lambda: prior_sample_log_prob(VAE.decoder, VAE.prior, X[0], 2)),
+        (ValueError, r"x: expected shape \(N, ...\)", lambda: prior_sample_log_prob(VAE.decoder, VAE.prior, X[0], 2)),
         (ValueError, "num_samples: expected", lambda: prior_sample_log_prob(VAE.decoder, VAE.prior, X, 0)),
         (TypeError, "^generator: expected", lambda: prior_sample_log_prob(VAE.decoder, VAE.prior, X, 2, generator=1)),
         (
             ValueError,
-            r"decoder: expected log_prob of shape \(2, 3\)",
-            lambda: prior_sample_log_prob(lambda z: MODEL.likelihood(z).base_dist, VAE.prior, X, 2),
-        ),
-        (
-            ValueError,
-            r"^x: expected shape \(B, P\), got \(2,\)",
+            r"^x: expected shape \(N, ...\) .*, got \(2,\)",
             lambda: quadrature_log_prob(VAE.decoder, VAE.prior, X.double()[0]),
         ),
         (
             ValueError,
             r"^prior: expected log_prob of shape \(2, 3\), got \(2, 3, 1\)$",
-            lambda: iwae_bound(using(prior=SimpleNamespace(log_prob=lambda z: 0 * z)), X, 2),
+            lambda: iwae_bound(
+                using(prior=SimpleNamespace(latent_dim=1, sample=StandardNormal(1).sample, log_prob=lambda z: 0 * z)),
+                X,
+                2,
+            ),
         ),
         (ValueError, "limit: expected a number > 0", lambda: quadrature_log_prob(VAE.decoder, VAE.prior, X, limit=0)),
         (ValueError, "tolerance: expe", lambda: quadrature_log_prob(VAE.decoder, VAE.prior, X, tolerance=0)),
         (TypeError, "max_nodes: expe", lambda: quadrature_log_prob(VAE.decoder, VAE.prior, X, max_nodes=1e6)),
         (
             ValueError,
-            "prior: expected at most 2 latent dimensions, got 3; use iwae_bound",
-            lambda: quadrature_log_prob(VAE.decoder, StandardNormal(3), X.double()),
+            "prior: expected at most 2 latent dimensions, got 3; use vaebook.likelihood.importance",
+            lambda: quadrature_log_prob(lambda z: Normal(z, 1.0), StandardNormal(3), X.new_zeros(2, 3).double()),
         ),
     ],
 )
@@ -503,7 +557,7 @@ def test_codes_come_in_the_dtype_of_x_and_a_decoder_needs_no_event_shape():
 
     def decoder(z):
         seen.append(z.dtype)
-        return SimpleNamespace(log_prob=lambda x: torch.zeros(len(z), len(x)))
+        return SimpleNamespace(log_prob=lambda x: torch.zeros(len(x)))
 
     value = prior_sample_log_prob(decoder, StandardNormal(1), X.double(), 3, generator=rng())
     assert set(seen) == {torch.float64} and value.tolist() == pytest.approx([0.0] * len(X), abs=1e-12)

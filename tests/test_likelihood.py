@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import math
+import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Independent, Laplace, MultivariateNormal, Normal
+from torch.distributions import (
+    Bernoulli,
+    Categorical,
+    Exponential,
+    Independent,
+    Laplace,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+)
 
-from vaebook import likelihood
+from vaebook import laplace, likelihood
+from vaebook.adapters import adapt
 from vaebook.aggregate import aggregated_posterior
 from vaebook.bounds import iwae_bound, quadrature_log_prob
 from vaebook.data import binarize, digits
+from vaebook.integrals import Joint
 from vaebook.likelihood import importance_log_prob
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
@@ -35,6 +48,13 @@ def agrees(estimate, exact, *, worst=5.0):
     """Errors as the standard errors say; a rare heavy weight may make a single one look better than it is."""
     error = (estimate.log_prob - exact).abs()
     return bool((error < worst * estimate.stderr.clamp_min(estimate.stderr.median())).all())
+
+
+class Only:
+    """A likelihood with nothing but its density."""
+
+    def __init__(self, source):
+        self.log_prob = source.log_prob
 
 
 @pytest.mark.parametrize("dim", [1, 2, 8, 16])
@@ -99,7 +119,8 @@ def test_quadrature_of_a_trained_vae_under_every_prior(trained):
 def test_estimates_of_p_are_unbiased_and_their_errors_as_large_as_stated():
     model, q_agg, x = digit_model(4)
     q_agg = DiagGaussianMixture(q_agg.loc[:200], q_agg.scale[:200])
-    runs = importance_log_prob(model, x[:1].expand(500, -1), 20, prior=q_agg, generator=rng())
+    with pytest.warns(UserWarning, match="expected 50 effective samples"):
+        runs = importance_log_prob(model, x[:1].expand(500, -1), 20, prior=q_agg, generator=rng())
     error = runs.log_prob - model.log_prob_under(q_agg, x[:1])
     ratio = error.exp()
     assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(len(ratio))
@@ -109,9 +130,10 @@ def test_estimates_of_p_are_unbiased_and_their_errors_as_large_as_stated():
 def test_the_samples_of_the_fit_are_not_used_again(monkeypatch):
     """Unbiased whatever the fit does: also if it is made of four samples."""
     monkeypatch.setattr(likelihood, "ROUND_SAMPLES", 4)
-    monkeypatch.setattr(likelihood, "MIN_EFFECTIVE", 2)
     model, _, x = digit_model(2)
-    error = importance_log_prob(model, x[:1].expand(800, -1), 2, generator=rng()).log_prob - model.log_prob(x[:1])
+    with pytest.warns(UserWarning, match="expected 50 effective samples, got fewer for 800 of 800 data"):
+        runs = importance_log_prob(model, x[:1].expand(800, -1), 2, generator=rng())
+    error = runs.log_prob - model.log_prob(x[:1])
     ratio = error.exp()
     assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(len(ratio))
     assert float(error.mean()) < -4 * float(error.std()) / math.sqrt(len(error))  # the logarithm is biased down
@@ -126,8 +148,9 @@ def test_more_samples_shrink_the_error_as_they_should():
 
 def test_failure_shows(monkeypatch):
     """Without a fit, and with an encoder and a prior that miss the posterior, the effective number says so."""
-    for name, value in (("NUM_POINTS", 1), ("CLIMBS", 1), ("ROUNDS", 0), ("PRIOR_DRAWS", 200)):
+    for name, value in (("STARTS", 1), ("ROUNDS", 0), ("PRIOR_DRAWS", 200)):
         monkeypatch.setattr(likelihood, name, value)
+    monkeypatch.setattr(laplace, "STEPS", 1)
     model, _, x = digit_model(16)
 
     def encoder(x):
@@ -137,7 +160,11 @@ def test_failure_shows(monkeypatch):
         return Independent(Normal(model.decoder(z.round(decimals=1)).mean, math.sqrt(model.noise_variance)), 1)
 
     vae = SimpleNamespace(encoder=encoder, decoder=decoder, prior=model.prior)
-    estimate = importance_log_prob(vae, x, 100, generator=rng())
+    with pytest.warns(
+        UserWarning, match=r"got fewer for 40 of 40 data, 1\.\d for the worst: their standard errors"
+    ) as told:
+        estimate = importance_log_prob(vae, x, 100, generator=rng())
+    assert Path(told[0].filename) == Path(__file__)  # it points at the call
     assert float(estimate.effective_samples.median()) < 20
     assert float(estimate.effective_samples.min()) >= 1
     assert float(estimate.log_prob.mean()) < float(model.log_prob(x).mean()) - 1
@@ -163,7 +190,7 @@ def test_any_prior_with_density_and_sampler_will_do():
     def encoder(x):  # sees one of them
         return Independent(Normal(x[:, :1].clamp_min(0.01).sqrt(), torch.full_like(x[:, :1], 0.1)), 1)
 
-    vae = SimpleNamespace(encoder=encoder, decoder=decoder)
+    vae = SimpleNamespace(encoder=encoder, decoder=decoder, prior=StandardNormal(1))
     x = torch.tensor([[4.0, 0.0], [1.0, -1.0], [9.0, 1.0]], dtype=torch.float64)
     grid = torch.linspace(-30, 30, 600_001, dtype=torch.float64)[:, None]
     terms = decoder(grid[:, None]).log_prob(x) + LaplacePrior().log_prob(grid)[:, None]
@@ -228,11 +255,13 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("change", "error", "message"),
         [
-            ({"x": torch.zeros(6)}, ValueError, r"x: expected shape \(B, P\), got \(6,\)"),
+            ({"x": torch.zeros(6)}, ValueError, r"x: expected shape \(N, ...\) .*, got \(6,\)"),
             ({"x": torch.zeros(2, 5)}, ValueError, "x: expected shape"),
             ({"x": torch.full((2, 6), torch.nan)}, ValueError, "x: expected finite values"),
-            ({"x": torch.zeros(2, 6).long()}, TypeError, "x: expected a floating-point tensor"),
-            ({"num_samples": 1}, ValueError, "num_samples: expected an int at least 2, got 1"),
+            ({"x": torch.zeros(2, 6).long()}, TypeError, "x: expected a floating-point tensor, got dtype"),
+            ({"x": "digits"}, TypeError, "x: expected a tensor or an array, got str"),
+            ({"num_samples": 1}, ValueError, "num_samples: expected an int between 2 and 1000000000, got 1"),
+            ({"num_samples": 10**400}, ValueError, "num_samples: expected an int between 2 and 1000000000"),
             ({"num_samples": 10.0}, TypeError, "num_samples: expected an int, got float"),
             ({"generator": 0}, TypeError, "generator: expected a torch.Generator or None, got int"),
             ({"prior": StandardNormal(3)}, ValueError, "prior: expected dimension 2, got 3"),
@@ -241,8 +270,9 @@ class TestErrors:
                 ValueError,
                 "prior: expected dimension 2, got 3",
             ),
-            ({"prior": "normal"}, TypeError, "prior: expected an object with a method log_prob, got str"),
-            ({"prior": SimpleNamespace(log_prob=len)}, TypeError, "prior: expected an object with a method sample"),
+            ({"prior": Normal(0.0, 1.0)}, ValueError, "prior: expected one distribution over vectors"),
+            ({"prior": "normal"}, TypeError, "prior: expected a torch distribution over vectors, .* got str"),
+            ({"prior": SimpleNamespace(log_prob=len)}, TypeError, "prior: expected a torch distribution .* and sample"),
         ],
     )
     def test_bad_input(self, change, error, message):
@@ -250,7 +280,171 @@ class TestErrors:
         with pytest.raises(error, match=message):
             importance_log_prob(self.vae(), arguments.pop("x"), arguments.pop("num_samples"), **arguments)
 
-    def test_an_encoder_without_an_event_dimension(self):
-        vae = SimpleNamespace(encoder=lambda x: Normal(x[:, :2], 1.0), decoder=None, prior=StandardNormal(2))
-        with pytest.raises(TypeError, match=r"vae\.encoder: expected it to return Independent"):
-            importance_log_prob(vae, torch.zeros(2, 6), 10)
+    @pytest.mark.parametrize(
+        ("parts", "error", "message"),
+        [
+            (
+                {"encoder": lambda x: (x[:, :2], 0 * x[:, :2])},
+                ValueError,
+                "encoder's scale: expected positive .* min 0",
+            ),
+            ({"encoder": lambda x: (x[:, :2] / 0, 1 + x[:, :2])}, ValueError, "encoder's loc: expected finite values"),
+            ({"encoder": lambda x: x}, TypeError, "encoder: expected it to return"),
+            ({"decoder": None}, TypeError, "decoder: expected a callable, got NoneType"),
+            ({"decoder": lambda z: z}, TypeError, "decoder: expected it to return a distribution of x, got Tensor"),
+            ({"prior": None}, TypeError, "prior: expected|vae: expected|latent_shape"),
+        ],
+    )
+    def test_bad_parts(self, parts, error, message):
+        vae = self.vae()
+        made = {"encoder": vae.encoder, "decoder": vae.decoder, "prior": vae.prior} | parts
+        if made["prior"] is None:
+            del made["prior"]
+        with pytest.raises(error, match=message):
+            importance_log_prob(SimpleNamespace(**made), torch.zeros(2, 6), 10)
+
+
+def bernoulli_model(dim, num=24):
+    generator = rng(dim)
+    weight = torch.randn(dim, 60, generator=generator, dtype=torch.float64)
+    decoder = lambda z: Independent(Bernoulli(logits=2 * (z @ weight)), 1)  # noqa: E731
+    z = torch.randn(num, dim, generator=generator, dtype=torch.float64)
+    x = torch.bernoulli(decoder(z).mean, generator=generator)
+    uninformed = lambda x: (torch.zeros(len(x), dim).double(), torch.ones(len(x), dim).double())  # noqa: E731
+    return SimpleNamespace(encoder=uninformed, decoder=decoder, prior=StandardNormal(dim)), x
+
+
+@pytest.mark.parametrize("dim", [1, 2, 8])
+def test_without_moments_as_good_as_with_them(dim):
+    """For Bernoulli pixels the curvature of log p(x|z) is the Fisher information."""
+    vae, x = bernoulli_model(dim)
+    bare = SimpleNamespace(**vars(vae) | {"decoder": lambda z: Only(vae.decoder(z))})
+    known, found = (importance_log_prob(model, x, 1000, generator=rng()) for model in (vae, bare))
+    spread = (known.stderr.square() + found.stderr.square()).sqrt()
+    assert bool(((known.log_prob - found.log_prob).abs() < 5 * spread).all())
+    assert float((found.effective_samples / known.effective_samples).min()) > 0.8
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("name", ["heavy tails", "classes", "density only"])
+def test_likelihoods_without_mean_and_variance(dim, name):
+    vae, _ = bernoulli_model(dim)
+    logits = lambda z: vae.decoder(z).base_dist.logits[:, :24]  # noqa: E731
+    decoder = {
+        "heavy tails": lambda z: Independent(StudentT(1.0, logits(z), 1.0), 1),
+        "classes": lambda z: Independent(Categorical(logits=logits(z).reshape(-1, 8, 3)), 1),
+        "density only": lambda z: Only(Independent(Normal(logits(z), 2.0), 1)),
+    }[name]
+    z = torch.linspace(-1.5, 1.5, 6 * dim, dtype=torch.float64).reshape(6, dim)
+    x = logits(z) + 0.5 if name != "classes" else decoder(z).sample()
+    exact = quadrature_log_prob(decoder, vae.prior, x, tolerance=1e-4)
+    estimate = importance_log_prob(SimpleNamespace(**vars(vae) | {"decoder": decoder}), x, 1000, generator=rng())
+    assert bool(((estimate.log_prob - exact).abs() < 5 * estimate.stderr).all())
+    assert float(estimate.effective_samples.min()) > 500
+
+
+def test_a_likelihood_that_is_not_concave_in_many_dimensions():
+    vae, _ = bernoulli_model(8)
+    decoder = lambda z: Independent(StudentT(1.0, vae.decoder(z).base_dist.logits, 0.5), 1)  # noqa: E731
+    x = vae.decoder(torch.randn(24, 8, generator=rng(), dtype=torch.float64)).base_dist.logits + 0.2
+    estimate = importance_log_prob(SimpleNamespace(**vars(vae) | {"decoder": decoder}), x, 1000, generator=rng())
+    assert float(estimate.effective_samples.median()) > 100
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        lambda h: h.exp(),
+        lambda h: (5 * h).exp(),
+        lambda h: torch.nn.functional.softplus(h),
+        lambda h: h.relu() + 1e-20,
+        lambda h: h.square(),
+        lambda h: h.relu(),
+    ],
+)
+def test_untrained_rates(rate):
+    """Rates that are next to nothing have means without bound; an estimate comes out, or one error of the decoder."""
+    weight = torch.randn(2, 10, generator=rng())
+    decoder = lambda z: Independent(Exponential(rate(z @ weight), validate_args=False), 1, validate_args=False)  # noqa: E731
+    vae = SimpleNamespace(
+        encoder=lambda x: (0.1 * x[:, :2], torch.full_like(x[:, :2], 0.5)), decoder=decoder, prior=StandardNormal(2)
+    )
+    x = -torch.rand(20, 10, generator=rng()).log()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        estimate = importance_log_prob(vae, x, 1000, generator=rng())
+        again = importance_log_prob(vae, x, 1000, generator=rng(1))
+    spread = (estimate.stderr.square() + again.stderr.square()).sqrt()
+    sure = (estimate.effective_samples > 50) & (again.effective_samples > 50)
+    assert bool(estimate.log_prob.isfinite().all()) and bool(estimate.stderr.isfinite().all())
+    assert bool(((estimate.log_prob - again.log_prob).abs() < 5 * spread)[sure].all())
+
+
+def test_a_decoder_that_refuses_its_own_prior_is_one_error():
+    def decoder(z):
+        return Independent(Exponential((1000 * z).exp()), 1)
+
+    vae = SimpleNamespace(encoder=lambda x: (0 * x, 0.01 + 0 * x), decoder=decoder, prior=StandardNormal(2))
+    with pytest.raises(ValueError, match=r"decoder: expected it to take a batch of shape .*rate"):
+        importance_log_prob(vae, torch.ones(3, 2), 100, generator=rng())
+
+
+def test_data_that_nothing_explains():
+    def decoder(z):
+        return SimpleNamespace(log_prob=lambda x: torch.where((x < 5).all(-1), -(x - z).square().sum(-1), -torch.inf))
+
+    vae = SimpleNamespace(encoder=lambda x: (0 * x, 1 + 0 * x), decoder=decoder, prior=StandardNormal(1))
+    x = torch.tensor([[0.0], [9.0]], dtype=torch.float64)
+    with pytest.warns(UserWarning, match=r"got fewer for 1 of 2 data, 0\.0 for the worst"):
+        estimate = importance_log_prob(vae, x, 500, generator=rng())
+    assert [v[1].item() for v in estimate] == [-math.inf, math.inf, 0.0]
+    assert abs(float(estimate.log_prob[0]) + 0.5 * math.log(3)) < 5 * float(estimate.stderr[0])
+
+
+def test_enough_effective_samples_are_no_reason_to_warn():
+    model, _, x = digit_model(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        importance_log_prob(model, x, 200, generator=rng())
+
+
+def sampler(log_likelihood, draws):
+    """What chooses points, for data whose log p(x|z) is given as a function of z."""
+    decoder = lambda z: SimpleNamespace(log_prob=lambda x: log_likelihood(z[:, 0]) + 0 * x[:, 0])  # noqa: E731
+    vae = adapt(lambda x: (x, 1 + 0 * x), decoder, prior=StandardNormal(1))
+    x = torch.zeros(400, 1, dtype=torch.float64)
+    q = Normal(x, 1 + 0 * x)
+    return likelihood._Sampler(Joint(vae, x), q, likelihood._moments(draws), draws, rng())
+
+
+@pytest.mark.parametrize("gain", [0.0, 1.0, 3.0])
+def test_points_are_chosen_by_chance_as_they_explain_a_datum(gain):
+    """Draws left and right of 0, the latter better by so many nats: without chance only those would be chosen."""
+    draws = torch.linspace(-2, 2, 2001, dtype=torch.float64)[:, None]
+    points = sampler(lambda z: gain * (z > 0).double(), draws).good_points()[..., 0]
+    assert all(len(row.unique()) == likelihood.STARTS for row in points)
+    share, expected = float((points > 0).double().mean()), 1 / (1 + math.exp(-gain))
+    assert abs(share - expected) < 5 * math.sqrt(expected * (1 - expected) / points.numel()) + 0.005
+    assert abs(float(points[points > 0].mean()) - 1) < 0.05  # and all alike on one side
+
+
+def test_both_of_two_explanations_are_found_when_one_is_a_little_better():
+    def decoder(z):  # |z| = 2, a little easier to hit on the right
+        return Independent(Normal(z.abs() + 0.02 * (z < 0), 0.05), 1)
+
+    vae = SimpleNamespace(encoder=lambda x: (x, 0.02 + 0 * x), decoder=decoder, prior=StandardNormal(1))
+    x = torch.full((20, 1), 2.0, dtype=torch.float64)
+    exact = quadrature_log_prob(decoder, vae.prior, x, tolerance=1e-4)
+    estimate = importance_log_prob(vae, x, 1000, generator=rng())
+    assert bool(((estimate.log_prob - exact).abs() < 5 * estimate.stderr).all())
+    assert float(estimate.stderr.max()) < 0.05
+
+
+def test_training_mode_and_dropout_do_not_enter(trained):
+    vae, _, test = trained
+    noisy = torch.nn.Sequential(torch.nn.Dropout(0.5), vae.decoder)
+    loud = SimpleNamespace(encoder=vae.encoder, decoder=noisy, prior=vae.prior)
+    quiet = importance_log_prob(vae, test, 200, generator=rng())
+    assert noisy.training
+    torch.testing.assert_close(importance_log_prob(loud, test, 200, generator=rng()).log_prob, quiet.log_prob)
+    assert noisy.training and noisy[0].training

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from vaebook._checks import check_generator, check_int
+from vaebook._checks import check_generator, check_int, check_tensor
 from vaebook.evaluation import (
     Condition,
     Data,
@@ -153,7 +153,7 @@ class AdaptedVAE(nn.Module):
         x, condition = x[:PROBE], take(condition, slice(0, PROBE))
         if self.encoder is not None:
             self.encoder.check(x, condition)
-            z = self.encode(x, condition).base_dist.loc
+            z = check_tensor("encoder's loc", self.encode(x, condition).base_dist.loc, ("B", "D"))
         else:
             dtype = self.dtype or (x.dtype if x.is_floating_point() else torch.float64)
             line = torch.linspace(-1, 1, len(x), dtype=dtype, device=x.device)
