@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import json
 import os
 import re
@@ -66,6 +67,12 @@ REASONS = {
 """Pattern found in `module.function: was -> is` of a survivor: why no test can or should tell it apart."""
 REAL = r"tolerance|TOLERANCE|log\(|1e-|eps|finfo|limit|worst|error|bound|nothing|length|ROUGH|WORTH|allowed"
 """Words of a comparison between real numbers; where integers are compared, equality must be tested."""
+
+
+def digests(modules: tuple[str, ...] = MODULES) -> dict[str, str]:
+    """Digest of the syntax of each module: mutants that are stored under another one are those of other code."""
+    trees = {m: ast.dump(ast.parse((ROOT / "vaebook" / f"{m}.py").read_text(encoding="utf-8"))) for m in modules}
+    return {module: hashlib.sha256(tree.encode()).hexdigest()[:16] for module, tree in trees.items()}
 
 
 def prepare(folder: Path, modules: tuple[str, ...]) -> None:
@@ -174,6 +181,7 @@ def main() -> int:
         "commit": commit.stdout.strip(),
         "tool": f"mutmut {version('mutmut')}",
         "python": sys.version.split()[0],
+        "digests": digests(),
     }
     result: dict[str, Any] = {"modules": {}, "survivors": []}
     if options.output.exists():
