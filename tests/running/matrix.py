@@ -91,7 +91,6 @@ def table(rows: list[Row]) -> str:
 def main(pythons: list[str]) -> int:
     """Check each interpreter; an interruption leaves the rows that are done."""
     rows: list[Row] = []
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for python in pythons:
             rows.append(Row(python))
@@ -104,4 +103,5 @@ def main(pythons: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a request to end is an interruption
     sys.exit(main(sys.argv[1:]))
