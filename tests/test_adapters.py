@@ -621,7 +621,7 @@ class TestWhole:
 
     def test_latent_dim_is_told_by_whatever_knows_it(self):
         vae = adapt(loc_scale)
-        with pytest.raises(ValueError, match="latent_shape: expected the shape of a code"):
+        with pytest.raises(ValueError, match="prior: expected one, or latent_shape"):
             _ = vae.prior
         vae.data(X)
         assert vae.latent_dim == vae.prior.latent_dim == D

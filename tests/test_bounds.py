@@ -196,7 +196,8 @@ class TestIwae:
         vae = SimpleNamespace(encoder=model.posterior, decoder=decoder, prior=model.prior)
         iwae_bound(vae, x, 23, chunk_size=10)
         rows = len(x)  # every code is a row of its own
-        assert seen == [10 * rows, 10 * rows, 3 * rows]
+        assert seen[-3:] == [10 * rows, 10 * rows, 3 * rows]
+        assert max(seen) == 10 * rows, "nor do the checks at the door"
 
     def test_differentiable(self):
         x, model = toy(d=1)
@@ -424,7 +425,7 @@ MIXED = using(prior=DiagGaussianMixture(torch.zeros(2, 1).double(), torch.ones(2
 @pytest.mark.parametrize(
     ("error", "match", "vae", "x"),
     [
-        (TypeError, "x: expected a tensor or an array, got list", VAE, [[0.0, 0.0]]),
+        (TypeError, "x: expected a tensor or an array of real numbers, got float", VAE, [[0.0, 0.0]]),
         (ValueError, r"x: expected shape \(N, ...\) .*, got \(2,\)", VAE, X[0]),
         (ValueError, "x: expected shape .* at least one value", VAE, X[:0]),
         (ValueError, "x: expected finite", VAE, X * math.nan),

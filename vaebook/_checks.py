@@ -53,6 +53,8 @@ def check_tensor(
 
 def check_all(name: str, value: Tensor, good: Tensor, expected: str) -> Tensor:
     """Raise ValueError that names the first offending entry unless ``good`` is true everywhere."""
+    if good.is_meta:
+        raise TypeError(f"{name}: expected {expected}, got a tensor on the meta device, which holds no values")
     if not bool(good.all()):
         index = tuple(int(i) for i in (~good).nonzero()[0])
         at = f" at index {index}" if index else ""

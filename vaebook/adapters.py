@@ -85,7 +85,9 @@ class AdaptedVAE(nn.Module):
         """The prior; the standard normal where none was given."""
         if self._prior is None:
             if self.latent_dim is None:
-                raise ValueError("latent_shape: expected the shape of a code where neither prior nor data are given")
+                raise ValueError(
+                    "prior: expected one, or latent_shape, where no data tell the dimension of a code, got None"
+                )
             zero = torch.zeros(self.latent_dim, dtype=self.dtype)
             self._prior = adapt_prior(Independent(Normal(zero, torch.ones_like(zero)), 1))
         return self._prior

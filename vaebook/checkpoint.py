@@ -19,6 +19,7 @@ from vaebook._checks import check_all
 from vaebook.adapters import adapt_prior
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
+from vaebook.parts import optional
 from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior, as_mixture
 from vaebook.storage import check_path
 
@@ -57,7 +58,7 @@ def save(path: str | os.PathLike[str], vae: VAE, config: dict[str, Any] | None =
         (8,)
     """
     target, state = check_path(path), _check_vae(vae).state_dict()
-    prior = getattr(vae.prior, "source", vae.prior)
+    prior = optional(vae.prior, "source") or vae.prior
     if not _is_in_state(prior):
         wanted = "a prior that is in its state_dict, a torch.nn.Module"
         got = f"{type(prior).__name__}, which would be lost; save_density(path, vae.prior) keeps it"

@@ -58,7 +58,7 @@ class Joint:
     ) -> None:
         self.vae, self.x, self.condition = vae, x, condition
         self.prior = vae.prior if prior is None else prior
-        self.dtype = getattr(vae.decoder, "dtype", None) or (x.dtype if x.is_floating_point() else dtype)
+        self.dtype = (vae.decoder and vae.decoder.dtype) or (x.dtype if x.is_floating_point() else dtype)
         self.chunk = max(1, CELLS // x.numel())
 
     def decode(self, z: Tensor) -> Decoded:
@@ -91,7 +91,7 @@ def integrand(
     check_number("limit", limit, above=0)
     check_number("tolerance", tolerance, minimum=FINEST)
     check_int("max_nodes", max_nodes, minimum=2)
-    for name, dtype in (("x", x.dtype), ("decoder", getattr(vae.decoder, "dtype", None))):
+    for name, dtype in (("x", x.dtype), ("decoder", vae.decoder and vae.decoder.dtype)):
         if dtype in (torch.float32, torch.float16, torch.bfloat16) and tolerance < SINGLE:
             hint = f"use decoder.double() and x.double(), or a tolerance of at least {SINGLE:g}"
             raise ValueError(f"{name}: expected dtype torch.float64 for tolerance {tolerance:g}, got {dtype}; {hint}")

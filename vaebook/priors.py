@@ -120,8 +120,8 @@ class StandardNormal(_Prior):
             >>> StandardNormal(2).kl(torch.ones(2), torch.ones(2))
             tensor(1., dtype=torch.float64)
         """
-        check_tensor("loc", loc, ("...", self.latent_dim), finite=False, empty=True)
-        check_tensor("scale", scale, tuple(loc.shape), finite=False, empty=True)
+        check_tensor("loc", loc, ("...", self.latent_dim), empty=True)
+        check_tensor("scale", scale, tuple(loc.shape), empty=True)
         loc, scale = loc.double(), scale.double()
         return 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
 
@@ -164,7 +164,8 @@ class _CodePrior(_Prior):
         if not as_data(name, inputs).is_floating_point():
             raise TypeError(f"{name}: expected a floating-point tensor, got dtype {inputs.dtype}")
         with torch.no_grad(), evaluation_mode(self.encoder):
-            self._encoder.check(inputs)
+            with blaming(name):
+                self._encoder.check(inputs)
             self.latent_dim = self._encode(inputs[:16]).loc.shape[1]  # so many tell what a spread looks like
 
     @property
