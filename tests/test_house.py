@@ -34,6 +34,7 @@ DOORS = {"adapters.py", "parts.py", "outputs.py", "evaluation.py"}
 OUTSIDE = ("prior", "latent", "encoder", "decoder", "encode", "decode", "vae", "model", "decoded", "q_x")
 """Names that a prior, an encoder, a decoder or a VAE goes by, alone or as the last word of a name."""
 EXCEPTIONS = {
+    "checkpoint.py": "save keeps models made here, whose parts it can make again",
     "models.py": "VAE puts together modules made here, or of one's own, before any door can adapt them",
     "training.py": "fit trains the object that it was given, where that is a module with all of the parameters",
 }

@@ -259,7 +259,7 @@ class TestErrors:
             ({"x": torch.zeros(2, 5)}, ValueError, "x: expected shape"),
             ({"x": torch.full((2, 6), torch.nan)}, ValueError, "x: expected finite values"),
             ({"x": torch.zeros(2, 6).long()}, TypeError, "x: expected a floating-point tensor, got dtype"),
-            ({"x": "digits"}, TypeError, "x: expected a tensor or an array of real numbers, got str"),
+            ({"x": "digits"}, TypeError, "x: expected a tensor, an array or an iterable of batches, got str"),
             ({"num_samples": 1}, ValueError, "num_samples: expected an int between 2 and 1000000000, got 1"),
             ({"num_samples": 10**400}, ValueError, "num_samples: expected an int between 2 and 1000000000"),
             ({"num_samples": 10.0}, TypeError, "num_samples: expected an int, got float"),

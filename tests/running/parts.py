@@ -1,6 +1,6 @@
 """Run the parts of `make test`, and say how long each took and which failed.
 
-    python tests/parts.py style+site code chapters
+    python tests/running/parts.py style+site code chapters
 
 runs the targets check-style and check-site at the same time, then check-code, then check-chapters. Parts that run at
 the same time print their output in one piece when they end. An interruption ends everything that was started.
