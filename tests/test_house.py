@@ -19,7 +19,7 @@ CODE_LINES = 3_900
 FILE_LINES = 300
 LONG = {
     "mixture.py": 608,
-    "priors.py": 652,
+    "priors.py": 653,
     "models.py": 366,
     "npmle.py": 332,
     "registry.py": 330,

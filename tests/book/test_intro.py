@@ -19,12 +19,13 @@ LISTS = {
     "README's table": (README.split("\n## The chapters\n")[-1].split("\n## ")[0], r"\]\(book/([\w/-]+)\.md\)"),
 }
 
+POPULATION = {"aggregated/surgery", "aggregated/population"}
 VERDICTS = [  # who said it, a word of the statement, the verdict, and the chapters whose claims it rests on
     ("Question", "frac1N", "false as a conditional, true as a joint", {"mixture/index"}),
     ("Answer 1", "adds nothing", "true", {"mixture/index"}),
     ("Answer 1", "aggregated posterior", "true", {"mixture/index"}),
     ("Answer 1", "sample from", "the reason is true; as a density, it depends", {"aggregated/sampling"}),
-    ("Answer 1", "as close as it can", "true at the ideal optimum, else it depends", {"aggregated/surgery"}),
+    ("Answer 1", "as close as it can", "true of the population at the ideal optimum, else it depends", POPULATION),
     ("Answer 1", "VampPrior", "true, with limits", {"aggregated/priors"}),
     ("Answer 1", "for every", "true, with limits", {"continuous/generative", "continuous/npmle"}),
     ("Answer 1", "too complicated", "true in practice", {"continuous/generative"}),
