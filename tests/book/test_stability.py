@@ -76,7 +76,7 @@ TOY = {
     "stable": "print(float(z.mean()))",
     "a count": "print(int((1e7 * z.abs()).frac().gt(0.5).sum()))",
     "an arg-max of equals": "print(int((z[:50] @ torch.ones(50, 500)).argmax()))",
-    "a difference of equals": "print(float(1 - (w / w.norm()) @ (w / w.norm())))",
+    "a difference of equals": "print(*(1e3 * float(1 - (v / v.norm()) @ (v / v.norm())) for v in w.view(20, 25)))",
     "a chaotic run": "x = w.frac().abs()\nfor _ in range(99): x = 3.9 * x * (1 - x)\nprint(float(x[0]))",
     "a picture": "import matplotlib.pyplot as plt\nplt.imshow((1e7 * z[:100]).frac().view(10, 10))\nplt.show()",
 }

@@ -1,6 +1,6 @@
 """Every page in a browser, with the network closed: formulas, console, accessibility, width of a phone."""
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 import yaml
@@ -9,7 +9,7 @@ from build import build
 from filelock import FileLock
 from fingerprint import ROOT
 from pdf import find_browser, printable
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import TimeoutError, sync_playwright
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="neither Chromium nor Chrome is installed")
@@ -24,6 +24,8 @@ FORMULAS = """() => ({
 })"""
 TWO_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
 IMAGES = "() => Array.from(document.images).filter(i => !i.naturalWidth || !i.alt).map(i => i.src)"
+REACHABLE = """() => Array.from(document.querySelectorAll("pre, .cell_output > .output"))
+    .every(box => box.scrollWidth <= box.clientWidth || box.tabIndex === 0)"""
 WIDTHS = "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
 READY = "() => !window.MathJax || (window.MathJax.startup?.promise && window.MathJax.startup.promise.then(() => true))"
 
@@ -101,6 +103,8 @@ def seen(request, visit):
         shown["light"] = violations(page, "light")
         page.set_viewport_size({"width": 390, "height": 900})
         page.evaluate(TWO_FRAMES)  # what listens to a change of size has run
+        with suppress(TimeoutError):  # the theme waits a moment before it does; if it never does, axe tells
+            page.wait_for_function(REACHABLE, timeout=5_000)
         shown["widths"] = page.evaluate(WIDTHS)
         shown["dark"] = violations(page, "dark")
     return shown
