@@ -137,7 +137,7 @@ def _within(short: str, long: str, given: dict) -> bool:
 
 
 def _is_constant(text: str) -> bool:
-    tree = ast.parse(text, mode="eval").body
+    (tree,) = ast.parse(f"[{text}]", mode="eval").body.elts  # a list may hold *values
     if isinstance(tree, ast.Call) and ast.unparse(tree.func) in ("torch.zeros_like", "torch.ones_like"):
         return True  # of the other side it takes the shape only
     return not any(isinstance(n, ast.Name) and n.id not in ("torch", "math") for n in ast.walk(tree))
