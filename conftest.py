@@ -55,6 +55,13 @@ def _runtest(cell: nbval.plugin.IPyNbCell) -> None:
     _nbval_runtest(cell)
 
 
+def _start_kernel(*args: object, **kwargs: object) -> object:
+    try:
+        return _nbval_kernel(*args, **kwargs)
+    except RuntimeError:  # it died before it answered: of kernels that start at once, two may have drawn the same port
+        return _nbval_kernel(*args, **kwargs)
+
+
 def _collect(notebook: nbval.plugin.IPyNbFile) -> object:
     # Pictures are compared, by Output. What goes to stderr is not: it depends on the machine (process ids, the
     # processor's features).
@@ -70,6 +77,8 @@ def _place(cell: nbval.plugin.IPyNbCell) -> str:
 if nbval is not None:
     _nbval_runtest = nbval.plugin.IPyNbCell.runtest
     _nbval_collect = nbval.plugin.IPyNbFile.collect
+    _nbval_kernel = nbval.plugin.RunningKernel
+    nbval.plugin.RunningKernel = _start_kernel
     nbval.plugin.IPyNbCell.sanitize = _sanitize
     nbval.plugin.IPyNbCell.runtest = _runtest
     nbval.plugin.IPyNbFile.collect = _collect

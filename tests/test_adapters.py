@@ -435,7 +435,9 @@ class TestPriors:
             with pytest.raises(error, match=match):
                 adapt(loc_scale, latent_shape=(D,), prior=prior)
 
-    def test_the_support_of_a_prior_is_told(self):
+    @pytest.mark.parametrize("checks", [True, False])
+    def test_the_support_of_a_prior_is_told(self, checks, monkeypatch):
+        monkeypatch.setattr(Distribution, "_validate_args", checks)
         prior = adapt_prior(Independent(LogNormal(torch.zeros(D), torch.ones(D)), 1))
         with pytest.raises(ValueError, match="prior: expected a density over all of R"):
             prior.log_prob(-torch.ones(3, D))

@@ -35,8 +35,8 @@ ROWS, COLUMNS = 512, 2048
 """Points and components of which `attend` makes the log-terms at once: 8 MiB, which stays in a processor's cache."""
 POINTS = 2**14
 """Points that one pass over all components serves: little is held for each of them, but there may be millions."""
-ENTRIES = 2**22
-"""Numbers in an array of `dense` (32 MiB), which holds those of all components for some points, one at the least."""
+ENTRIES = 2**21
+"""Numbers in an array of `dense` (16 MiB), which holds those of all components for some points, one at the least."""
 FAR = -1e8
 """Log-terms below this have no digits left for their differences, which the responsibilities are made of."""
 
@@ -288,4 +288,11 @@ def _by_rows(block: Any, z: Tensor, components: Components, *given: Tensor | Non
     parts = zip_longest(z.split(rows), [] if exclude is None else exclude.split(rows))
     if follow and len(z) > rows:
         return torch.cat([checkpoint(block, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
-    return torch.cat([block(*part) for part in parts])
+    # Filled in place: small results kept between large arrays would break up the memory that these leave.
+    results, start = None, 0
+    for part in parts:
+        some = block(*part)
+        results = z.new_empty(len(z), *some.shape[1:]) if results is None else results
+        results[start : start + len(some)] = some
+        start += len(some)
+    return results

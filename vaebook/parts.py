@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
-from vaebook._checks import check_generator, check_int, check_shape, check_tensor
+from vaebook._checks import check_all, check_generator, check_int, check_shape, check_tensor
 from vaebook.evaluation import Condition, call, check_repeatable, dtype_of, explained, repeat, seeded, take
 from vaebook.outputs import Decoded, Likelihood, Spread, check_likelihood, check_spread, read_codes, read_likelihood
 
@@ -116,7 +116,8 @@ class _Outside(nn.Module):
         shape = getattr(value, "shape", type(value).__name__)
         if shape != z.shape[:-1]:
             raise ValueError(f"{self.name}: expected log_prob of shape {tuple(z.shape[:-1])}, got {shape}")
-        return value.to(z.dtype)
+        # What torch.distributions would say of a z outside its support can be switched off, and flows do so.
+        return check_all(self.name, value, ~value.isnan(), "a density over all of R^D").to(z.dtype)
 
     @torch.no_grad()
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:

@@ -129,10 +129,16 @@ def run(notebook: NotebookNode, folder: Path, **environment: str) -> None:
     """Execute all cells in place, in the chapter's own folder, with additional variables of the environment."""
     resources = {"metadata": {"path": str(folder)}}
     settings = {"timeout": TIMEOUT, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
-    client = NotebookClient(notebook, resources=resources, **settings)
+    # stderr of the kernel's own process; what cells write there is stored.
+    start = {"stderr": subprocess.DEVNULL, "env": os.environ | environment}
     try:
-        # Of the kernel's own process; what cells write to stderr is stored.
-        client.execute(stderr=subprocess.DEVNULL, env=os.environ | environment)
+        try:
+            NotebookClient(notebook, resources=resources, **settings).execute(**start)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:
+                raise
+            # The kernel died before it answered: of those that start at once, two may have drawn the same port.
+            NotebookClient(notebook, resources=resources, **settings).execute(**start)
     except (CellExecutionError, TimeoutError, DeadKernelError, AssertionError) as error:  # a dead kernel raises both
         raise ChapterError(f"{_failing_cell(notebook)}\n{error}") from None
     for number, cell in enumerate(_code(notebook), start=1):

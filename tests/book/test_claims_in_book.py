@@ -117,7 +117,13 @@ def at_most_itself(generator):
     return Measurement(lhs=x, rhs=x, falsehood_rhs=x - 1, relation="<=", tolerance=1e-10)
 
 
+def itself_in_zeros(generator):
+    x = torch.rand(5, generator=generator, dtype=torch.float64)
+    return Measurement(lhs=x, rhs=torch.zeros_like(x) + x, falsehood_rhs=x + 1, tolerance=1e-10)
+
+
 BAD = [itself, a_copy, nearly_itself, there_and_back, difference_of_itself, one_entry, a_count, at_most_itself]
+BAD += [itself_in_zeros]
 
 
 def problems_of(check):
@@ -129,8 +135,17 @@ def problems_of(check):
     return evidence.compares_with_itself(evidence_of) + evidence.derived(check)
 
 
-def test_an_honest_check_passes():
-    assert problems_of(honest) == []
+def zero_of_the_same_shape(generator):
+    x = torch.rand(50, generator=generator, dtype=torch.float64)
+    slope = torch.stack([(x - x.mean()).sum(), (x / x.sum()).sum() - 1])
+    return Measurement(
+        lhs=slope, rhs=torch.zeros_like(slope), falsehood_lhs=slope + 1, falsehood_rhs=0.0, tolerance=1e-10
+    )
+
+
+@pytest.mark.parametrize("check", [honest, zero_of_the_same_shape])
+def test_an_honest_check_passes(check):
+    assert problems_of(check) == []
 
 
 @pytest.mark.parametrize("check", BAD, ids=lambda check: check.__name__)

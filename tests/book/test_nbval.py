@@ -169,3 +169,24 @@ def test_the_gates_name_nothing_of_this_project():
     for file in ("conftest.py", "book/_tools/compare.py"):
         text = (ROOT / file).read_text(encoding="utf-8")
         assert not re.search(r"vaebook|book/|experiments|chapters", text), file
+
+
+@pytest.mark.parametrize(("deaths", "starts"), [(0, 1), (1, 2), (2, 2)])
+def test_a_kernel_that_dies_at_its_start_is_started_once_more(deaths, starts, monkeypatch):
+    import conftest
+
+    calls = []
+
+    def start(name, *, cwd):
+        calls.append((name, cwd))
+        if len(calls) <= deaths:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return "a kernel"
+
+    monkeypatch.setattr(conftest, "_nbval_kernel", start)
+    if deaths > 1:
+        with pytest.raises(RuntimeError, match="Kernel died"):
+            conftest._start_kernel("python3", cwd="here")
+    else:
+        assert conftest._start_kernel("python3", cwd="here") == "a kernel"
+    assert calls == [("python3", "here")] * starts

@@ -276,3 +276,24 @@ def test_build_names_what_is_missing():
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "no chapter 'no/such'; there are: " in done.stderr
+
+
+@pytest.mark.parametrize("deaths", [1, 2])
+def test_a_kernel_that_dies_at_its_start_is_started_once_more(deaths, tmp_path, monkeypatch):
+    starts, whole = [], execute.NotebookClient.execute
+
+    def start(client, **settings):
+        starts.append(client)
+        if len(starts) <= deaths:
+            raise RuntimeError("Kernel died before replying to kernel_info")
+        return whole(client, **settings)
+
+    monkeypatch.setattr(execute.NotebookClient, "execute", start)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(6 * 7)")])
+    if deaths > 1:
+        with pytest.raises(RuntimeError, match="Kernel died"):
+            execute.run(notebook, tmp_path)
+    else:
+        execute.run(notebook, tmp_path)
+        assert notebook.cells[0].outputs[0].text == "42\n"
+    assert len(starts) == 2
