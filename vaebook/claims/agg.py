@@ -111,7 +111,8 @@ def _mixture_kls(generator: torch.Generator) -> tuple[Tensor, Tensor, float, flo
     )
     p_agg = model.log_prob_under(q_agg, x)
     each = torch.stack([model.log_prob_under(model.aggregated_posterior(row[None]), x[:1]) for row in data])
-    decoded = quadrature_log_prob(model.likelihood, q_agg, x[:1], limit=12.0, tolerance=1e-11)
+    limit = float((q_agg.loc.abs() + 12 * q_agg.scale).max())
+    decoded = quadrature_log_prob(model.likelihood, q_agg, x[:1], limit=limit, tolerance=1e-11)
     two_ways = float(each.exp().mean()), float(decoded.exp())
     return p_agg - model.log_prob(x), q_agg.log_prob(z) - prior.log_prob(z), *two_ways
 

@@ -202,7 +202,7 @@ def rotation(generator: torch.Generator) -> Measurement:
     """Turn a bent decoder by an angle, and by one that grows with the radius; integrate over the plane."""
     x = torch.randn(4, 2, generator=generator, dtype=torch.float64)
     mixing = torch.eye(2, dtype=torch.float64) + 0.5 * torch.rand(2, 2, generator=generator, dtype=torch.float64)
-    line = torch.linspace(-7, 7, 281, dtype=torch.float64)
+    line = torch.linspace(-9, 9, 541, dtype=torch.float64)
     z = torch.cartesian_prod(line, line)
 
     def turned(z: Tensor, angle: float, twist: float, sign: int) -> Tensor:
