@@ -20,6 +20,7 @@ from torch.distributions import (
     StudentT,
 )
 
+from vaebook import training
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.priors import StandardNormal
@@ -45,11 +46,63 @@ def forward_by_hand(layers, x):
     return x
 
 
+def gated_by_hand(layers, x):
+    """(Wx + a) / (1 + exp(-Vx - b)) once more, in numpy; W and V lie in one matrix."""
+    for weight, bias in layers:
+        h, g = np.split(x @ weight.T + bias, 2, axis=-1)
+        x = h / (1 + np.exp(-g))
+    return x
+
+
 def arrays(layer):
     return layer.weight.detach().numpy(), layer.bias.detach().numpy()
 
 
 # Densities
+
+
+def test_gates_and_clamp_are_what_their_formulas_say():
+    encoder = GaussianEncoder(6, 2, (5, 4), gated=True, log_scale_range=(-0.1, 0.2)).double()
+    decoder = BernoulliDecoder(2, 6, (5,), gated=True).double()
+    with torch.no_grad():
+        encoder.log_scale.weight.mul_(50)
+    encoder.log_scale.bias.data += 0.05 - encoder.log_scale(encoder.body(uniform(30, 6))).mean(0).data  # see raw
+    x, z = uniform(30, 6), uniform(3, 2)
+    h = gated_by_hand([arrays(m) for m in encoder.body if isinstance(m, nn.Linear)], x.numpy())
+    (a, a0), (b, b0) = arrays(encoder.loc), arrays(encoder.log_scale)
+    raw = h @ b.T + b0
+    assert (raw < -0.1).any() and (raw > 0.2).any() and ((raw > -0.1) & (raw < 0.2)).any()
+    q = encoder(x).base_dist
+    np.testing.assert_allclose(q.loc.detach(), h @ a.T + a0, rtol=1e-12)
+    np.testing.assert_allclose(q.scale.log().detach(), raw.clip(-0.1, 0.2), atol=1e-12)
+    h = gated_by_hand([arrays(m) for m in decoder.body if isinstance(m, nn.Linear)], z.numpy())
+    weight, bias = arrays(decoder.logits)
+    np.testing.assert_allclose(decoder(z).base_dist.logits.detach(), h @ weight.T + bias, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"gated": 1}, TypeError, "gated: expected a bool, got int"),
+        ({"log_scale_range": 3.0}, TypeError, "log_scale_range: expected two numbers or None, got float"),
+        ({"log_scale_range": (1.0,)}, ValueError, "log_scale_range: expected two numbers, got 1"),
+        ({"log_scale_range": (1.0, 1.0)}, ValueError, r"log_scale_range\[1\]: expected a number > 1.0, got 1.0"),
+        ({"log_scale_range": ("a", 1.0)}, TypeError, r"log_scale_range\[0\]: expected a number, got str"),
+    ],
+)
+def test_gates_and_clamp_refuse_what_they_are_not(arguments, error, message):
+    with pytest.raises(error, match=message):
+        GaussianEncoder(6, 2, **arguments)
+
+
+def test_a_gated_model_is_saved_with_its_gates(tmp_path):
+    encoder = GaussianEncoder(6, 2, (5,), gated=True, log_scale_range=(-3, 1))
+    vae = VAE(encoder, BernoulliDecoder(2, 6, (5,), gated=True), StandardNormal(2))
+    training.save(tmp_path / "x.safetensors", vae)
+    again = training.load(tmp_path / "x.safetensors")
+    assert again.encoder.config() == encoder.config() | {"hidden": (5,)}
+    x = uniform(3, 6, dtype=torch.float32)
+    assert torch.equal(again.decoder(again.encoder(x).mean).mean, vae.decoder(encoder(x).mean).mean)
 
 
 @pytest.mark.parametrize("hidden", [(), (5,), (5, 4)])

@@ -4,8 +4,8 @@ With `q = vae.encoder(x)` and `z = q.rsample()` the evidence lower bound is one 
 `vae.decoder(z).log_prob(x) + vae.prior.log_prob(z) - q.log_prob(z)`, in nats per datum.
 
 The encoder's heads are affine maps of its last hidden layer, mu = A h + a and sigma = exp(B h + b), with nothing
-clamped; each decoder starts with an affine map of z. Statements of the book about stationary points rest on
-just that. Weights are drawn from a `torch.Generator`, never from torch's global one.
+clamped unless one asks for it; each decoder starts with an affine map of z. Statements of the book about stationary
+points rest on just that. Weights are drawn from a `torch.Generator`, never from torch's global one.
 """
 
 from __future__ import annotations
@@ -28,28 +28,37 @@ from vaebook.outputs import GreyBernoulli
 class _Network(nn.Module):
     """Hidden layers and affine heads: what the encoder and the decoders have in common.
 
-    ``sizes`` are those of input and output, by the names under which they are kept.
+    ``sizes`` are those of input and output, by the names under which they are kept. A layer is SiLU(W h + a), or with
+    gates (W h + a) sigmoid(V h + b).
     """
 
     def __init__(
-        self, sizes: dict[str, int], heads: Sequence[str], hidden: Sequence[int], generator: torch.Generator | None
+        self,
+        sizes: dict[str, int],
+        heads: Sequence[str],
+        hidden: Sequence[int],
+        generator: torch.Generator | None,
+        gated: bool = False,
     ) -> None:
         super().__init__()
         for name, size in sizes.items():
             setattr(self, name, check_int(name, size, minimum=1))
         self.hidden = _check_hidden(hidden)
+        self.gated = _check_gated(gated)
         generator = check_generator(generator) or torch.Generator().manual_seed(0)
         num_in, num_out = sizes.values()
         widths = (num_in, *self.hidden)
-        layers = [m for a, b in pairwise(widths) for m in (_linear(a, b, generator), nn.SiLU())]
+        factor, activation = (2, nn.GLU) if gated else (1, nn.SiLU)
+        layers = [m for a, b in pairwise(widths) for m in (_linear(a, factor * b, generator), activation())]
         self.body = nn.Sequential(*layers)
         for head in heads:
             self.add_module(head, _linear(widths[-1], num_out, generator))
 
     def config(self) -> dict[str, Any]:
-        """Return the arguments that make this network again, up to its weights."""
+        """Return the arguments that make this network again, up to its weights; options that are off are left out."""
         names = [name for name in inspect.signature(type(self)).parameters if name != "generator"]
-        return {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in values.items() if value is not None and value is not False}
 
     def _last_hidden(self, name: str, value: Tensor, dim: int) -> Tensor:
         check_tensor(name, value, ("...", dim), finite=False)
@@ -71,11 +80,13 @@ class GaussianEncoder(_Network):
         data_dim: P, the number of pixels.
         latent_dim: D.
         hidden: widths of the hidden layers that compute h, each followed by SiLU; () makes h(x) = x.
+        gated: layers (W h + a) · sigmoid(V h + b) in the place of SiLU(W h + a), with twice the weights.
+        log_scale_range: two numbers between which log sigma is clamped; None clamps nothing.
         generator: the source of the initial weights, uniform within ±1/√(fan-in); None means one with seed 0.
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: a size is below 1.
+        ValueError: a size is below 1, or log_scale_range is not two numbers that increase.
 
     Example:
         >>> encoder = GaussianEncoder(64, 2)
@@ -83,7 +94,8 @@ class GaussianEncoder(_Network):
         >>> q.batch_shape, q.event_shape
         (torch.Size([5]), torch.Size([2]))
 
-    Source: Kingma & Welling, Auto-Encoding Variational Bayes (2014), appendix C.2.
+    Source: Kingma & Welling, Auto-Encoding Variational Bayes (2014), appendix C.2; gates and clamp as in the code of
+    Norouzi, Fleet & Norouzi, Exemplar VAE (2020).
     """
 
     def __init__(
@@ -92,9 +104,13 @@ class GaussianEncoder(_Network):
         latent_dim: int,
         hidden: Sequence[int] = (256,),
         *,
+        gated: bool = False,
+        log_scale_range: Sequence[float] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__({"data_dim": data_dim, "latent_dim": latent_dim}, ("loc", "log_scale"), hidden, generator)
+        sizes = {"data_dim": data_dim, "latent_dim": latent_dim}
+        super().__init__(sizes, ("loc", "log_scale"), hidden, generator, gated)
+        self.log_scale_range = _check_range(log_scale_range)
 
     def forward(self, x: Tensor) -> Independent:
         """Encode.
@@ -110,7 +126,10 @@ class GaussianEncoder(_Network):
             ValueError: its last dimension is not P, it is empty, not finite, or on another device.
         """
         h = self._last_hidden("x", x, self.data_dim)
-        return _diag_normal(self.loc(h), self.log_scale(h).exp())
+        log_scale = self.log_scale(h)
+        if self.log_scale_range is not None:
+            log_scale = log_scale.clamp(*self.log_scale_range)
+        return _diag_normal(self.loc(h), log_scale.exp())
 
 
 class BernoulliDecoder(_Network):
@@ -125,6 +144,7 @@ class BernoulliDecoder(_Network):
         latent_dim: D.
         data_dim: P, the number of pixels.
         hidden: widths of the hidden layers, each followed by SiLU; () makes the logits affine in z.
+        gated: layers with gates, as of `GaussianEncoder`.
         generator: the source of the initial weights, uniform within ±1/√(fan-in); None means one with seed 0.
 
     Raises:
@@ -145,9 +165,10 @@ class BernoulliDecoder(_Network):
         data_dim: int,
         hidden: Sequence[int] = (256,),
         *,
+        gated: bool = False,
         generator: torch.Generator | None = None,
     ) -> None:
-        super().__init__({"latent_dim": latent_dim, "data_dim": data_dim}, ("logits",), hidden, generator)
+        super().__init__({"latent_dim": latent_dim, "data_dim": data_dim}, ("logits",), hidden, generator, gated)
 
     def forward(self, z: Tensor) -> Independent:
         """Decode.
@@ -353,6 +374,23 @@ def _check_hidden(hidden: object) -> tuple[int, ...]:
     if isinstance(hidden, str) or not isinstance(hidden, Sequence):
         raise TypeError(f"hidden: expected a sequence of ints, got {type(hidden).__name__}")
     return tuple(check_int(f"hidden[{i}]", width, minimum=1) for i, width in enumerate(hidden))
+
+
+def _check_gated(gated: object) -> bool:
+    if not isinstance(gated, bool):
+        raise TypeError(f"gated: expected a bool, got {type(gated).__name__}")
+    return gated
+
+
+def _check_range(limits: object) -> tuple[float, float] | None:
+    if limits is None:
+        return None
+    if isinstance(limits, str) or not isinstance(limits, Sequence):
+        raise TypeError(f"log_scale_range: expected two numbers or None, got {type(limits).__name__}")
+    if len(limits) != 2:
+        raise ValueError(f"log_scale_range: expected two numbers, got {len(limits)}")
+    low = check_number("log_scale_range[0]", limits[0])
+    return low, check_number("log_scale_range[1]", limits[1], above=low)
 
 
 def _check_scale(scale: object, min_scale: object) -> tuple[float | str, float]:
