@@ -1,21 +1,18 @@
 """Every page in a browser, with the network closed: formulas, console, accessibility, width of a phone."""
 
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 
 import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from build import build
-from filelock import FileLock
 from fingerprint import ROOT
 from pdf import find_browser, printable
-from playwright.sync_api import TimeoutError, sync_playwright
+from playwright.sync_api import TimeoutError
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="neither Chromium nor Chrome is installed")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 FROM_THE_THEME = {"label-content-name-mismatch", "region"}
-READ = {".md", ".ipynb", ".py", ".css", ".js", ".svg", ".bib", ".inv", ".json"}
 FORMULAS = """() => ({
     written: document.querySelectorAll('.math').length,
     rendered: document.querySelectorAll('mjx-container').length,
@@ -35,56 +32,6 @@ def pages():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text())
     chapters = [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
     return [toc["root"], *(page.removesuffix(".ipynb") for page in chapters)]
-
-
-@pytest.fixture(scope="session")
-def site():
-    """The site as `make test` has just built it, or a new one where it is older than what it is made of."""
-    html = ROOT / "_build" / "check" / "_build" / "html"
-    sources = [ROOT / "_config.yml", ROOT / "_toc.yml", *(p for p in (ROOT / "book").rglob("*") if is_source(p))]
-    html.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(html.with_suffix(".lock")):  # two workers must not build it at the same time
-        index = html / "index.html"
-        if not index.exists() or index.stat().st_mtime < max(source.stat().st_mtime for source in sources):
-            build(ROOT / "_build" / "check")
-    return html
-
-
-def is_source(path):
-    return path.suffix in READ and "mathjax" not in path.parts  # set-up copies that, always the same
-
-
-@pytest.fixture(scope="session")
-def browser():
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture(scope="module")
-def visit(browser, site):
-    """A context manager that opens a page of the site and collects what goes wrong, in `page.wrong`."""
-
-    @contextmanager
-    def open_page(name):
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
-        page = context.new_page()
-        page.wrong = []
-        context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: refuse(route, page))
-        page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: page.wrong.append(str(error)))
-        page.goto((site / f"{name}.html").as_uri(), wait_until="load")
-        page.wait_for_function(READY)
-        yield page
-        context.close()
-
-    return open_page
-
-
-def refuse(route, page):
-    page.wrong.append(f"asked the network for {route.request.url}")
-    route.abort()
 
 
 def violations(page, scheme):

@@ -1,0 +1,1 @@
+figures.data.draws = {"seed":3};

@@ -1,0 +1,72 @@
+"""One browser, one site: what the tests of pages and of figures share."""
+
+from contextlib import contextmanager
+
+import pytest
+from build import build
+from filelock import FileLock
+from fingerprint import ROOT
+from pdf import find_browser
+from playwright.sync_api import sync_playwright
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+READ = {".md", ".ipynb", ".py", ".css", ".js", ".svg", ".bib", ".inv", ".json"}
+READY = "() => !window.MathJax || (window.MathJax.startup?.promise && window.MathJax.startup.promise.then(() => true))"
+
+
+@pytest.fixture(scope="session")
+def site():
+    """The site as `make test` has just built it, or a new one where it is older than what it is made of."""
+    html = ROOT / "_build" / "check" / "_build" / "html"
+    sources = [ROOT / "_config.yml", ROOT / "_toc.yml", *(p for p in (ROOT / "book").rglob("*") if is_source(p))]
+    html.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(html.with_suffix(".lock")):  # two workers must not build it at the same time
+        index = html / "index.html"
+        if not index.exists() or index.stat().st_mtime < max(source.stat().st_mtime for source in sources):
+            build(ROOT / "_build" / "check")
+    return html
+
+
+def is_source(path):
+    return path.suffix in READ and "mathjax" not in path.parts  # set-up copies that, always the same
+
+
+@pytest.fixture(scope="session")
+def browser():
+    with sync_playwright() as playwright:
+        if find_browser() is None:
+            pytest.skip("neither Chromium nor Chrome is installed")
+        chromium = playwright.chromium.launch(executable_path=find_browser(), args=FLAGS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture(scope="session")
+def visit(browser, site):
+    """A context manager that opens a page of the site and collects what goes wrong, in `page.wrong`.
+
+    Without formulas a page opens in a fraction of the time.
+    """
+
+    @contextmanager
+    def open_page(name, *, formulas=True):
+        context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+        page = context.new_page()
+        page.wrong = []
+        context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: refuse(route, page))
+        page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.wrong.append(str(error)))
+        if not formulas:
+            context.route("**/tex-chtml.js*", lambda route: route.fulfill(body="", content_type="text/javascript"))
+        page.goto((site / f"{name}.html").as_uri(), wait_until="load")
+        if formulas:
+            page.wait_for_function(READY)
+        yield page
+        context.close()
+
+    return open_page
+
+
+def refuse(route, page):
+    page.wrong.append(f"asked the network for {route.request.url}")
+    route.abort()

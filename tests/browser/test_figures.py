@@ -1,0 +1,250 @@
+"""The interactive figures: real keys and a real mouse, and the numbers that they show are the package's."""
+
+import math
+from contextlib import contextmanager
+
+import figures
+import pytest
+import torch
+from fingerprint import ROOT
+from torch.distributions import Independent, Normal, kl_divergence
+
+from vaebook import DiagGaussianMixture, plots
+from vaebook.bounds import quadrature_log_prob
+from vaebook.information import mutual_information_quadrature
+from vaebook.modes import find_modes
+from vaebook.priors import StandardNormal
+
+STATIC = ROOT / "book" / "_static" / "figures"
+PAGES = {
+    "mixture": "book/intro",
+    "ghosts": "book/mixture/dimensions",
+    "sample": "book/aggregated/population",
+    "draws": "book/continuous/generative",
+}
+THREE_DIGITS = 5e-4  # relative, of what is shown with four
+
+
+class Driver:
+    """A figure in a page, as a reader with a keyboard and a mouse meets it."""
+
+    def __init__(self, page, name):
+        self.page, self.figure = page, page.locator(f"figure.interactive.{name}")
+        self.name = name
+
+    def press(self, slider, key, times=1):
+        """Press a key on a slider, and return the value that it has then."""
+        handle = self.figure.locator(f"#{self.name}-{slider}")
+        handle.focus()
+        for _ in range(times):
+            self.page.keyboard.press(key)
+        self.settle()
+        return float(handle.input_value())
+
+    def value(self, slider):
+        return float(self.figure.locator(f"#{self.name}-{slider}").input_value())
+
+    def shown(self, tile):
+        """Return the number that a reader reads, within what its rounding leaves."""
+        return float(self.figure.locator(f"[data-value={tile}]").inner_text().replace("−", "-"))
+
+    def state(self):
+        return self.page.evaluate(f"figures.live.{self.name}.state")
+
+    def settle(self):
+        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    def drag(self, canvas, start, end):
+        """Drag from one point of a canvas to another, both in parts of its size."""
+        self.figure.locator("canvas").nth(canvas).scroll_into_view_if_needed()
+        box = self.figure.locator("canvas").nth(canvas).bounding_box()
+        points = [(box["x"] + u * box["width"], box["y"] + v * box["height"]) for u, v in (start, end)]
+        self.page.mouse.move(*points[0])
+        self.page.mouse.down()
+        self.page.mouse.move(*points[1], steps=4)
+        self.page.mouse.up()
+        self.settle()
+
+
+@pytest.fixture
+def drive(visit):
+    @contextmanager
+    def driver(name):
+        with visit(PAGES[name], formulas=False) as page:
+            picture, stage = (page.locator(f"figure.interactive.{name} {part}") for part in ("img", ".stage"))
+            assert not picture.is_visible()
+            yield Driver(page, name)
+            page.emulate_media(media="print")
+            assert picture.is_visible()
+            assert not stage.is_visible()
+            assert page.wrong == []
+
+    return driver
+
+
+def double(values):
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def gaussians(name, num, width, dims):
+    """The mixture of a figure's first data at this width."""
+    data = figures.read(name)
+    loc, ratio = (double(data[key])[:num, :dims] for key in ("loc", "ratio"))
+    return DiagGaussianMixture(loc, width * ratio)
+
+
+def grid(q, num=401):
+    """Points that cover a mixture in the plane, and the area of each."""
+    sides = [torch.linspace(*ends, num, dtype=torch.float64) for ends in box(q)]
+    return torch.cartesian_prod(*sides), math.prod(float(side[1] - side[0]) for side in sides)
+
+
+def box(q):
+    low, high = (q.loc - 8 * q.scale).min(0).values, (q.loc + 8 * q.scale).max(0).values
+    return list(zip(low.tolist(), high.tolist(), strict=True))
+
+
+def entropy(q):
+    points, area = grid(q)
+    log_q = q.log_prob(points)
+    return float(-(log_q.exp() * log_q).sum() * area)
+
+
+@pytest.mark.parametrize("keys", [0, 25])
+def test_mixture_on_the_line(drive, keys):
+    with drive("mixture") as figure:
+        width = 10 ** figure.press("width", "ArrowRight", keys)
+        num = round(figure.press("num", "ArrowRight"))
+        z = double([[figure.press("z1", "ArrowLeft", 30)]])
+        q = gaussians("mixture", num, width, 1)
+        information = mutual_information_quadrature(q)
+        assert figure.shown("components") == num == 6
+        assert figure.shown("information") == pytest.approx(information, rel=THREE_DIGITS)
+        assert figure.shown("codes") == pytest.approx(math.exp(information), rel=THREE_DIGITS)
+        starts = torch.linspace(-4, 4, 81, dtype=torch.float64)[:, None]
+        assert figure.shown("modes") == len(find_modes(q, starts, separation=0.01))
+        state = figure.state()
+        assert state["logProb"] == pytest.approx(float(q.log_prob(z)), rel=1e-6)
+        assert state["responsibilities"] == pytest.approx(q.responsibilities(z)[0].tolist(), abs=1e-6)
+
+
+def test_mixture_in_the_plane(drive):
+    with drive("mixture") as figure:
+        figure.figure.get_by_label("in the plane").check()
+        width = 10 ** figure.press("width", "ArrowRight", 12)
+        figure.drag(0, (0.5, 0.5), (0.3, 0.6))
+        z = double([[figure.value("z1"), figure.value("z2")]])
+        assert z[0, 0] < 0
+        q = gaussians("mixture", 5, width, 2)
+        information = entropy(q) - float(Independent(Normal(q.loc, q.scale), 1).entropy().mean())
+        assert figure.shown("information") == pytest.approx(information, rel=THREE_DIGITS)
+        assert figure.shown("modes") == len(find_modes(q, grid(q, 25)[0], separation=0.01))
+        state = figure.state()
+        assert state["logProb"] == pytest.approx(float(q.log_prob(z)), rel=1e-6)
+        assert state["responsibilities"] == pytest.approx(q.responsibilities(z)[0].tolist(), abs=1e-6)
+
+
+def test_ghosts(drive):
+    with drive("ghosts") as figure:
+        num = round(figure.press("num", "ArrowRight"))
+        width = figure.press("width", "ArrowRight", 4)
+        before = figure.value("z1")
+        figure.drag(0, (0.5, 0.5), (0.62, 0.42))  # takes hold of the code nearest to the middle, which is another one
+        assert figure.value("z1") != before
+        state = figure.state()["q"]
+        q = DiagGaussianMixture(double(state["loc"]), double(state["scale"]))
+        untouched = gaussians("ghosts", num, width, 2)
+        assert int((q.loc - untouched.loc).abs().gt(0.02).any(1).sum()) == 1  # sliders round to hundredths
+        assert torch.allclose(q.scale, untouched.scale)
+        points, area = grid(q)
+        excess = q.log_prob(points) - q.log_prob_marginals(points).sum(-1)
+        correlation = float((q.log_prob(points).exp() * excess).sum() * area)
+        assert figure.shown("correlation") == pytest.approx(correlation, rel=THREE_DIGITS)
+        assert figure.shown("mixture") == len(find_modes(q, grid(q, 25)[0], separation=0.01))
+        margins = [DiagGaussianMixture(q.loc[:, [j]], q.scale[:, [j]]) for j in (0, 1)]
+        starts = torch.linspace(-4, 4, 81, dtype=torch.float64)[:, None]
+        assert figure.shown("product") == math.prod(len(find_modes(m, starts, separation=0.01)) for m in margins)
+
+
+@pytest.mark.parametrize("source", ["two groups", "equal to the prior"])
+def test_sample(drive, source):
+    with drive("sample") as figure:
+        figure.figure.get_by_label(source).check()
+        figure.figure.get_by_role("button").click()
+        num = round(2 ** figure.press("num", "ArrowLeft", 2))
+        width = figure.press("width", "ArrowRight", 3)
+        state = figure.state()
+        q, whole = (
+            DiagGaussianMixture(*(double(state[key][part]) for part in ("loc", "scale"))) for key in ("q", "population")
+        )
+        assert figure.shown("num") == num == q.num_components
+        assert torch.allclose(q.scale, torch.full_like(q.scale, width))
+        u = torch.linspace(-8, 8, 161, dtype=torch.float64)
+        weight = Normal(0.0, 1.0).log_prob(u).exp() * (u[1] - u[0])
+        plug_in, left_out = figures.closing(q.loc, width, u, weight)
+        assert figure.shown("plug_in") == pytest.approx(plug_in, rel=THREE_DIGITS)
+        assert figure.shown("left_out") == pytest.approx(left_out, rel=THREE_DIGITS)
+        z = torch.linspace(-9, 9, 2001, dtype=torch.float64)[:, None]
+        excess = whole.log_prob(z) - StandardNormal(1).double().log_prob(z)
+        mismatch = float(torch.trapezoid(whole.log_prob(z).exp() * excess, z[:, 0]))
+        assert figure.shown("population") == pytest.approx(mismatch, rel=THREE_DIGITS, abs=1e-9)
+
+
+def test_draws(drive):
+    with drive("draws") as figure:
+        figure.figure.get_by_role("button").click()
+        num = round(2 ** figure.press("num", "ArrowRight", 3))
+        scale = 10 ** figure.press("noise", "ArrowLeft", 5)
+        figure.drag(0, (0.5, 0.5), (0.33, 0.5))
+        x = double([[figure.value("x")]])
+        means = double(figure.state()["means"])[:, None]
+        assert figure.shown("num") == num == len(means)
+        average = DiagGaussianMixture(means, torch.full_like(means, scale)).log_prob(x)
+        assert figure.shown("estimate") == pytest.approx(float(average), rel=THREE_DIGITS)
+        decoder = lambda z: Independent(Normal(z + torch.sin(3 * z), scale), 1)  # noqa: E731
+        exact = quadrature_log_prob(decoder, StandardNormal(1).double(), x)
+        assert figure.shown("exact") == pytest.approx(float(exact), rel=THREE_DIGITS)
+        z = torch.linspace(-8, 8, 16001, dtype=torch.float64)[:, None]
+        posterior = decoder(z).log_prob(x) + StandardNormal(1).double().log_prob(z) - exact
+        kl = torch.trapezoid(posterior.exp() * (decoder(z).log_prob(x) - exact), z[:, 0])
+        assert figure.shown("cost") == pytest.approx(math.exp(float(kl)), rel=THREE_DIGITS)
+
+
+def test_draws_of_the_figures_are_standard_normal(visit):
+    with visit(PAGES["draws"], formulas=False) as page:
+        draws = double(
+            page.evaluate(
+                "() => { const g = figures.gaussians.draws(7).normal; return Array.from({length: 20000}, g); }"
+            )
+        )
+    assert kl_divergence(Normal(draws.mean(), draws.std()), Normal(double(0.0), double(1.0))) < 1e-3
+    assert (draws < 1).double().mean() == pytest.approx(0.8413, abs=0.012)
+
+
+def test_static_picture_stands_without_scripts(browser, site):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    for name, place in PAGES.items():
+        page.goto((site / f"{place}.html").as_uri())
+        assert page.locator(f"figure.interactive.{name} img").is_visible()
+    context.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_scripts_and_data_are_light(name):
+    files = [STATIC / f"{kind}" for kind in ("core.js", "gaussians.js", "figures.css", f"{name}.js", f"{name}.data.js")]
+    assert sum(path.stat().st_size for path in files) <= 150_000
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_data_are_what_the_package_gives(name):
+    new, stored = figures.FIGURES[name][0](), figures.read(name)
+    assert new.keys() == stored.keys()
+    for key, value in stored.items():
+        torch.testing.assert_close(double(new[key]), double(value), rtol=0.0, atol=2e-3)
+
+
+def test_colours_are_those_of_the_book():
+    css = (STATIC / "figures.css").read_text(encoding="utf-8")
+    for k, color in enumerate(plots.COLORS):
+        assert f"--c{k}: {color.lower()};" in css
