@@ -14,13 +14,10 @@ import vaebook
 PACKAGE = Path(vaebook.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))
 ALL = sorted(PACKAGE.rglob("*.py"))
-CODE_LINES = 3_910
+CODE_LINES = 3_881
 """Of the package without docstrings and claims. The aim is 2,400: this number may only fall."""
 FILE_LINES = 300
 LONG = {
-    "mixture.py": 608,
-    "priors.py": 653,
-    "models.py": 404,
     "npmle.py": 332,
     "registry.py": 330,
     "selection.py": 321,

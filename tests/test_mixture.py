@@ -539,7 +539,7 @@ def test_draws_from_more_components_than_multinomial_takes(monkeypatch, num):
     log_weight = q.log_weight.clone()
     log_weight[[0, -1]] = -torch.inf
     q = DiagGaussianMixture(q.loc, q.scale, log_weight.log_softmax(0))
-    monkeypatch.setattr("vaebook.mixture.CATEGORIES", num - 1)
+    monkeypatch.setattr("vaebook.gaussians.CATEGORIES", num - 1)
     z, n = q.sample_with_index((20_000,), generator=torch.Generator().manual_seed(0))
     assert z.shape == (20_000, 1) and not bool(((n == 0) | (n == num - 1)).any())
     counts = np.bincount(n.numpy(), minlength=num)[1:-1]

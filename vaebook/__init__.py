@@ -13,13 +13,18 @@ The layers, from the top down; each imports only from those below it:
     what the KL term consists of; brackets for the population; integrals over one or two latents; files;
     probabilistic PCA; tilted mixtures
 `aggregate` `models` `priors`
-    the aggregated posterior of any encoder; networks that return distributions; what takes the place of p(z)
+    the aggregated posterior of any encoder; a VAE of three parts; what takes the place of p(z)
+`code_priors` `gmm`
+    priors made of an encoder's codes: VampPrior, exemplars; mixtures with full covariances, given or fitted
 `adapters`
     the doors: anybody's encoder, decoder, prior and data, adapted once
-`certificates` `modes` `parts`
-    bounds without samples, and MMD; the modes of a mixture; encoders, decoders and priors behind the door
+`certificates` `modes` `networks` `parts`
+    bounds without samples, and MMD; the modes of a mixture; networks that return distributions; encoders, decoders
+    and priors behind the door
 `mixture` `outputs`
     `DiagGaussianMixture`, the object that the book is about; what encoders and decoders return
+`gaussians` `sums`
+    what a mixture is made of, its moments and draws; its density, prepared once and differentiable
 `clusters` `estimators` `evaluation` `npmle` `data` `plots`
     the sum over the components that matter; standard errors, batches; evaluation mode; the best prior for a
     decoder; data sets; figures

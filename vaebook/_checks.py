@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, Normal
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes in which values are taken."""
+NORMALISATION = 1e-5
+"""How far from 0 the log-sum of log-weights may be: more is a mistake, less the rounding of single precision."""
 
 
 def check_tensor(
@@ -81,15 +82,32 @@ def check_same_device(**tensors: Tensor) -> None:
         raise ValueError(f"{next(iter(devices))}: expected all arguments on one device, got {got}")
 
 
-def check_diag_normal(name: str, value: object, num: int) -> Independent:
-    """Check that an encoder returned ``num`` Gaussians with diagonal covariance, Independent(Normal, 1)."""
-    if not (
-        isinstance(value, Independent) and isinstance(value.base_dist, Normal) and value.reinterpreted_batch_ndims == 1
-    ):
-        got = "Normal without an event dimension" if isinstance(value, Normal) else type(value).__name__
-        raise TypeError(f"{name}: expected it to return Independent(Normal, 1), got {got}")
-    if value.batch_shape != (num,):
-        raise ValueError(f"{name}: expected batch shape ({num},), got {tuple(value.batch_shape)}")
+def check_index(name: str, value: object, shape: Sequence[int]) -> Tensor:
+    """Check for a tensor of indices of a given shape."""
+    if not isinstance(value, Tensor) or value.dtype != torch.long:
+        got = getattr(value, "dtype", type(value).__name__)
+        raise TypeError(f"{name}: expected a tensor of dtype torch.int64, got {got}")
+    if value.shape != tuple(shape):
+        raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
+    return value
+
+
+def check_log_weight(log_weight: Tensor) -> Tensor:
+    """Check that log-weights are those of probabilities, and return the logarithm of their sum, which is nearly 0."""
+    total = log_weight.detach().double().logsumexp(0)
+    allowed = max(NORMALISATION, 8 * torch.finfo(log_weight.dtype).eps)  # weights in half precision are rough
+    if not abs(float(total)) <= allowed:  # also catches nan
+        raise ValueError(
+            f"log_weight: expected natural logarithms that log-sum to 0 within {allowed:g}, got {float(total):.6g}; "
+            "torch.log_softmax(log_weight, 0) normalises them"
+        )
+    return total
+
+
+def check_bool(name: str, value: object) -> bool:
+    """Check for True or False."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
     return value
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from vaebook._checks import check_positive, check_tensor
 from vaebook.adapters import adapt_codes
 from vaebook.evaluation import Data
-from vaebook.mixture import DiagGaussianMixture
+from vaebook.mixture import DiagGaussianMixture, check_mixture
 from vaebook.outputs import Spread
 
 
@@ -91,9 +91,7 @@ def merge_duplicates(q_agg: DiagGaussianMixture) -> tuple[DiagGaussianMixture, T
 
     Source: this book, chapter mixture/index (claim index/duplicates).
     """
-    if not isinstance(q_agg, DiagGaussianMixture):
-        raise TypeError(f"q_agg: expected a DiagGaussianMixture, got {type(q_agg).__name__}")
-    rows = torch.cat([q_agg.loc, q_agg.scale], 1).detach()
+    rows = torch.cat([check_mixture("q_agg", q_agg).loc, q_agg.scale], 1).detach()
     _, group, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
     position = torch.arange(len(rows), device=rows.device)
     first = torch.full_like(counts, len(rows)).scatter_reduce(0, group, position, "amin")

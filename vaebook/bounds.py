@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import check_generator, check_int, check_number
+from vaebook._checks import at_least_single, check_bool, check_generator, check_index, check_int, check_number
 from vaebook.adapters import AdaptedVAE, adapt_decoder, adapt_vae, optional
 from vaebook.evaluation import Condition
 from vaebook.integrals import Joint, encode, integrand, log_evidence
@@ -78,7 +78,7 @@ def elbo(
     z, log_q = _draw(q, num_samples, generator)
     kl = optional(joint.prior, "kl")
     cost = log_q - joint.log_prior(z) if kl is None else kl(q.loc, q.scale)
-    return (joint.log_likelihood(z) - beta * cost).mean(0).to(_dtype(x))
+    return (joint.log_likelihood(z) - beta * cost).mean(0).to(at_least_single(x.dtype))
 
 
 def iwae_bound(
@@ -128,7 +128,9 @@ def iwae_bound(
         z, log_q = _draw(q, size, generator)
         return joint(z) - log_q
 
-    return _log_mean(log_weight, num_samples, joint.chunk if chunk_size is None else chunk_size).to(_dtype(x))
+    return _log_mean(log_weight, num_samples, joint.chunk if chunk_size is None else chunk_size).to(
+        at_least_single(x.dtype)
+    )
 
 
 def prior_sample_log_prob(
@@ -174,15 +176,13 @@ def prior_sample_log_prob(
     vae = adapt_decoder(decoder, prior)
     x, condition = vae.data(x, condition)
     check_generator(generator)
-    if not isinstance(shared, bool):
-        raise TypeError(f"shared: expected a bool, got {type(shared).__name__}")
-    joint, rows = Joint(vae, x, condition), 1 if shared else len(x)
+    joint, rows = Joint(vae, x, condition), 1 if check_bool("shared", shared) else len(x)
 
     def log_weight(size: int) -> Tensor:
         return joint.log_likelihood(vae.prior.sample((size, rows), generator=generator).to(x.device))
 
     with torch.no_grad(), vae.evaluating(x, condition):
-        return _log_mean(log_weight, num_samples, joint.chunk).to(_dtype(x))
+        return _log_mean(log_weight, num_samples, joint.chunk).to(at_least_single(x.dtype))
 
 
 def quadrature_log_prob(
@@ -245,12 +245,7 @@ def _without(prior: Any, index: object, num: int) -> Any:
         return prior
     if optional(prior, "leave_one_out") is None:
         raise TypeError(f"index: expected None for a prior without leave_one_out, got one for {type(prior).__name__}")
-    if not isinstance(index, Tensor) or index.dtype != torch.long:
-        got = getattr(index, "dtype", type(index).__name__)
-        raise TypeError(f"index: expected a tensor of dtype torch.int64, got {got}")
-    if index.shape != (num,):
-        raise ValueError(f"index: expected shape ({num},), one for each datum, got {tuple(index.shape)}")
-    return prior.leave_one_out(index)
+    return prior.leave_one_out(check_index("index", index, (num,)))
 
 
 def _draw(q: Normal, num_samples: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
@@ -271,7 +266,3 @@ def _log_mean(log_weight: Callable[[int], Tensor], num_samples: int, size: int) 
     starts = range(0, num_samples, size)
     parts = [log_weight(min(size, num_samples - start)).logsumexp(0) for start in starts]
     return torch.stack(parts).logsumexp(0) - math.log(num_samples)
-
-
-def _dtype(x: Tensor) -> torch.dtype:
-    return torch.promote_types(x.dtype, torch.float32)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vaebook._checks import check_int, check_number
-from vaebook.mixture import DiagGaussianMixture
+from vaebook.mixture import DiagGaussianMixture, check_mixture
 
 BLOCK = 2**16
 """Pairs of components held at once (half a MiB a matrix, for the cache); those of one component are the least."""
@@ -167,9 +167,7 @@ def mmd_squared(q_agg: DiagGaussianMixture, bandwidth: float) -> float:
 
 def _components(q_agg: object) -> tuple[Tensor, Tensor, Tensor]:
     """Means, scales and weights of the components of positive weight, in float64 and without gradients."""
-    if not isinstance(q_agg, DiagGaussianMixture):
-        raise TypeError(f"q_agg: expected a DiagGaussianMixture, got {type(q_agg).__name__}")
-    log_weight, loc, scale = (x.detach() for x in q_agg.components())
+    log_weight, loc, scale = (x.detach() for x in check_mixture("q_agg", q_agg).components())
     used = log_weight.exp() > 0
     return loc[used], scale[used], log_weight[used].exp()
 

@@ -21,7 +21,7 @@ from torch.distributions import Normal
 from vaebook._checks import check_all, check_int, check_number
 from vaebook.adapters import Prior, adapt_prior, components, optional
 from vaebook.estimators import Estimate, estimate
-from vaebook.mixture import DiagGaussianMixture
+from vaebook.mixture import DiagGaussianMixture, check_mixture
 from vaebook.priors import StandardNormal
 
 
@@ -224,9 +224,7 @@ def mutual_information_quadrature(
 
     Source: the definition; on the rule, Trefethen & Weideman, SIAM Review 56 (2014), section 5.
     """
-    if not isinstance(q_agg, DiagGaussianMixture):
-        raise TypeError(f"q_agg: expected a DiagGaussianMixture, got {type(q_agg).__name__}")
-    if q_agg.event_shape[0] != 1:
+    if check_mixture("q_agg", q_agg).event_shape[0] != 1:
         raise ValueError(f"q_agg: expected dimension 1, got {q_agg.event_shape[0]}; use mutual_information")
     check_number("tolerance", tolerance, above=0)
     check_int("max_nodes", max_nodes, minimum=3)
@@ -250,9 +248,7 @@ def mutual_information_quadrature(
 
 def _components(q_agg: object) -> tuple[Tensor, Tensor, Tensor]:
     """Log-weights, means and scales in float64, without gradients."""
-    if not isinstance(q_agg, DiagGaussianMixture):
-        raise TypeError(f"q_agg: expected a DiagGaussianMixture, got {type(q_agg).__name__}")
-    return tuple(part.detach().double() for part in q_agg.components())
+    return tuple(part.detach() for part in check_mixture("q_agg", q_agg).components())
 
 
 def _draw(q_agg: object, num_samples: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vaebook._checks import check_int, check_number, check_tensor
-from vaebook.mixture import DiagGaussianMixture
+from vaebook.mixture import DiagGaussianMixture, check_mixture
 
 
 def find_modes(
@@ -49,12 +49,10 @@ def find_modes(
 
     Source: Carreira-Perpiñán, Mode-finding for mixtures of Gaussian distributions (2000), section 3.
     """
-    if not isinstance(q, DiagGaussianMixture):
-        raise TypeError(f"q: expected a DiagGaussianMixture, got {type(q).__name__}")
     check_int("max_steps", max_steps, minimum=1)
     check_number("tolerance", tolerance, above=0)
     check_number("separation", separation, above=0)
-    log_weight, loc, scale = (x.detach() for x in q.components())
+    log_weight, loc, scale = (x.detach() for x in check_mixture("q", q).components())
     z = loc if starts is None else check_tensor("starts", starts, ("S", q.latent_dim)).double()
     # About the origin and in units of the smallest scale: elsewhere the last digits would never come to rest.
     origin, unit = loc.mean(0), scale.min()

@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 
-from vaebook._checks import check_all, check_int, check_number, check_same_device, check_tensor
+from vaebook._checks import check_all, check_int, check_log_weight, check_number, check_same_device, check_tensor
 
 LogLikelihood = Callable[[Tensor], Tensor]
 """Places z (K, D) → log p(x_n|z_k), (N, K), float64, differentiable in z."""
@@ -326,7 +326,4 @@ def _check_log_weight(log_weight: Tensor | None, terms: Tensor) -> Tensor:
         return terms.new_full(terms.shape[1:], -math.log(terms.shape[1]))
     check_tensor("log_weight", log_weight, tuple(terms.shape[1:]), finite=False)
     check_same_device(log_weight=log_weight, log_likelihood=terms)
-    total = float(log_weight.double().logsumexp(0))
-    if not abs(total) <= 1e-5:  # also catches nan
-        raise ValueError(f"log_weight: expected natural logarithms that log-sum to 0 within 1e-05, got {total:.6g}")
-    return log_weight.double() - total
+    return log_weight.double() - check_log_weight(log_weight)

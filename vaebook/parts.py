@@ -40,6 +40,20 @@ class Prior(Protocol):
         ...
 
 
+class PriorModule(nn.Module):
+    """A prior that is a module, described by sizes and tensors."""
+
+    latent_dim: int
+
+    def config(self) -> dict[str, int]:
+        """Return the sizes that, with its tensors, make this prior again."""
+        return {"latent_dim": self.latent_dim}
+
+    def extra_repr(self) -> str:
+        """Show the sizes in `repr`."""
+        return ", ".join(f"{name}={size}" for name, size in (self.config() | PriorModule.config(self)).items())
+
+
 def components(prior: Prior) -> Components | None:
     """Return the Gaussian components of a prior, None if it is not known to be a mixture of Gaussians."""
     ask = getattr(prior, "components", None)

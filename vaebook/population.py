@@ -25,7 +25,7 @@ from torch.distributions import Normal
 
 from vaebook._checks import check_all, check_generator, check_int, check_number
 from vaebook.adapters import adapt_prior
-from vaebook.mixture import DiagGaussianMixture
+from vaebook.mixture import DiagGaussianMixture, check_mixture
 from vaebook.priors import GaussianMixture, fit_gmm
 
 GROUPS = 20
@@ -146,11 +146,9 @@ class _Drawn:
     """Draws of z, one or more from each of some data; and what the groups of data give to the density there."""
 
     def __init__(self, q_agg: DiagGaussianMixture, num_samples: int, generator: torch.Generator | None) -> None:
-        if not isinstance(q_agg, DiagGaussianMixture):
-            raise TypeError(f"q_agg: expected a DiagGaussianMixture, got {type(q_agg).__name__}")
         check_int("num_samples", num_samples, minimum=2 * GROUPS)
         check_generator(generator)
-        q, num = q_agg.double(), q_agg.num_components
+        q, num = check_mixture("q_agg", q_agg).double(), q_agg.num_components
         weight = q.log_weight + math.log(num)
         check_all("q_agg", weight, weight.abs() < 1e-5, "components of equal weight, one for each datum")
         if num < 2 * GROUPS:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vaebook import bounds, data
-from vaebook._checks import check_all, check_generator, check_int, check_number
+from vaebook._checks import check_all, check_bool, check_generator, check_int, check_number
 from vaebook.adapters import AdaptedVAE, adapt_vae, optional
 from vaebook.checkpoint import load, load_density, save, save_density
 from vaebook.evaluation import Condition, blaming, take
@@ -248,8 +248,7 @@ def _check_settings(
 
 def _check_choices(patience: object, validation: object, **flags: object) -> None:
     for name, flag in flags.items():
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name}: expected a bool, got {type(flag).__name__}")
+        check_bool(name, flag)
     if patience is not None:
         check_int("patience", patience, minimum=1)
         if validation is None:
