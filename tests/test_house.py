@@ -30,11 +30,6 @@ LONG = {
 DOORS = {"adapters.py", "parts.py", "outputs.py", "evaluation.py"}
 OUTSIDE = ("prior", "latent", "encoder", "decoder", "encode", "decode", "vae", "model", "decoded", "q_x")
 """Names that a prior, an encoder, a decoder or a VAE goes by, alone or as the last word of a name."""
-EXCEPTIONS = {
-    "checkpoint.py": "save keeps models made here, whose parts it can make again",
-    "models.py": "VAE puts together modules made here, or of one's own, before any door can adapt them",
-    "training.py": "fit trains the object that it was given, where that is a module with all of the parameters",
-}
 PROBES = {"isinstance", "issubclass", "type", "hasattr", "callable", "getattr"}
 OPTIONAL = {"components", "leave_one_out", "kl", "config"}
 """What a prior may offer beyond the rest: asked for by name, it is asked, not inspected."""
@@ -79,7 +74,7 @@ def code_lines(text):
 
 @pytest.mark.parametrize(
     "path",
-    [f for f in ALL if f.name not in DOORS and f.name not in EXCEPTIONS],
+    [f for f in ALL if f.name not in DOORS],
     ids=lambda p: str(p.relative_to(PACKAGE)),
 )
 def test_beyond_the_doors_nothing_asks_what_came_from_outside(path):

@@ -828,7 +828,7 @@ def test_bad_arguments_of_save_and_load(tmp_path):
     with pytest.raises(ValueError, match=r"^path: expected a file in a folder that exists, got .*nowhere"):
         save(tmp_path / "nowhere" / "vae", small_vae())
     for vae in (None, nn.Linear(2, 2), small_vae().state_dict()):
-        with pytest.raises(TypeError, match=r"^vae: expected a vaebook.models.VAE, got"):
+        with pytest.raises(TypeError, match=r"^vae: expected a VAE, got"):
             save(path, vae)
     for config, error in (([1], TypeError), ({"a": object()}, TypeError), ({"a": float("nan")}, ValueError)):
         with pytest.raises(error, match=r"^config: expected"):
@@ -838,7 +838,7 @@ def test_bad_arguments_of_save_and_load(tmp_path):
         with pytest.raises(FileNotFoundError, match=r"^path: expected a complete safetensors file"):
             load(missing)
     save(path, small_vae())
-    with pytest.raises(TypeError, match=r"^vae: expected a vaebook.models.VAE, got Linear"):
+    with pytest.raises(TypeError, match=r"^vae: expected a VAE, got Linear"):
         load(path, nn.Linear(2, 2))
 
 

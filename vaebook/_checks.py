@@ -10,11 +10,12 @@ import math
 import warnings
 from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+T = TypeVar("T")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes in which values are taken."""
 NORMALISATION = 1e-5
@@ -127,6 +128,13 @@ def check_spread(name: str, value: Tensor) -> Tensor:
         return value
     check_tensor(name, value, ("...",))
     return check_positive(name, value.double()).sqrt() if name == "var" else (0.5 * value.double()).exp()
+
+
+def check_type(name: str, value: object, kind: type[T], hint: str = "") -> T:
+    """Check that an argument is of a class of this package."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}{hint}")
+    return value
 
 
 def check_int(name: str, value: object, *, minimum: int, maximum: int = 2**63 - 1) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -19,30 +20,17 @@ from vaebook._checks import check_generator, check_int, check_tensor
 from vaebook.evaluation import (
     Condition,
     Data,
+    accepted,
     batches,
     check_condition,
     dtype_of,
     evaluation_mode,
-    explained,
     modules_of,
     take,
+    whole,
 )
 from vaebook.outputs import Likelihood, Spread, check_spread
-from vaebook.parts import PROBE, Components, Decoder, Encoder, Prior, adapt_prior, check_event, components, optional
-
-__all__ = [
-    "AdaptedVAE",
-    "Components",
-    "Prior",
-    "adapt",
-    "adapt_codes",
-    "adapt_decoder",
-    "adapt_encoder",
-    "adapt_prior",
-    "adapt_vae",
-    "components",
-    "optional",
-]
+from vaebook.parts import PROBE, Decoder, Encoder, Prior, adapt_prior, check_event
 
 
 class AdaptedVAE(nn.Module):
@@ -81,6 +69,13 @@ class AdaptedVAE(nn.Module):
         return next((shape.numel() for shape in shapes if shape is not None), None)
 
     @property
+    def holder(self) -> nn.Module:
+        """The module that has all weights and buffers: the model as it came, if it is one, or else this."""
+        every = {id(tensor) for tensor in self.state_dict(keep_vars=True).values()}
+        states = ((part, part.state_dict(keep_vars=True)) for part in self.parts)
+        return next((part for part, state in states if every <= {*map(id, state.values())}), self)
+
+    @property
     def prior(self) -> Prior:
         """The prior; the standard normal where none was given."""
         if self._prior is None:
@@ -94,9 +89,7 @@ class AdaptedVAE(nn.Module):
 
     def data(self, x: object, condition: object = None, *, name: str = "x", least: int = 1) -> tuple[Tensor, Condition]:
         """Check data (N, …), in one piece or in batches, and their condition."""
-        parts = [part for part, _ in self.batches(x, 2**62, condition, name)]
-        with explained(name, "batches of one shape and kind"):
-            x = parts[0] if len(parts) == 1 else torch.cat(parts)
+        x = self._shaped(whole(name, x, self.dtype), name)
         if len(x) < least:
             raise ValueError(f"{name}: expected at least {least} data, got {len(x)}")
         condition = self.condition(condition, len(x))
@@ -108,20 +101,37 @@ class AdaptedVAE(nn.Module):
     def batches(self, data: Data, size: int, condition: Any = None, name: str = "x") -> Iterator[Any]:
         """Yield batches of data and of their condition, each datum in the shape that the model expects."""
         for x, rows in batches(data, size, self.condition(condition, None), self.dtype, name):
-            shape = self.data_shape or x.shape[1:]
-            if x.shape[1:].numel() != shape.numel():
-                raise ValueError(f"{name}: expected data of shape {tuple(shape)}, got {tuple(x.shape[1:])}")
-            yield x.reshape(len(x), *shape), rows
+            yield self._shaped(x, name), rows
+
+    def _shaped(self, x: Tensor, name: str) -> Tensor:
+        shape = self.data_shape or x.shape[1:]
+        if x.shape[1:].numel() != shape.numel():
+            raise ValueError(f"{name}: expected data of shape {tuple(shape)}, got {tuple(x.shape[1:])}")
+        return x.reshape(len(x), *shape)
 
     def condition(self, condition: Any, num: int | None) -> Condition:
         """Check the condition of ``num`` data; None stands for the one that was given to `adapt`."""
         condition = self._condition if condition is None else condition
         if len(self._names) == 1 and not isinstance(condition, Mapping | None):
             condition = {self._names[0]: condition}
+        if condition is None and not self._needed():
+            return None
         given = list(condition) if isinstance(condition, Mapping) else type(condition).__name__
-        if self._names and (isinstance(given, str) or set(given) != set(self._names)):
+        if self._names and (isinstance(given, str) or not self._needed() <= set(given) <= set(self._names)):
             raise ValueError(f"condition: expected {', '.join(self._names)} by name, got {given}")
         return check_condition(condition, num, *self._sources)
+
+    def _needed(self) -> set[str]:
+        """Names of conditions that the parts at hand take: the others may be left out."""
+        sources = [part.source for part in (self.encoder, self.decoder) if part is not None]
+        return {name for name in self._names if any(accepted(source, {name: None}) for source in sources)}
+
+    def only(self, **changes: Any) -> AdaptedVAE:
+        """Return the same without one of its parts: conditions that only that part takes may be left out."""
+        other = copy(self)
+        for name, value in changes.items():
+            setattr(other, name, value)
+        return other
 
     def encode(self, x: Tensor, condition: Condition = None) -> Independent:
         """Encode x (B, …): batch shape (B,), event shape (D,)."""
@@ -262,15 +272,16 @@ def adapt_encoder(encoder: Any, spread: Spread = "std") -> Encoder:
 
 
 def adapt_codes(encoder: Any, spread: Spread = "std") -> AdaptedVAE:
-    """Adapt an encoder for its codes alone: a VAE without a decoder; an adapted VAE stays as it is."""
+    """Adapt an encoder for its codes alone: a VAE without a decoder."""
     adapted = adapt_encoder(encoder, spread)
-    return encoder if isinstance(encoder, AdaptedVAE) else AdaptedVAE(adapted, None)
+    return encoder.only(decoder=None) if isinstance(encoder, AdaptedVAE) else AdaptedVAE(adapted, None)
 
 
 def adapt_decoder(decoder: Any, prior: Any) -> AdaptedVAE:
     """Adapt a decoder and a prior: a VAE without an encoder."""
     if isinstance(decoder, AdaptedVAE):
-        decoder = decoder.decoder
+        prior = decoder.prior if prior is None else adapt_prior(prior, decoder.latent_dim)
+        return decoder.only(encoder=None, _prior=prior)
     return AdaptedVAE(None, decoder if isinstance(decoder, Decoder) else Decoder(decoder), prior)
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_positive, check_tensor
+from vaebook._checks import check_positive, check_tensor, check_type
 from vaebook.adapters import adapt_codes
 from vaebook.evaluation import Data
-from vaebook.mixture import DiagGaussianMixture, check_mixture
+from vaebook.mixture import DiagGaussianMixture
 from vaebook.outputs import Spread
 
 
@@ -91,7 +91,7 @@ def merge_duplicates(q_agg: DiagGaussianMixture) -> tuple[DiagGaussianMixture, T
 
     Source: this book, chapter mixture/index (claim index/duplicates).
     """
-    rows = torch.cat([check_mixture("q_agg", q_agg).loc, q_agg.scale], 1).detach()
+    rows = torch.cat([check_type("q_agg", q_agg, DiagGaussianMixture).loc, q_agg.scale], 1).detach()
     _, group, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
     position = torch.arange(len(rows), device=rows.device)
     first = torch.full_like(counts, len(rows)).scatter_reduce(0, group, position, "amin")

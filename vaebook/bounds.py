@@ -17,9 +17,10 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vaebook._checks import at_least_single, check_bool, check_generator, check_index, check_int, check_number
-from vaebook.adapters import AdaptedVAE, adapt_decoder, adapt_vae, optional
+from vaebook.adapters import AdaptedVAE, adapt_decoder, adapt_vae
 from vaebook.evaluation import Condition
 from vaebook.integrals import Joint, encode, integrand, log_evidence
+from vaebook.parts import optional
 
 MOST = 10**9
 """The largest number of samples that is taken; so many already need hours and much memory."""

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_int, check_number
-from vaebook.mixture import DiagGaussianMixture, check_mixture
+from vaebook._checks import check_int, check_number, check_type
+from vaebook.mixture import DiagGaussianMixture
 
 BLOCK = 2**16
 """Pairs of components held at once (half a MiB a matrix, for the cache); those of one component are the least."""
@@ -167,7 +167,7 @@ def mmd_squared(q_agg: DiagGaussianMixture, bandwidth: float) -> float:
 
 def _components(q_agg: object) -> tuple[Tensor, Tensor, Tensor]:
     """Means, scales and weights of the components of positive weight, in float64 and without gradients."""
-    log_weight, loc, scale = (x.detach() for x in check_mixture("q_agg", q_agg).components())
+    log_weight, loc, scale = (x.detach() for x in check_type("q_agg", q_agg, DiagGaussianMixture).components())
     used = log_weight.exp() > 0
     return loc[used], scale[used], log_weight[used].exp()
 

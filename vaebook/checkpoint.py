@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaebook import storage
-from vaebook._checks import check_all
+from vaebook._checks import check_all, check_type
 from vaebook.adapters import adapt_prior
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
@@ -59,7 +59,7 @@ def save(path: str | os.PathLike[str], vae: VAE, config: dict[str, Any] | None =
     """
     target, state = check_path(path), _check_vae(vae).state_dict()
     prior = optional(vae.prior, "source") or vae.prior
-    if not _is_in_state(prior):
+    if not _is_in_state(vae, prior):
         wanted = "a prior that is in its state_dict, a torch.nn.Module"
         got = f"{type(prior).__name__}, which would be lost; save_density(path, vae.prior) keeps it"
         raise ValueError(f"vae: expected {wanted}, got {got}")
@@ -185,10 +185,9 @@ def _density(name: str, tensors: dict[str, Tensor]) -> Density:
 
 
 def _check_vae(vae: Any) -> VAE:
-    if not isinstance(vae, VAE):
-        hint = "of another module, keep the state_dict, and the prior by save_density"
-        raise TypeError(f"vae: expected a vaebook.models.VAE, got {type(vae).__name__}; {hint}")
-    return vae
+    return check_type(
+        "vae", vae, VAE, "; of what is no vaebook.models.VAE, keep the state_dict, and the prior by save_density"
+    )
 
 
 def _check_finite(prefix: str, tensors: dict[str, Tensor]) -> None:
@@ -196,11 +195,10 @@ def _check_finite(prefix: str, tensors: dict[str, Tensor]) -> None:
         check_all(f"{prefix}{name}", tensor, tensor.isfinite(), "finite values")
 
 
-def _is_in_state(prior: object) -> bool:
+def _is_in_state(vae: VAE, prior: object) -> bool:
     """Tell whether a state_dict has all of a prior: a module with no tensor or distribution beside its weights."""
-    if not isinstance(prior, nn.Module):
-        return False
-    return not any(isinstance(value, Tensor | Distribution) for m in prior.modules() for value in vars(m).values())
+    own = [part for module in vae.modules() if module is prior for part in module.modules()]
+    return bool(own) and not any(isinstance(value, Tensor | Distribution) for m in own for value in vars(m).values())
 
 
 def _describe(vae: VAE) -> dict[str, Any]:

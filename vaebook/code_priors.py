@@ -13,26 +13,31 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from vaebook._checks import check_number
-from vaebook.adapters import Components, adapt_encoder
-from vaebook.evaluation import as_data, blaming, evaluation_mode
+from vaebook.adapters import adapt_encoder
+from vaebook.evaluation import Data, blaming, evaluation_mode, whole
 from vaebook.mixture import DiagGaussianMixture, LeaveOneOut
-from vaebook.parts import PriorModule
+from vaebook.parts import Components, PriorModule
 
 
 class _CodePrior(PriorModule):
     """A mixture whose components are codes of an encoder that belongs to someone else, the VAE."""
 
-    def __init__(self, encoder: Any, name: str, inputs: Tensor) -> None:
+    def __init__(self, encoder: Any, name: str) -> None:
         super().__init__()
         # Not a module, and so neither saved nor counted twice. `.to` and `.double` of the VAE change its encoder in
         # place, and copy.deepcopy keeps the two together: this stays the VAE's own.
         self._encoder, self._name = adapt_encoder(encoder), name
-        if not as_data(name, inputs).is_floating_point():
-            raise TypeError(f"{name}: expected a floating-point tensor, got dtype {inputs.dtype}")
+
+    def _taken(self, inputs: Data) -> Tensor:
+        """Return what the components are made of as a tensor that the encoder takes."""
+        x = whole(self._name, inputs, self._encoder.dtype)
+        if not x.is_floating_point():
+            raise TypeError(f"{self._name}: expected a floating-point tensor, got dtype {x.dtype}")
         with torch.no_grad(), evaluation_mode(self.encoder):
-            with blaming(name):
-                self._encoder.check(inputs)
-            self.latent_dim = self._encode(inputs[:16]).loc.shape[1]  # so many tell what a spread looks like
+            with blaming(self._name):
+                self._encoder.check(x)
+            self.latent_dim = self._encode(x[:16]).loc.shape[1]  # so many tell what a spread looks like
+        return x.detach()
 
     @property
     def encoder(self) -> Any:
@@ -118,10 +123,10 @@ class VampPrior(_CodePrior):
     Args:
         encoder: the VAE's encoder, or a VAE that `vaebook.adapters.adapt` made. The VAE owns it: it is not among this
             module's parameters.
-        pseudo_inputs: initial values u, (K, …), for example training data; copied.
+        pseudo_inputs: initial values u, (K, …), for example training data, in any form that data may have; copied.
 
     Raises:
-        TypeError: encoder cannot be adapted, or pseudo_inputs is not a tensor of the encoder's dtype.
+        TypeError: encoder cannot be adapted, or pseudo_inputs are no numbers of the encoder's dtype.
         ValueError: pseudo_inputs have the wrong shape, are not finite, or are on another device than the encoder.
 
     Example:
@@ -133,9 +138,9 @@ class VampPrior(_CodePrior):
     Source: Tomczak & Welling, VAE with a VampPrior (2018), section 3.
     """
 
-    def __init__(self, encoder: Any, pseudo_inputs: Tensor) -> None:
-        super().__init__(encoder, "pseudo_inputs", pseudo_inputs)
-        self.pseudo_inputs = nn.Parameter(pseudo_inputs.detach().clone())
+    def __init__(self, encoder: Any, pseudo_inputs: Data) -> None:
+        super().__init__(encoder, "pseudo_inputs")
+        self.pseudo_inputs = nn.Parameter(self._taken(pseudo_inputs).clone())
 
     def mixture(self) -> DiagGaussianMixture:
         """Encode the pseudo-inputs and average their posteriors.
@@ -171,12 +176,12 @@ class ExemplarPrior(_CodePrior):
 
     Args:
         encoder: the VAE's encoder, or a VAE that `vaebook.adapters.adapt` made; its means are used. The VAE owns it.
-        exemplars: the training data, (N, …). They are neither copied nor saved with the weights: whoever loads the
-            weights has to give the same exemplars again.
+        exemplars: the training data, (N, …), in any form that data may have. They are not saved with the weights, and
+            a tensor is not copied: whoever loads the weights has to give the same exemplars again.
         scale: initial value of s.
 
     Raises:
-        TypeError: encoder cannot be adapted, exemplars is no tensor of the encoder's dtype, or scale no number.
+        TypeError: encoder cannot be adapted, exemplars are no numbers of the encoder's dtype, or scale no number.
         ValueError: exemplars have the wrong shape, are not finite or on another device than the encoder, or scale is
             not positive.
 
@@ -192,10 +197,10 @@ class ExemplarPrior(_CodePrior):
 
     exemplars: Tensor
 
-    def __init__(self, encoder: Any, exemplars: Tensor, scale: float = 1.0) -> None:
-        super().__init__(encoder, "exemplars", exemplars)
-        self.register_buffer("exemplars", exemplars.detach(), persistent=False)
-        self.log_scale = nn.Parameter(exemplars.new_tensor(math.log(check_number("scale", scale, above=0))))
+    def __init__(self, encoder: Any, exemplars: Data, scale: float = 1.0) -> None:
+        super().__init__(encoder, "exemplars")
+        self.register_buffer("exemplars", self._taken(exemplars), persistent=False)
+        self.log_scale = nn.Parameter(self.exemplars.new_tensor(math.log(check_number("scale", scale, above=0))))
 
     def mixture(self) -> DiagGaussianMixture:
         """Encode the exemplars and put equal Gaussians around their means.

@@ -217,6 +217,13 @@ def batches(
     _check_rows(condition, stop)
 
 
+def whole(name: str, data: Data, dtype: torch.dtype | None = None) -> Tensor:
+    """Return all data, (N, …), as one tensor; a tensor stays what it is."""
+    parts = [x for x, _ in batches(data, 2**62, dtype=dtype, name=name)]
+    with explained(name, "batches of one shape and kind"):
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
 def _check_rows(condition: Condition, num: int | None) -> None:
     for key, value in _by_name(condition).items():
         if value.ndim == 0 or num not in (None, len(value)):

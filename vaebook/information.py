@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import check_all, check_int, check_number
-from vaebook.adapters import Prior, adapt_prior, components, optional
+from vaebook._checks import check_all, check_int, check_number, check_type
+from vaebook.adapters import Prior, adapt_prior
 from vaebook.estimators import Estimate, estimate
-from vaebook.mixture import DiagGaussianMixture, check_mixture
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.parts import components, optional
 from vaebook.priors import StandardNormal
 
 
@@ -224,7 +225,7 @@ def mutual_information_quadrature(
 
     Source: the definition; on the rule, Trefethen & Weideman, SIAM Review 56 (2014), section 5.
     """
-    if check_mixture("q_agg", q_agg).event_shape[0] != 1:
+    if check_type("q_agg", q_agg, DiagGaussianMixture).event_shape[0] != 1:
         raise ValueError(f"q_agg: expected dimension 1, got {q_agg.event_shape[0]}; use mutual_information")
     check_number("tolerance", tolerance, above=0)
     check_int("max_nodes", max_nodes, minimum=3)
@@ -248,7 +249,7 @@ def mutual_information_quadrature(
 
 def _components(q_agg: object) -> tuple[Tensor, Tensor, Tensor]:
     """Log-weights, means and scales in float64, without gradients."""
-    return tuple(part.detach() for part in check_mixture("q_agg", q_agg).components())
+    return tuple(part.detach() for part in check_type("q_agg", q_agg, DiagGaussianMixture).components())
 
 
 def _draw(q_agg: object, num_samples: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:

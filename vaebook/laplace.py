@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from vaebook.adapters import components
 from vaebook.integrals import Joint
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.outputs import Decoded
+from vaebook.parts import components
 from vaebook.priors import GaussianMixture
 
 STEPS = 4

@@ -20,11 +20,12 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
 from vaebook._checks import check_generator, check_int
-from vaebook.adapters import adapt_prior, adapt_vae, components, optional
+from vaebook.adapters import adapt_prior, adapt_vae
 from vaebook.evaluation import take
 from vaebook.integrals import Joint, encode
 from vaebook.laplace import factor, laplace
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.parts import components, optional
 from vaebook.priors import GaussianMixture, as_mixture
 
 ROWS = 32

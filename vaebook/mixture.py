@@ -260,13 +260,6 @@ class DiagGaussianMixture(WeightedGaussians):
         return z.double().reshape(-1, self.loc.shape[1])
 
 
-def check_mixture(name: str, value: object) -> DiagGaussianMixture:
-    """Check that an argument is a mixture."""
-    if not isinstance(value, DiagGaussianMixture):
-        raise TypeError(f"{name}: expected a DiagGaussianMixture, got {type(value).__name__}")
-    return value
-
-
 class LeaveOneOut(NamedTuple):
     """A mixture that leaves out one component for each row; see `DiagGaussianMixture.leave_one_out`."""
 

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vaebook.adapters import adapt_prior, adapt_vae
+from vaebook.adapters import adapt_vae
 from vaebook.networks import BernoulliDecoder, GaussianDecoder, GaussianEncoder
+from vaebook.parts import adapt_prior_of
 
 __all__ = ["VAE", "BernoulliDecoder", "GaussianDecoder", "GaussianEncoder"]
 
@@ -45,18 +46,8 @@ class VAE(nn.Module):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: Any) -> None:
         super().__init__()
-        for name, module in (("encoder", encoder), ("decoder", decoder)):
-            if not isinstance(module, nn.Module):
-                raise TypeError(f"{name}: expected a torch.nn.Module, got {type(module).__name__}")
-        for name in ("data_dim", "latent_dim"):  # parts of one's own need not tell their sizes
-            size = getattr(encoder, name, getattr(decoder, name, None))
-            if getattr(decoder, name, size) != size:
-                got = f"{size} in the encoder and {getattr(decoder, name)} in the decoder"
-                raise ValueError(f"{name}: expected the same, got {got}")
-        if getattr(prior, "encoder", encoder) is not encoder:  # it would be neither trained nor saved
-            raise ValueError("prior: expected one made of the codes of this encoder, got one of another encoder")
-        self.encoder, self.decoder = encoder, decoder
-        self.prior = adapt_prior(prior, size)
+        prior = adapt_prior_of(encoder, decoder, prior)
+        self.encoder, self.decoder, self.prior = encoder, decoder, prior
 
     def forward(self, x: Tensor) -> Any:
         """Encode: the same as `self.encoder(x)`.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_int, check_number, check_tensor
-from vaebook.mixture import DiagGaussianMixture, check_mixture
+from vaebook._checks import check_int, check_number, check_tensor, check_type
+from vaebook.mixture import DiagGaussianMixture
 
 
 def find_modes(
@@ -52,7 +52,7 @@ def find_modes(
     check_int("max_steps", max_steps, minimum=1)
     check_number("tolerance", tolerance, above=0)
     check_number("separation", separation, above=0)
-    log_weight, loc, scale = (x.detach() for x in check_mixture("q", q).components())
+    log_weight, loc, scale = (x.detach() for x in check_type("q", q, DiagGaussianMixture).components())
     z = loc if starts is None else check_tensor("starts", starts, ("S", q.latent_dim)).double()
     # About the origin and in units of the smallest scale: elsewhere the last digits would never come to rest.
     origin, unit = loc.mean(0), scale.min()

@@ -90,6 +90,21 @@ def adapt_prior(prior: Any, latent_dim: int | None = None, name: str = "prior") 
     return prior
 
 
+def adapt_prior_of(encoder: nn.Module, decoder: nn.Module, prior: Any) -> Prior:
+    """Check that modules fit together as the parts of a VAE, and adapt its prior."""
+    for name, module in (("encoder", encoder), ("decoder", decoder)):
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"{name}: expected a torch.nn.Module, got {type(module).__name__}")
+    for name in ("data_dim", "latent_dim"):  # parts of one's own need not tell their sizes
+        size = getattr(encoder, name, getattr(decoder, name, None))
+        if getattr(decoder, name, size) != size:
+            got = f"{size} in the encoder and {getattr(decoder, name)} in the decoder"
+            raise ValueError(f"{name}: expected the same, got {got}")
+    if getattr(prior, "encoder", encoder) is not encoder:  # it would be neither trained nor saved
+        raise ValueError("prior: expected one made of the codes of this encoder, got one of another encoder")
+    return adapt_prior(prior, size)
+
+
 class _Outside(nn.Module):
     """A torch distribution, a flow, or an object whose ``sample`` takes no generator, as a prior."""
 

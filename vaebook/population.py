@@ -23,9 +23,9 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import check_all, check_generator, check_int, check_number
+from vaebook._checks import check_all, check_generator, check_int, check_number, check_type
 from vaebook.adapters import adapt_prior
-from vaebook.mixture import DiagGaussianMixture, check_mixture
+from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import GaussianMixture, fit_gmm
 
 GROUPS = 20
@@ -148,7 +148,7 @@ class _Drawn:
     def __init__(self, q_agg: DiagGaussianMixture, num_samples: int, generator: torch.Generator | None) -> None:
         check_int("num_samples", num_samples, minimum=2 * GROUPS)
         check_generator(generator)
-        q, num = check_mixture("q_agg", q_agg).double(), q_agg.num_components
+        q, num = check_type("q_agg", q_agg, DiagGaussianMixture).double(), q_agg.num_components
         weight = q.log_weight + math.log(num)
         check_all("q_agg", weight, weight.abs() < 1e-5, "components of equal weight, one for each datum")
         if num < 2 * GROUPS:

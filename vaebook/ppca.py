@@ -18,8 +18,10 @@ from torch import Tensor
 from torch.distributions import Independent, Normal
 
 from vaebook._checks import check_int, check_number, check_same_device, check_tensor
-from vaebook.adapters import adapt_prior, components
+from vaebook.adapters import adapt_prior
+from vaebook.evaluation import Data, whole
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.parts import components
 from vaebook.priors import from_components
 
 
@@ -77,7 +79,7 @@ class PPCA:
         return f"PPCA(data_dim={data_dim}, latent_dim={latent_dim}, noise_variance={self.noise_variance:.4g})"
 
     @classmethod
-    def fit(cls, x: Tensor, latent_dim: int) -> Self:
+    def fit(cls, x: Data, latent_dim: int) -> Self:
         r"""Fit by maximum likelihood, in closed form.
 
         $\sigma^2 = \frac1{P-D}\sum_{j>D}\ell_j, \quad W = U_D(L_D - \sigma^2 I)^{1/2}$
@@ -86,14 +88,14 @@ class PPCA:
         rotation is I, which makes posteriors diagonal; the largest entry of a column is positive, which fixes signs.
 
         Args:
-            x: data, (N, P).
+            x: data, (N, P): a tensor, an array, or an iterable of batches.
             latent_dim: D, between 1 and P - 1 and below the rank of the data.
 
         Returns:
             The fitted model.
 
         Raises:
-            TypeError: x is not a floating-point tensor, or latent_dim is not an int.
+            TypeError: x holds no floating-point numbers, or latent_dim is not an int.
             ValueError: x has another shape or is not finite, latent_dim leaves no noise variance, or that variance is
                 too small or too large for float64.
 
@@ -106,7 +108,7 @@ class PPCA:
 
         Source: Tipping & Bishop (1999), section 3.2; Bishop (2006), equations 12.45 and 12.46, with R = I.
         """
-        check_tensor("x", x, ("N", "P"))
+        x = check_tensor("x", x if isinstance(x, Tensor) else whole("x", x), ("N", "P"))
         check_int("latent_dim", latent_dim, minimum=1)
         # A power of two near the largest entry: dividing by it is exact, and squares neither overflow nor vanish.
         scale = 2.0 ** (int(torch.frexp(x.double().abs().max()).exponent) - 1)

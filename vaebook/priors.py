@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from vaebook._checks import check_all, check_generator, check_int, check_same_device, check_shape, check_tensor
-from vaebook.adapters import Prior, components
+from vaebook.adapters import Prior
 from vaebook.code_priors import ExemplarPrior, VampPrior
 from vaebook.evaluation import evaluation_mode
 from vaebook.gmm import GaussianMixture, fit_gmm
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import PriorModule
+from vaebook.parts import PriorModule, components
 
 __all__ = [
     "ExemplarPrior",

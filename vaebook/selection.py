@@ -24,10 +24,11 @@ import torch
 from torch import Tensor
 
 from vaebook._checks import check_all, check_generator, check_int, check_number, check_positive, check_tensor
-from vaebook.adapters import AdaptedVAE, adapt_vae, components, optional
+from vaebook.adapters import AdaptedVAE, adapt_vae
 from vaebook.estimators import Estimate, estimate
 from vaebook.evaluation import Condition, Data, take
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.parts import components, optional
 from vaebook.priors import GaussianMixture, as_mixture, fit_gmm
 from vaebook.tables import Table, table
 from vaebook.tilted import CELLS, Tilted, log_factor

@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from vaebook import bounds, data
 from vaebook._checks import check_all, check_bool, check_generator, check_int, check_number
-from vaebook.adapters import AdaptedVAE, adapt_vae, optional
+from vaebook.adapters import AdaptedVAE, adapt_vae
 from vaebook.checkpoint import load, load_density, save, save_density
-from vaebook.evaluation import Condition, blaming, take
+from vaebook.evaluation import Condition, Data, blaming, take
+from vaebook.parts import optional
 
 __all__ = ["History", "fit", "load", "load_density", "save", "save_density"]
 _KEPT = "the model has its best weights so far"
@@ -38,14 +39,14 @@ class History(NamedTuple):
 
 def fit(
     vae: Any,
-    x: Tensor,
+    x: Data,
     *,
     num_epochs: int,
     batch_size: int,
     learning_rate: float = 1e-3,
     beta: float = 1.0,
     generator: torch.Generator | None = None,
-    validation: Tensor | None = None,
+    validation: Data | None = None,
     patience: int | None = None,
     progress: bool = True,
     binarize: bool = False,
@@ -66,7 +67,8 @@ def fit(
     Args:
         vae: the model: a `VAE`, what `vaebook.adapters.adapt` makes, or another object with encoder, decoder and
             prior. Parameters that do not require gradients stay as they are.
-        x: training data, (N, …), in the dtype and on the device of the model.
+        x: training data, (N, …), in the dtype and on the device of the model: a tensor, an array, or an iterable of
+            batches such as a DataLoader, which is read once and kept.
         num_epochs: passes over the data.
         batch_size: B; the last batch of an epoch may be smaller.
         learning_rate: of Adam.
@@ -109,8 +111,7 @@ def fit(
     exemplars = optional(model.prior, "exemplars")
     if exemplars is not None:
         _check_exemplars(exemplars, x)
-    trained = _trainable(model)
-    holder = vae if isinstance(vae, nn.Module) and {*trained} <= {*vae.parameters()} else model
+    trained, holder = _trainable(model), model.holder
     optimizer = torch.optim.Adam(trained, lr=learning_rate, fused=True)
     history = History([], [], 0)
     best, was_training = _snapshot(holder), {module: module.training for module in model.modules()}

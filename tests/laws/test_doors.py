@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from laws import generator, law, mixtures, normal, same, seeds
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from vaebook.adapters import adapt, adapt_prior, components
+from vaebook.adapters import adapt, adapt_prior
 from vaebook.aggregate import aggregated_posterior
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.outputs import Decoded
+from vaebook.parts import components
 
 FORMS = {
     "pair": (lambda m, s: (m, s), "std"),
