@@ -522,7 +522,7 @@ class TestConditions:
         ("error", "match", "condition"),
         [
             (ValueError, r"condition: expected 7 rows, one for each datum, got shape \(3,\)", Y[:3]),
-            (ValueError, r"condition: expected N rows, .* got shape \(\)", torch.tensor(1)),
+            (ValueError, r"condition: expected 7 rows, .* got shape \(\)", torch.tensor(1)),
             (ValueError, r"condition\['y'\]: expected 7 rows", {"y": Y[:3]}),
             (TypeError, "condition: expected a tensor .*, got list", [0] * N),
             (TypeError, "condition: .* got str", "y"),

@@ -226,7 +226,7 @@ def test_bad_matrices(function):
         (good, weights - 1, ValueError, "weights: expected finite values, none negative, got -0.66"),
         (good, weights * torch.nan, ValueError, "weights: expected finite values"),
         (good, weights * torch.inf, ValueError, "weights: expected finite values, none negative, got inf"),
-        (good, weights.to("meta"), ValueError, "log_q: expected all arguments on one device"),
+        (good, weights.to("meta"), ValueError, "weights: expected all arguments on one device"),
         (good, weights * torch.tensor([[1.0], [0], [1]]), ValueError, "weights: expected a positive weight in every"),
         (good, weights.tolist(), TypeError, "weights: expected a torch.Tensor, got list"),
     ]

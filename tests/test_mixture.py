@@ -239,7 +239,7 @@ def test_memory_stays_flat(num, points):
         ((torch.zeros(2, 1), torch.ones(2, 1), torch.full((2,), 0.5)), ValueError, "log_weight: .* torch.log_softmax"),
         ((torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([0.0, torch.nan])), ValueError, "log_weight: .* got nan"),
         ((torch.zeros(2, 1), torch.ones(2, 1), torch.zeros(3)), ValueError, r"log_weight: expected shape \(2,\)"),
-        ((torch.zeros(2, 1), torch.ones(2, 1, device="meta")), ValueError, "loc: expected all arguments on one device"),
+        ((torch.zeros(2, 1), torch.ones(2, 1, device="meta")), ValueError, "scale: expected all arguments on one"),
     ],
 )
 def test_bad_components(arguments, error, message):

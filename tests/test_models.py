@@ -388,7 +388,7 @@ def test_forward_rejects(module, name, dim):
         (torch.zeros(0, dim), ValueError, f"expected at least one element, got shape (0, {dim})"),
         (nan, ValueError, "expected finite values, got nan at index (1, 1)"),
         (torch.full((1, dim), torch.inf), ValueError, "expected finite values, got inf at index (0, 0)"),
-        (torch.zeros(3, dim, device="meta"), ValueError, "expected the device of the weights, cpu, got meta"),
+        (torch.zeros(3, dim, device="meta"), ValueError, "expected all arguments on one device, cpu, got meta"),
     ]
     for value, error, message in cases:
         with pytest.raises(error) as caught:

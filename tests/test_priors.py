@@ -624,7 +624,7 @@ INF = torch.full((2, 6), math.inf)
             wrong(lambda x: Independent(Normal(x, torch.zeros_like(x), validate_args=False), 1)),
         ),
         (TypeError, "encoder: expected a callable, got int", lambda: VampPrior(3, data())),
-        (TypeError, "pseudo_inputs: expected a tensor or an array.*, got list", lambda: VampPrior(encoder(), [[0.0]])),
+        (TypeError, "pseudo_inputs: expected a tensor or an array.*, got int", lambda: VampPrior(encoder(), [[0]])),
         (
             ValueError,
             r"pseudo_inputs: expected shape \(..., 6\), got \(3, 5\)",
@@ -644,7 +644,7 @@ INF = torch.full((2, 6), math.inf)
         (TypeError, "pseudo_inputs: expected the dtype", lambda: VampPrior(encoder(), data()).float().sample()),
         (
             ValueError,
-            "exemplars: expected the device of the weights, meta, got cpu",
+            "exemplars: expected all arguments on one device, meta, got cpu",
             lambda: ExemplarPrior(encoder().to("meta"), data()),
         ),
         (

@@ -6,12 +6,11 @@ The layers, from the top down; each imports only from those below it:
     every numbered statement of the book as a check that runs and can fail: `verify("index/joint")`
 `training` `likelihood`
     fitting a VAE; log p(x) under any prior, by importance sampling that adapts to each datum
-`selection` `inference` `bounds` `laplace`
+`selection` `inference` `bounds` `laplace` `information`
     which distribution of codes to sample from; an encoder's distance from the exact posterior; ELBO and IWAE;
-    maxima of p(x, z)
-`information` `population` `integrals` `checkpoint` `ppca` `tilted`
-    what the KL term consists of; brackets for the population; integrals over one or two latents; files;
-    probabilistic PCA; tilted mixtures
+    maxima of p(x, z); what the KL term consists of
+`population` `integrals` `checkpoint` `ppca` `tilted`
+    brackets for the population; integrals over one or two latents; files; probabilistic PCA; tilted mixtures
 `aggregate` `models` `priors`
     the aggregated posterior of any encoder; a VAE of three parts; what takes the place of p(z)
 `code_priors` `gmm`

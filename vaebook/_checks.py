@@ -23,12 +23,19 @@ NORMALISATION = 1e-5
 
 
 def check_tensor(
-    name: str, value: object, shape: Sequence[int | str | None], *, finite: bool = True, empty: bool = False
+    name: str,
+    value: object,
+    shape: Sequence[int | str | None],
+    *,
+    finite: bool = True,
+    empty: bool = False,
+    like: Tensor | None = None,
 ) -> Tensor:
     """Check for a floating-point tensor of a given shape.
 
     ``shape`` holds one entry a dimension: an int for a fixed size, a letter for a free one (the letter is
-    shown in the error message). A leading ``...`` allows any number of dimensions in front.
+    shown in the error message). A leading ``...`` allows any number of dimensions in front. ``like`` is a tensor on
+    whose device it must be.
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
@@ -37,6 +44,8 @@ def check_tensor(
         raise TypeError(f"{name}: expected a floating-point tensor{bits}, got dtype {value.dtype}")
     if value.layout != torch.strided or value.is_nested:
         raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{name}: expected all arguments on one device, {like.device}, got {value.device}")
     if finite and value.is_meta:
         raise TypeError(f"{name}: expected a tensor with values, got one on device meta")
     leading = bool(shape) and shape[0] == "..."
@@ -75,21 +84,15 @@ def check_positive(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def check_same_device(**tensors: Tensor) -> None:
-    """Check that all tensors live on one device."""
-    devices = {name: t.device for name, t in tensors.items()}
-    if len(set(devices.values())) > 1:
-        got = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise ValueError(f"{next(iter(devices))}: expected all arguments on one device, got {got}")
-
-
-def check_index(name: str, value: object, shape: Sequence[int]) -> Tensor:
-    """Check for a tensor of indices of a given shape."""
+def check_index(name: str, value: object, shape: Sequence[int], like: Tensor | None = None) -> Tensor:
+    """Check for a tensor of indices of a given shape, on the device of another tensor."""
     if not isinstance(value, Tensor) or value.dtype != torch.long:
         got = getattr(value, "dtype", type(value).__name__)
         raise TypeError(f"{name}: expected a tensor of dtype torch.int64, got {got}")
     if value.shape != tuple(shape):
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{name}: expected all arguments on one device, {like.device}, got {value.device}")
     return value
 
 

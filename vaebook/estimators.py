@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from vaebook._checks import at_least_single, check_all, check_int, check_positive, check_same_device, check_tensor
+from vaebook._checks import at_least_single, check_all, check_int, check_positive, check_tensor
 
 Scheme = Literal["in-batch", "leave-one-out", "weighted", "stratified", "equal"]
 """Ways to weight the members of a batch; see `minibatch_weights`."""
@@ -157,9 +157,8 @@ def pairwise_log_prob(z: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
     Source: the definition.
     """
     check_tensor("z", z, ("...", "B", "D"))
-    check_tensor("loc", loc, tuple(z.shape))
-    check_positive("scale", check_tensor("scale", scale, tuple(z.shape), finite=False))
-    check_same_device(z=z, loc=loc, scale=scale)
+    check_tensor("loc", loc, tuple(z.shape), like=z)
+    check_positive("scale", check_tensor("scale", scale, tuple(z.shape), finite=False, like=z))
     code, mean, unit = (x.double() for x in (z.mT[..., :, None], loc.mT[..., None, :], scale.mT[..., None, :]))
     log_q = -0.5 * ((code - mean) / unit).square() - unit.log() - 0.5 * math.log(2 * math.pi)
     result = log_q.to(at_least_single(z.dtype))
@@ -193,8 +192,7 @@ def minibatch_log_prob(log_q: Tensor, weights: Tensor) -> Tensor:
     check_tensor("log_q", log_q, ("...", "B", "B"))
     if log_q.shape[-1] != log_q.shape[-2]:
         raise ValueError(f"log_q: expected shape (..., B, B), got {tuple(log_q.shape)}")
-    check_tensor("weights", weights, tuple(log_q.shape[-2:]), finite=False)
-    check_same_device(log_q=log_q, weights=weights)
+    check_tensor("weights", weights, tuple(log_q.shape[-2:]), finite=False, like=log_q)
     check_all("weights", weights, (weights >= 0) & weights.isfinite(), "finite values, none negative")
     check_all("weights", weights.sum(-1), weights.sum(-1) > 0, "a positive weight in every row")
     return (log_q.double() + weights.double().log()).logsumexp(-1).to(at_least_single(log_q.dtype))
@@ -262,8 +260,7 @@ def minibatch_decomposition(log_q: Tensor, log_prior: Tensor, weights: Tensor) -
     Source: Chen et al., Isolating sources of disentanglement in VAEs (2018), equation 2.
     """
     check_tensor("log_q", log_q, ("...", "D", "B", "B"))
-    check_tensor("log_prior", log_prior, tuple(log_q.shape[:-1]))
-    check_same_device(log_q=log_q, log_prior=log_prior)
+    check_tensor("log_prior", log_prior, tuple(log_q.shape[:-1]), like=log_q)
     precise = log_q.double()
     own = precise.sum(-3).diagonal(dim1=-2, dim2=-1)
     joint = minibatch_log_prob(precise.sum(-3), weights)

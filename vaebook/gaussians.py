@@ -18,7 +18,6 @@ from vaebook._checks import (
     check_generator,
     check_log_weight,
     check_positive,
-    check_same_device,
     check_shape,
     check_spread,
     check_tensor,
@@ -37,11 +36,10 @@ class WeightedGaussians(Distribution):
         self, loc: Tensor, scale: Tensor, log_weight: Tensor | None = None, *, validate_args: bool | None = None
     ) -> None:
         check_tensor("loc", loc, ("N", "D"), finite=False)
-        check_tensor("scale", scale, tuple(loc.shape), finite=False)
+        check_tensor("scale", scale, tuple(loc.shape), finite=False, like=loc)
         weight64 = torch.zeros(len(loc), dtype=torch.float64, device=loc.device)
         if log_weight is not None:
-            weight64 = check_tensor("log_weight", log_weight, loc.shape[:1], finite=False).double()
-        check_same_device(loc=loc, scale=scale, log_weight=weight64)
+            weight64 = check_tensor("log_weight", log_weight, loc.shape[:1], finite=False, like=loc).double()
         self._checks_values = validate_args is not False
         if self._checks_values:
             check_tensor("loc", loc, ("N", "D"))

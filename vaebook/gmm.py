@@ -15,7 +15,6 @@ from vaebook._checks import (
     check_int,
     check_number,
     check_positive,
-    check_same_device,
     check_shape,
     check_tensor,
 )
@@ -52,9 +51,10 @@ class GaussianMixture(PriorModule):
         super().__init__()
         check_tensor("loc", loc, ("K", "D"))
         num, self.latent_dim = loc.shape
-        check_positive("weight", check_tensor("weight", weight, (num,)))
-        _check_lower_triangular(check_tensor("scale_tril", scale_tril, (num, self.latent_dim, self.latent_dim)))
-        check_same_device(weight=weight, loc=loc, scale_tril=scale_tril)
+        check_positive("weight", check_tensor("weight", weight, (num,), like=loc))
+        check_tensor("scale_tril", scale_tril, (num, self.latent_dim, self.latent_dim), like=loc)
+        check_all("scale_tril", scale_tril, scale_tril.triu(1) == 0, "zeros above the diagonal")
+        check_positive("scale_tril's diagonal", scale_tril.diagonal(dim1=-2, dim2=-1))
         total, allowed = float(weight.detach().double().sum()), max(1e-5, 8 * torch.finfo(weight.dtype).eps)
         if abs(total - 1) > allowed:
             raise ValueError(f"weight: expected values that sum to 1 within {allowed:g}, got {total:.6g}")
@@ -87,8 +87,7 @@ class GaussianMixture(PriorModule):
             >>> prior.log_prob(torch.zeros(3, 2))  # N(0, 4 I)
             tensor([-3.2242, -3.2242, -3.2242])
         """
-        check_tensor("z", z, ("...", self.latent_dim), empty=True)
-        check_same_device(z=z, prior=self.loc)
+        check_tensor("z", z, ("...", self.latent_dim), empty=True, like=self.loc)
         parts = MultivariateNormal(self.loc.double(), scale_tril=self.scale_tril.double(), validate_args=False)
         weights = Categorical(logits=self.weight.double().log(), validate_args=False)
         mixture = MixtureSameFamily(weights, parts, validate_args=False)
@@ -239,8 +238,3 @@ def _em(z: Tensor, unit: Tensor, num_components: int, covariance: str, min_varia
     except (ValueError, RuntimeError) as error:  # all else that it could refuse has been checked
         wanted = "enough for all covariances to be positive definite"
         raise ValueError(f"min_variance: expected {wanted}, got {min_variance:g}") from error
-
-
-def _check_lower_triangular(scale_tril: Tensor) -> None:
-    check_all("scale_tril", scale_tril, scale_tril.triu(1) == 0, "zeros above the diagonal")
-    check_positive("scale_tril's diagonal", scale_tril.diagonal(dim1=-2, dim2=-1))

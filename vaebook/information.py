@@ -21,6 +21,7 @@ from torch.distributions import Normal
 from vaebook._checks import check_all, check_int, check_number, check_type
 from vaebook.adapters import Prior, adapt_prior
 from vaebook.estimators import Estimate, estimate
+from vaebook.integrals import refine
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import components, optional
 from vaebook.priors import StandardNormal
@@ -229,22 +230,21 @@ def mutual_information_quadrature(
         raise ValueError(f"q_agg: expected dimension 1, got {q_agg.event_shape[0]}; use mutual_information")
     check_number("tolerance", tolerance, above=0)
     check_int("max_nodes", max_nodes, minimum=3)
-    q_agg, previous, num_nodes = q_agg.double(), float("inf"), 2_001
+    q_agg = q_agg.double()
     loc, scale, weight = q_agg.loc, q_agg.scale, q_agg.log_weight.exp()
-    while num_nodes <= max_nodes:
-        u = torch.linspace(-12, 12, num_nodes, dtype=torch.float64, device=loc.device)
-        standard = torch.distributions.Normal(u.new_zeros(()), 1.0).log_prob(u)
+
+    def rule(steps: int) -> Tensor:
+        u = torch.linspace(-12, 12, steps + 1, dtype=torch.float64, device=loc.device)
+        standard = Normal(u.new_zeros(()), 1.0).log_prob(u)
         value = 0.0
         for n in range(len(loc)):  # one component at a time: all at once would need N × nodes
-            about = DiagGaussianMixture(
-                loc - loc[n], scale, q_agg.log_weight
-            )  # its own component at 0: u keeps its digits
+            # Its own component is at 0, so that u keeps its digits.
+            about = DiagGaussianMixture(loc - loc[n], scale, q_agg.log_weight)
             gain = standard - scale[n].log() - about.log_prob((scale[n] * u)[:, None])
             value += float(weight[n] * torch.trapezoid(standard.exp() * gain, u))
-        if abs(value - previous) <= tolerance:
-            return value
-        previous, num_nodes = value, 3 * (num_nodes - 1) // 2 + 1
-    raise RuntimeError(f"max_nodes: expected enough for tolerance {tolerance:g}, got {max_nodes}; raise one of them")
+        return torch.tensor(value, dtype=torch.float64)
+
+    return float(refine(rule, 2000, tolerance=tolerance, max_nodes=max_nodes))
 
 
 def _components(q_agg: object) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from vaebook import clusters, kernels, sums
-from vaebook._checks import at_least_single, check_index, check_same_device, check_tensor
+from vaebook._checks import at_least_single, check_index, check_tensor
 from vaebook.gaussians import WeightedGaussians
 
 
@@ -143,7 +143,7 @@ class DiagGaussianMixture(WeightedGaussians):
             tensor([-0.9189])
         """
         rows = self._rows(z)
-        check_same_device(index=check_index("index", index, z.shape[:-1]), loc=self.loc)
+        check_index("index", index, z.shape[:-1], like=self.loc)
         flat = index.reshape(-1)
         low, high = (int(end) for end in flat.aminmax()) if len(flat) else (0, 0)
         if not (low >= 0 and high < self.num_components):
@@ -243,8 +243,7 @@ class DiagGaussianMixture(WeightedGaussians):
             tensor([[5.]])
         """
         check_tensor("z", z, ("S", self.loc.shape[1]), finite=False, empty=True)
-        check_tensor("values", values, (self.num_components, "P"))
-        check_same_device(values=values, loc=self.loc)
+        check_tensor("values", values, (self.num_components, "P"), like=self.loc)
         average = kernels.responsibilities(self._rows(z), self._prepared(), values.double())
         return self._finite("posterior_mean", average, z.dtype)
 
@@ -255,8 +254,7 @@ class DiagGaussianMixture(WeightedGaussians):
         return sums.evaluate(rows, self._prepared(len(rows) if exclude is None else 0), exclude, score=score)
 
     def _rows(self, z: Tensor) -> Tensor:
-        check_tensor("z", z, ("...", self.loc.shape[1]), finite=self._checks_values, empty=True)
-        check_same_device(z=z, loc=self.loc)
+        check_tensor("z", z, ("...", self.loc.shape[1]), finite=self._checks_values, empty=True, like=self.loc)
         return z.double().reshape(-1, self.loc.shape[1])
 
 

@@ -1,8 +1,8 @@
 r"""Encoders and decoders of fully connected layers, which return torch distributions.
 
-The encoder's heads are affine maps of its last hidden layer, mu = A h + a and sigma = exp(B h + b), with nothing
-clamped unless one asks for it; each decoder starts with an affine map of z. Statements of the book about stationary
-points rest on just that. Weights are drawn from a `torch.Generator`, never from torch's global one.
+The encoder's heads are affine maps of its last hidden layer, mu = A h + a and sigma = exp(B h + b), clamped only on
+request; each decoder starts with an affine map of z. The book's statements about stationary points rest on that.
+Weights are drawn from a `torch.Generator`, never from torch's global one.
 """
 
 from __future__ import annotations
@@ -57,13 +57,11 @@ class _Network(nn.Module):
         return {name: value for name, value in values.items() if value is not None and value is not False}
 
     def _last_hidden(self, name: str, value: Tensor, dim: int) -> Tensor:
-        check_tensor(name, value, ("...", dim), finite=False)
         weight = next(self.parameters())
+        check_tensor(name, value, ("...", dim), finite=False, like=weight)
         if value.dtype != weight.dtype:
             raise TypeError(f"{name}: expected the dtype of the weights, {weight.dtype}, got {value.dtype}")
-        if value.device != weight.device:
-            raise ValueError(f"{name}: expected the device of the weights, {weight.device}, got {value.device}")
-        return self.body(check_all(name, value, torch.isfinite(value), "finite values"))
+        return self.body(check_all(name, value, value.isfinite(), "finite values"))
 
 
 class GaussianEncoder(_Network):
@@ -245,10 +243,8 @@ class GaussianDecoder(_Network):
         """
         h = self._last_hidden("z", z, self.latent_dim)
         loc = self.loc(h)
-        if self.scale == "shared":
-            scale = self.min_scale + self.log_scale.exp()
-        elif self.scale == "free":
-            scale = self.min_scale + self.log_scale(h).exp()
+        if self.scale in ("shared", "free"):
+            scale = self.min_scale + (self.log_scale if self.scale == "shared" else self.log_scale(h)).exp()
         else:
             scale = loc.new_tensor(self.scale)
         variance = scale.detach().square()  # it enters the density, and underflows to 0 long before the scale does
@@ -259,15 +255,12 @@ class GaussianDecoder(_Network):
 
 
 def _diag_normal(loc: Tensor, scale: Tensor) -> Independent:
-    # Inputs were checked and exp is positive; torch's own validation would cost three more passes.
+    """Skip torch's validation, which would cost three passes more: inputs were checked, and exp is positive."""
     return Independent(Normal(loc, scale, validate_args=False), 1, validate_args=False)
 
 
 def _linear(num_in: int, num_out: int, generator: torch.Generator) -> nn.Linear:
-    """As nn.Linear, with the same distribution of initial weights, but drawn from the generator alone.
-
-    Where torch's default device is "meta" the layer has sizes and no memory.
-    """
+    """As nn.Linear, initial weights included, but drawn from the generator alone; on "meta" it has no memory."""
     layer = nn.Linear(num_in, num_out, device="meta")
     if torch.get_default_device().type != "meta":
         layer.to_empty(device=generator.device)

@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import minimize, nnls
 from torch import Tensor
 
-from vaebook._checks import check_all, check_int, check_log_weight, check_number, check_same_device, check_tensor
+from vaebook._checks import check_all, check_int, check_log_weight, check_number, check_tensor
 
 LogLikelihood = Callable[[Tensor], Tensor]
 """Places z (K, D) → log p(x_n|z_k), (N, K), float64, differentiable in z."""
@@ -102,8 +102,7 @@ def log_gradient(log_likelihood: Tensor, log_prob: Tensor) -> Tensor:
     Source: Lindsay, The geometry of mixture likelihoods, Annals of Statistics 11 (1983).
     """
     terms = _check_log_likelihood(log_likelihood, possible=False)
-    check_tensor("log_prob", log_prob, (len(terms),))
-    check_same_device(log_prob=log_prob, log_likelihood=log_likelihood)
+    check_tensor("log_prob", log_prob, (len(terms),), like=terms)
     return (terms - log_prob.double()[:, None]).logsumexp(0) - math.log(len(terms))
 
 
@@ -324,6 +323,5 @@ def _check_log_likelihood(value: Tensor, *, possible: bool = True) -> Tensor:
 def _check_log_weight(log_weight: Tensor | None, terms: Tensor) -> Tensor:
     if log_weight is None:
         return terms.new_full(terms.shape[1:], -math.log(terms.shape[1]))
-    check_tensor("log_weight", log_weight, tuple(terms.shape[1:]), finite=False)
-    check_same_device(log_weight=log_weight, log_likelihood=terms)
+    check_tensor("log_weight", log_weight, tuple(terms.shape[1:]), finite=False, like=terms)
     return log_weight.double() - check_log_weight(log_weight)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, Normal
 
-from vaebook._checks import check_int, check_number, check_same_device, check_tensor
+from vaebook._checks import check_int, check_number, check_tensor
 from vaebook.adapters import adapt_prior
 from vaebook.evaluation import Data, whole
 from vaebook.mixture import DiagGaussianMixture
@@ -55,10 +55,9 @@ class PPCA:
 
     def __init__(self, mean: Tensor, weight: Tensor, noise_variance: float) -> None:
         check_tensor("mean", mean, ("P",))
-        check_tensor("weight", weight, (mean.shape[0], "D"))
+        check_tensor("weight", weight, (mean.shape[0], "D"), like=mean)
         if weight.shape[1] > weight.shape[0]:
             raise ValueError(f"weight: expected at most {weight.shape[0]} columns, got {weight.shape[1]}")
-        check_same_device(mean=mean, weight=weight)
         self.mean, self.weight = mean.detach().double(), weight.detach().double()
         self.noise_variance = check_number("noise_variance", noise_variance, above=0)
         self._strength = self.weight.square().sum(0)  # lambda_j, (D)
@@ -204,8 +203,7 @@ class PPCA:
 
         Source: Bishop (2006), equation 12.32.
         """
-        check_tensor("z", z, ("...", self.weight.shape[1]))
-        check_same_device(z=z, weight=self.weight)
+        check_tensor("z", z, ("...", self.weight.shape[1]), like=self.weight)
         return Independent(Normal(z.double() @ self.weight.mT + self.mean, math.sqrt(self.noise_variance)), 1)
 
     encoder, decoder = posterior, likelihood
@@ -271,7 +269,7 @@ class PPCA:
             raise TypeError(f"q_z: expected a mixture of Gaussians, got {type(q_z).__name__}")
         if leave_out_index is not None and parts[2].ndim == 3:
             raise TypeError("leave_out_index: expected None for full covariances, whose components are no data")
-        check_same_device(q_z=parts[1], weight=self.weight)
+        check_tensor("q_z", parts[1], ("K", self.weight.shape[1]), like=self.weight)
         y, log_rest = self._split(x)
         decoded = self._decoded(*(part.double() for part in parts))
         if leave_out_index is None:
@@ -289,9 +287,7 @@ class PPCA:
         return from_components(log_weight, loc * length, scale)
 
     def _centred(self, x: Tensor) -> Tensor:
-        check_tensor("x", x, ("...", len(self.mean)))
-        check_same_device(x=x, mean=self.mean)
-        return x.double() - self.mean
+        return check_tensor("x", x, ("...", len(self.mean)), like=self.mean).double() - self.mean
 
     def _split(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates of x in the column space of W, (*s, D), and the log-density of the rest, (*s)."""

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_all, check_generator, check_int, check_same_device, check_shape, check_tensor
+from vaebook._checks import check_all, check_generator, check_int, check_shape, check_tensor
 from vaebook.adapters import Prior
 from vaebook.code_priors import ExemplarPrior, VampPrior
 from vaebook.evaluation import evaluation_mode
@@ -83,8 +83,7 @@ class StandardNormal(PriorModule):
             >>> StandardNormal(1).log_prob(torch.tensor([[2.0]]))
             tensor([-2.9189])
         """
-        check_tensor("z", z, ("...", self.latent_dim), empty=True)
-        check_same_device(z=z, prior=self._anchor)
+        check_tensor("z", z, ("...", self.latent_dim), empty=True, like=self._anchor)
         constant = 0.5 * self.latent_dim * math.log(2 * math.pi)
         return (-0.5 * z.double().square().sum(-1) - constant).to(z.dtype)
 

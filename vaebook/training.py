@@ -102,8 +102,15 @@ def fit(
 
     Source: Kingma & Welling, Auto-Encoding Variational Bayes (2014), algorithm 1; Kingma & Ba, Adam (2015).
     """
-    _check_settings(num_epochs, batch_size, learning_rate, beta, generator)
-    _check_choices(patience, validation, progress=progress, binarize=binarize)
+    check_int("num_epochs", num_epochs, minimum=1)
+    check_int("batch_size", batch_size, minimum=1)
+    check_number("learning_rate", learning_rate, above=0)
+    check_number("beta", beta, minimum=0)
+    check_generator(generator)
+    check_bool("progress", progress)
+    check_bool("binarize", binarize)
+    if patience is not None and check_int("patience", patience, minimum=1) and validation is None:
+        raise ValueError(f"patience: expected None without validation data, got {patience}")
     model = adapt_vae(vae)
     x, condition = _data(model, "x", x, condition, binarize)
     if validation is not None:
@@ -111,10 +118,12 @@ def fit(
     exemplars = optional(model.prior, "exemplars")
     if exemplars is not None:
         _check_exemplars(exemplars, x)
-    trained, holder = _trainable(model), model.holder
+    trained, holder = [p for p in model.parameters() if p.requires_grad], model.holder
+    if not trained:
+        raise ValueError("vae: expected parameters that require gradients, got none")
     optimizer = torch.optim.Adam(trained, lr=learning_rate, fused=True)
     history = History([], [], 0)
-    best, was_training = _snapshot(holder), {module: module.training for module in model.modules()}
+    best, was_training = copy.deepcopy(holder.state_dict()), {module: module.training for module in model.modules()}
     bar = tqdm(range(1, num_epochs + 1), desc="fit", unit="epoch", disable=not progress)
     try:
         for epoch in bar:
@@ -124,8 +133,9 @@ def fit(
                 loss = _evaluate(model, validation, validation_condition, batch_size, epoch, beta)
                 history.validation_loss.append(loss)
             _check_weights(holder, epoch)
-            if _is_best(history):
-                history, best = history._replace(best_epoch=epoch), _snapshot(holder)
+            losses = history.validation_loss
+            if not losses or losses[-1] < min(losses[:-1], default=torch.inf):
+                history, best = history._replace(best_epoch=epoch), copy.deepcopy(holder.state_dict())
             bar.set_postfix(loss=f"{(history.validation_loss or history.train_loss)[-1]:.4g}")
             if patience is not None and epoch - history.best_epoch >= patience:
                 break
@@ -210,24 +220,8 @@ def _batches(
         yield batch, take(condition, index), index if number else None
 
 
-def _is_best(history: History) -> bool:
-    losses = history.validation_loss
-    return not losses or losses[-1] < min(losses[:-1], default=float("inf"))
-
-
-def _snapshot(module: nn.Module) -> dict[str, Any]:
-    return copy.deepcopy(module.state_dict())
-
-
 def _fixed_generator(x: Tensor) -> torch.Generator:
     return torch.Generator(x.device).manual_seed(0)
-
-
-def _trainable(model: nn.Module) -> list[nn.Parameter]:
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("vae: expected parameters that require gradients, got none")
-    return parameters
 
 
 def _check_exemplars(exemplars: Tensor, x: Tensor) -> None:
@@ -235,25 +229,6 @@ def _check_exemplars(exemplars: Tensor, x: Tensor) -> None:
     if wanted != got or not torch.equal(exemplars, x):
         differ = "other values" if wanted == got else f"shape {got[0]}, {got[1]} on {got[2]}"
         raise ValueError(f"x: expected the exemplars of vae.prior, in their order, got {differ}")
-
-
-def _check_settings(
-    num_epochs: object, batch_size: object, learning_rate: object, beta: object, generator: object
-) -> None:
-    check_int("num_epochs", num_epochs, minimum=1)
-    check_int("batch_size", batch_size, minimum=1)
-    check_number("learning_rate", learning_rate, above=0)
-    check_number("beta", beta, minimum=0)
-    check_generator(generator)
-
-
-def _check_choices(patience: object, validation: object, **flags: object) -> None:
-    for name, flag in flags.items():
-        check_bool(name, flag)
-    if patience is not None:
-        check_int("patience", patience, minimum=1)
-        if validation is None:
-            raise ValueError(f"patience: expected None without validation data, got {patience}")
 
 
 def _check_weights(module: nn.Module, epoch: int) -> None:
