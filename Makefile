@@ -9,13 +9,13 @@ PEERS := pykeops numpyro
 PORT ?= 8000
 PYTHONS ?= python3.11 python3.12 python3.13
 export OMP_NUM_THREADS := 1
-export PYTHON TORCH_INDEX CHAPTER ONLY UPGRADE
+export PYTHON TORCH_INDEX CHAPTER ONLY UPGRADE TITLE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup bench book experiments mutants serve pdf stability test test-slow slowest matrix $(PARTS:%=check-%) check-chapter execute lab lock clean
+.PHONY: help setup bench book experiments mutants serve pdf stability test test-slow slowest matrix $(PARTS:%=check-%) check-chapter execute lab lock clean new-chapter
 
 help:  ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup:
 	@sh book/_tools/setup.sh
@@ -83,6 +83,9 @@ mutants: setup  ## change the package one operator at a time and see what no tes
 
 stability: setup  ## change all numbers in their last digits and see how far the chapters' results move (15 minutes); writes book/results/stability.json
 	@$(PY) book/_tools/stability.py
+
+new-chapter: setup  ## lay out NAME=practice/toy: a chapter, its claim, its experiment, and every line that lists it (TITLE='A title')
+	@$(PY) book/_tools/new_chapter.py '$(NAME)' $(if $(TITLE),--title "$$TITLE")
 
 lab: setup  ## open JupyterLab; a chapter's .md opens as a notebook, saving writes .md and .ipynb
 	@JUPYTER_CONFIG_PATH=book/_tools/lab $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/book

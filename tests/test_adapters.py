@@ -504,6 +504,33 @@ class TestConditions:
         with pytest.raises(ValueError, match="condition: expected 3 rows"):
             vae.sample(3)
 
+    def test_what_only_the_other_part_takes_may_be_left_out_or_given(self):
+        vae = adapt(lambda x: self.encode(x, torch.zeros(N)), self.decode, condition="y")
+        codes = adapt_codes(vae)
+        for given in (None, self.Y, {"y": self.Y}):
+            torch.testing.assert_close(codes.encode(*codes.data(X, given)).base_dist.loc, X @ W)
+        for given in ({"t": self.Y}, self.Y[:3]):
+            with pytest.raises(ValueError, match="condition"):
+                codes.data(X, given)
+        with pytest.raises(ValueError, match="condition: expected y by name, got"):
+            vae.data(X)
+        other = adapt_decoder(adapt(self.encode, lambda z: self.decode(z), condition="y"), StandardNormal(D))
+        for given in (None, self.Y):
+            expected = Normal(Z @ V, 1.0).log_prob(X).sum(-1)
+            torch.testing.assert_close(other.log_likelihood(Z, *other.data(X, given)), expected)
+
+    def test_a_decoder_keeps_its_condition_and_the_shape_of_data(self):
+        def decode(z, y):
+            return Independent(Normal((z @ V + y[:, None]).reshape(-1, 2, 3), 1.0), 2)
+
+        vae = adapt(lambda x, y: loc_scale(x.flatten(1)), decode, data_shape=(2, 3), condition="y")
+        x, condition = adapt_decoder(vae, StandardNormal(D)).data(X, self.Y)
+        assert x.shape == (N, 2, 3) and set(condition) == {"y"}
+        vae.encode(x, condition)
+        assert adapt_decoder(vae, None).prior is vae.prior
+        with pytest.raises(ValueError, match="prior: expected dimension 2, got 3"):
+            adapt_decoder(vae, StandardNormal(3))
+
     def test_samples(self):
         vae = adapt(self.encode, self.decode, latent_shape=(D,))
         one, two = (

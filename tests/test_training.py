@@ -8,11 +8,13 @@ import math
 import os
 import stat
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from torch import nn
 from torch.distributions import Independent, Normal
+from torch.utils.data import DataLoader, TensorDataset
 
 from vaebook import bounds, checkpoint, data, training
 from vaebook.adapters import adapt
@@ -332,6 +334,28 @@ def test_an_adapted_model_of_images_with_a_condition_is_trained():
     assert {"down.0.weight", "heads.weight", "up.weight", "down.1.running_mean"} <= changed
     assert not torch.equal(net.down[1].running_mean, mean) and net.training
     assert vae.prior.latent_dim == 2
+
+
+def forms(x, path):
+    """The same data as whoever has them may have them."""
+    array = np.memmap(path, dtype="float32", mode="w+", shape=tuple(x.shape))
+    array[:] = x.numpy()
+    loader = DataLoader(TensorDataset(x, torch.arange(len(x))), batch_size=7)
+    return [x.numpy(), x.double().numpy(), array, loader, list(x.split(11)), (part for part in x.split(11))]
+
+
+@pytest.mark.parametrize("form", range(6))
+def test_data_may_come_as_an_array_or_in_batches(form, tmp_path):
+    x, vae = two_images(), small_vae()
+    expected = quick(vae, x, validation=x), state(vae)
+    other = small_vae()
+    assert quick(other, forms(x, tmp_path / "x")[form], validation=forms(x, tmp_path / "v")[form]) == expected[0]
+    assert all(torch.equal(value, expected[1][name]) for name, value in state(other).items())
+    for make in (VampPrior, ExemplarPrior):
+        prior = make(vae.encoder, forms(x, tmp_path / "z")[form])
+        assert torch.equal(prior.mixture().loc, make(vae.encoder, x).mixture().loc)
+    x = torch.rand(30, 3, generator=generator())
+    assert torch.equal(PPCA.fit(forms(x, tmp_path / "p")[form], 1).weight, PPCA.fit(x, 1).weight)
 
 
 def test_a_condition_goes_with_its_data(monkeypatch):
