@@ -45,9 +45,10 @@ def lay(name: str, title: str, root: Path = ROOT) -> list[Path]:
     if not before:
         raise ValueError(f"NAME: expected a folder that has chapters, got {folder!r}")
     entries = _entries(root, before[-1], name, module, title)
+    keys = {"NAME": name, "STEM": stem, "MODULE": module, "PREFIX": stem.replace("-", ""), "TITLE": title}
     for file, template in files.items():
         text = (TEMPLATES / template).read_text(encoding="utf-8")
-        for key, value in {"NAME": name, "STEM": stem, "MODULE": module, "TITLE": title}.items():
+        for key, value in keys.items():
             text = text.replace(f"@{key}@", value)
         file.write_text(text, encoding="utf-8")
     for file, text in entries.items():

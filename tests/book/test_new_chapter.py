@@ -1,0 +1,83 @@
+"""`make new-chapter` lays out what a chapter needs, works as it is laid, and writes nothing where it cannot."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from fingerprint import ROOT
+from new_chapter import lay
+from prose import unlisted
+from test_intro import LISTS
+from test_toc import files
+
+ENTRIES = ("_toc.yml", "README.md", "book/intro.md", "vaebook/claims/__init__.py")
+
+
+@pytest.fixture
+def root(tmp_path):
+    """What the tool reads and writes, and the package."""
+    shutil.copytree(ROOT / "vaebook", tmp_path / "vaebook", ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("book/practice", "book/experiments", "book/results", "tests/experiments"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in (*ENTRIES, "pyproject.toml", "book/experiments/harness.py"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    return tmp_path
+
+
+def test_what_is_laid_out_is_listed_everywhere(root):
+    written = lay("practice/a-toy", "A toy, and its title", root)
+    assert all("@" not in re.sub(r"(?m)^@.*|Q @", "", path.read_text(encoding="utf-8")) for path in written[:4])
+    toc = files(yaml.safe_load((root / "_toc.yml").read_text()))
+    assert toc[toc.index("book/practice/a-toy.ipynb") - 1] == "book/practice/scale.ipynb"
+    pages = {page.removeprefix("book/").removesuffix(".ipynb"): page for page in toc if page.endswith(".ipynb")}
+    intro, readme = ((root / file).read_text(encoding="utf-8") for file in ("book/intro.md", "README.md"))
+    lists = intro.split("\n## The map\n")[-1], readme.split("\n## The chapters\n")[-1].split("\n## ")[0]
+    for text, (_, link) in zip(lists, LISTS.values(), strict=True):
+        assert unlisted(pages, text, re.compile(link, re.MULTILINE)) == []
+
+
+@pytest.mark.slow
+def test_what_is_laid_out_works(root):
+    own = [path for path in lay("practice/a-toy", "A toy", root) if path.suffix == ".py"]
+    subprocess.run([sys.executable, "-m", "ruff", "check", *own], cwd=root, check=True)
+    subprocess.run([sys.executable, "-m", "ruff", "format", "--check", *own], cwd=root, check=True)
+    code = "from vaebook.claims import verify; e = verify('atoy/mean'); assert e.holds and e.falsehood_rejected"
+    here = os.environ | {"PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", code], cwd=root, env=here, check=True)
+    subprocess.run([sys.executable, root / "book/experiments/a_toy.py"], cwd=root, env=here, check=True)
+    test = root / "tests" / "experiments" / "test_a_toy_results.py"
+    here["PYTHONPATH"] += os.pathsep + str(root / "book" / "experiments")
+    subprocess.run([sys.executable, "-m", "pytest", "-q", "-c", os.devnull, test], cwd=root, env=here, check=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("toy", "expected folder/chapter"),
+        ("practice/A toy", "expected folder/chapter"),
+        ("", "expected folder/chapter"),
+        ("nowhere/toy", "expected a folder that has chapters"),
+        ("practice/ppca", "book/experiments/ppca.py is there"),
+        ("practice/prior", "vaebook/claims/prior.py is there"),
+    ],
+)
+def test_bad_names_change_nothing(root, name, message):
+    (root / "book" / "experiments" / "ppca.py").touch()
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=message):
+        lay(name, "Toy", root)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+def test_a_list_without_the_neighbour_changes_nothing(root):
+    readme = root / "README.md"
+    readme.write_text(readme.read_text(encoding="utf-8").replace("book/practice/scale.md", "book/elsewhere.md"))
+    with pytest.raises(ValueError, match=r"README\.md: expected one line to put the chapter behind, got 0"):
+        lay("practice/toy", "Toy", root)
+    assert not (root / "book" / "practice" / "toy.md").exists()
