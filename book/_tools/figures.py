@@ -6,6 +6,7 @@ draws from; and NAME.svg, the picture for paper and for readers without scripts.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from fingerprint import ROOT
 from matplotlib.figure import Figure
@@ -24,7 +26,7 @@ from vaebook import DiagGaussianMixture, plots
 from vaebook.aggregate import aggregated_posterior
 from vaebook.bounds import quadrature_log_prob
 from vaebook.checkpoint import load
-from vaebook.data import digits
+from vaebook.data import binarize, digits
 from vaebook.information import mutual_information_quadrature
 from vaebook.modes import find_modes
 from vaebook.priors import StandardNormal
@@ -164,17 +166,92 @@ def draws_picture(data: Data) -> Figure:
     return figure
 
 
+def digits_data() -> Data:
+    """Return the decoder, the Gaussians that the encoder gives to the digits, and the digits, one bit a pixel."""
+    vae, data = load(WEIGHTS), digits()
+    x = binarize(data.train, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        q_agg = aggregated_posterior(vae.float().encoder, x)
+    middles = torch.stack([q_agg.loc[data.train_labels == k].median(0).values for k in range(10)])
+    hidden, logits = vae.half().decoder.body[0], vae.decoder.logits
+    layers = {"hidden": hidden.weight, "hidden_bias": hidden.bias, "logits": logits.weight, "logits_bias": logits.bias}
+    return {
+        "loc": packed(q_agg.loc.numpy().astype("<f4")),
+        "scale": packed(q_agg.scale.numpy().astype("<f4")),
+        "images": packed(np.packbits(x.bool().numpy())),
+        "decoder": {name: packed(value.detach().numpy().astype("<f2")) for name, value in layers.items()},
+        "middles": rounded(middles),
+        "seed": 0,
+    }
+
+
+def digits_picture(data: Data) -> Figure:
+    """Show the density of the codes with the middle of each class, and the plane decoded."""
+    vae = load(WEIGHTS).float()
+    loc, scale = (unpacked(data[name], "<f4").reshape(-1, 2) for name in ("loc", "scale"))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(6.8, 3.3))
+    plots.density(left, DiagGaussianMixture(loc, scale).log_prob, limit=3.6, num_points=81)
+    plots.prior_rings(left)
+    for digit, place in enumerate(data["middles"]):
+        left.text(*place, str(digit), ha="center", va="center", fontweight="bold")
+    side = torch.linspace(-3, 3, 9)
+    z = torch.stack([torch.stack([a, b]) for b in side.flip(0) for a in side])
+    with torch.no_grad():
+        images = vae.decoder(z).mean.reshape(9, 9, 8, 8).permute(0, 2, 1, 3).reshape(72, 72)
+    right.imshow(images, cmap="gray_r", vmin=0, vmax=1, extent=(-3.375, 3.375, -3.375, 3.375))
+    left.set(title="density of the codes, prior (rings)", xlabel="$z_1$", ylabel="$z_2$")
+    right.set(title="the same plane, decoded", xlabel="$z_1$")
+    return figure
+
+
+def recall_data() -> Data:
+    """Return the training digits with four levels of grey, two bits a pixel."""
+    level = (3 * digits().train).round().to(torch.uint8).reshape(-1, 4)
+    return {"images": packed((level * torch.tensor([64, 16, 4, 1])).sum(1).numpy().astype("u1")), "first": 5, "seed": 1}
+
+
+def recall_images(data: Data) -> torch.Tensor:
+    """Return the images of the figure, (N, 64) from 0 to 1."""
+    level = unpacked(data["images"], "u1")[:, None] // torch.tensor([64, 16, 4, 1]) % 4
+    return level.double().reshape(-1, 64) / 3
+
+
+def recall_picture(data: Data) -> Figure:
+    """Show an image with more and more noise, and below it the averages that attention makes of that."""
+    x, generator = recall_images(data), torch.Generator().manual_seed(data["seed"])
+    noise = torch.randn(64, generator=generator, dtype=torch.float64)
+    scales = (0.1, 0.3, 0.5, 1.0, 2.0, 4.0)
+    noisy = torch.stack([x[data["first"]] + s * noise for s in scales])
+    kernels = [DiagGaussianMixture(x, torch.full_like(x, s)) for s in scales]
+    clean = [q.posterior_mean(z[None], x)[0] for q, z in zip(kernels, noisy, strict=True)]
+    captions = [f"noise {s:g}" for s in scales] + ["recalled"] * len(scales)
+    plots.image_strip(torch.cat([noisy.clamp(0, 1), torch.stack(clean)]), captions=captions, num_columns=len(scales))
+    return plt.gcf()
+
+
 FIGURES: dict[str, tuple[Callable[[], Data], Callable[[Data], Figure]]] = {
     "mixture": (mixture_data, mixture_picture),
     "ghosts": (ghosts_data, ghosts_picture),
     "sample": (sample_data, sample_picture),
     "draws": (draws_data, draws_picture),
+    "digits": (digits_data, digits_picture),
+    "recall": (recall_data, recall_picture),
 }
 
 
 def rounded(values: torch.Tensor, digits: int = 3) -> Any:
     """Return nested lists of short numbers: what is written is what both the script and the tests start from."""
     return [rounded(row, digits) for row in values] if values.dim() else round(float(values), digits)
+
+
+def packed(values: np.ndarray) -> str:
+    """Return numbers as text: base64 of their bytes."""
+    return base64.b64encode(values.tobytes()).decode()
+
+
+def unpacked(text: str, dtype: str) -> torch.Tensor:
+    """Return packed numbers again."""
+    return torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype).copy())
 
 
 def read(name: str) -> Data:

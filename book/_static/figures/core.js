@@ -140,7 +140,11 @@ window.figures = (() => {
     }
   }
 
-  /* A canvas with axes: x and y are [low, high] in the units of what is drawn. */
+  /* The height at which both axes have the same length. */
+  const square = (width, { left, right, top, bottom }) => width - left - right + top + bottom;
+
+  /* A canvas with axes: x and y are [low, high] in the units of what is drawn; height is in pixels, or a function of the
+  width and the margin. */
   class Panel {
     constructor(figure, { name, height, x, y, label, title = "", xlabel = "", ylabel = "", margin = {}, drag }) {
       Object.assign(this, { figure, height, x, y, title, xlabel, ylabel });
@@ -166,7 +170,7 @@ window.figures = (() => {
     clear() {
       const ratio = window.devicePixelRatio || 1;
       this.width = this.canvas.clientWidth;
-      const height = this.square ? this.width - this.margin.left - this.margin.right + this.margin.top + this.margin.bottom : this.height;
+      const height = typeof this.height === "function" ? this.height(this.width, this.margin) : this.height;
       this.canvas.style.height = `${height}px`;
       this.shown = height;
       [this.canvas.width, this.canvas.height] = [Math.round(this.width * ratio), Math.round(height * ratio)];
@@ -342,6 +346,9 @@ window.figures = (() => {
       this.pen.fillRect(left, top, size, (size * picture.height) / columns);
       this.pen.imageSmoothingEnabled = false;
       this.pen.drawImage(sheet, left, top, size, (size * picture.height) / columns);
+      this.pen.lineWidth = 1;
+      this.pen.strokeStyle = this.figure.colors.grid;
+      this.pen.strokeRect(left, top, size, (size * picture.height) / columns);
     }
   }
 
@@ -359,9 +366,15 @@ window.figures = (() => {
     document.readyState === "loading" ? document.addEventListener("DOMContentLoaded", start) : start();
   };
 
-  /* Numbers that were packed by book/_tools/figures.py: base64 of little-endian float32, or of bytes. */
+  /* Numbers that were packed by book/_tools/figures.py: base64 of little-endian float32, of bytes, or of float16. */
   const unpack = (text, Kind = Float32Array) =>
     new Kind(Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0)).buffer);
 
-  return { data, live, define, format, unpack };
+  const halves = (text) =>
+    Float64Array.from(unpack(text, Uint16Array), (half) => {
+      const [sign, exponent, fraction] = [half >> 15 ? -1 : 1, (half >> 10) & 31, half & 1023];
+      return sign * (exponent ? 2 ** (exponent - 15) * (1 + fraction / 1024) : 2 ** -14 * (fraction / 1024));
+    });
+
+  return { data, live, define, format, square, unpack, halves };
 })();

@@ -33,10 +33,9 @@ figures.define("ghosts", (figure, data) => {
     coordinates[0].value = x;
     coordinates[1].value = y;
   };
-  const shared = { height: 0, x: [-HALF, HALF], y: [-HALF, HALF], margin: MARGIN, drag };
+  const shared = { height: figures.square, x: [-HALF, HALF], y: [-HALF, HALF], margin: MARGIN, drag };
   const left = figure.panel({ ...shared, name: "free", title: "mixture", label: "Density of the mixture; drag to move a code" });
   const right = figure.panel({ ...shared, name: "free", title: "product of its marginals", label: "Density of the product of the marginals" });
-  [left, right].forEach((panel) => (panel.square = true));
 
   /* The marginal densities along the upper and the right edge: the same in both panels. */
   const margins = (panel, xs, marginals) => {
