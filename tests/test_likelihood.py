@@ -414,7 +414,7 @@ def sampler(log_likelihood, draws):
     vae = adapt(lambda x: (x, 1 + 0 * x), decoder, prior=StandardNormal(1))
     x = torch.zeros(400, 1, dtype=torch.float64)
     q = Normal(x, 1 + 0 * x)
-    return likelihood._Sampler(Joint(vae, x), q, likelihood._moments(draws), draws, rng())
+    return likelihood.Sampler(Joint(vae, x), q, likelihood._moments(draws), draws, lambda rows: draws[rows], rng())
 
 
 @pytest.mark.parametrize("gain", [0.0, 1.0, 3.0])

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -118,13 +119,19 @@ def importance_log_prob(
         # One Gaussian that knows its KL in closed form samples itself, and its draws tell enough of it.
         mixture = as_mixture(prior) if optional(prior, "kl") is None else None
         prior = mixture or prior
-        draws = _draw_prior(prior, PRIOR_DRAWS, q.loc, generator)
+
+        def draw(rows: Tensor) -> Tensor:
+            z = prior.sample((max(1, len(rows)),), generator=generator)
+            return z[: len(rows)].to(q.loc.device, torch.float64)
+
+        draws = draw(torch.arange(PRIOR_DRAWS))
         mixture = mixture or _moments(draws)
         for rows in torch.arange(len(x), device=x.device).split(ROWS):
             joint = Joint(vae, x[rows], take(condition, rows), prior, q.loc.dtype)
             own = Normal(q.loc[rows].double(), q.scale[rows].double(), validate_args=False)
-            parts.append(_Sampler(joint, own, mixture, draws, generator).log_weights(num_samples))
-    return _summary(torch.cat(parts))
+            sampler = Sampler(joint, own, mixture, draws, draw, generator)
+            parts.append(torch.cat([log_weight for _, log_weight in sampler.weighted(num_samples)], 1))
+    return summarise(torch.cat(parts))
 
 
 class _Proposal(NamedTuple):
@@ -135,22 +142,23 @@ class _Proposal(NamedTuple):
     tril: Tensor  # (B, J, D, D)
 
 
-class _Sampler(NamedTuple):
-    """What it takes to draw codes for a batch of data."""
+class Sampler(NamedTuple):
+    """What it takes to draw codes for a batch of data, and to weigh them."""
 
     joint: Joint  # what is integrated
     q: Normal  # the encoder's
     mixture: DiagGaussianMixture | GaussianMixture  # the prior, or the Gaussian of its moments
     draws: Tensor  # of the prior, (PRIOR_DRAWS, D)
+    draw_prior: Callable[[Tensor], Tensor]  # rows of the batch (M) to draws of the prior for them, (M, D)
     generator: torch.Generator | None
 
-    def log_weights(self, num_samples: int) -> Tensor:
-        """Fit a proposal, and return the log-weights of fresh samples from it, (B, S)."""
+    def weighted(self, num_samples: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Fit a proposal; yield fresh samples from it, (B, S', D), with their log-weights, (B, S'), S in all."""
         proposal = self.start()
         for _ in range(ROUNDS):
             proposal = _fit(proposal, *self.weigh(proposal, ROUND_SAMPLES))
         sizes = (min(ROUND_SAMPLES, num_samples - done) for done in range(0, num_samples, ROUND_SAMPLES))
-        return torch.cat([self.weigh(proposal, size)[1] for size in sizes], 1)
+        yield from (self.weigh(proposal, size)[:2] for size in sizes)
 
     def start(self) -> _Proposal:
         """Put Gaussians at the encoder's mean, 1, 2 and 4 times as wide, and around maxima of p(x, z)."""
@@ -197,12 +205,8 @@ class _Sampler(NamedTuple):
         row, own, from_prior = torch.arange(batch)[:, None], which.clamp(max=num - 1), which == num
         noise = proposal.loc.new_empty(batch, num_samples, dim, 1).normal_(generator=self.generator)
         z = proposal.loc[row, own] + (proposal.tril[row, own] @ noise)[..., 0]
-        z[from_prior] = _draw_prior(self.joint.prior, int(from_prior.sum()), z, self.generator)
+        z[from_prior] = self.draw_prior(row.expand_as(which)[from_prior])
         return z
-
-
-def _draw_prior(prior: Any, num: int, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    return prior.sample((max(1, num),), generator=generator)[:num].to(like.device, torch.float64)
 
 
 def _moments(draws: Tensor) -> GaussianMixture:
@@ -249,7 +253,8 @@ def _effective(log_weight: Tensor) -> Tensor:
     return (2 * log_weight.logsumexp(1) - (2 * log_weight).logsumexp(1)).exp()
 
 
-def _summary(log_weight: Tensor) -> ImportanceEstimate:
+def summarise(log_weight: Tensor) -> ImportanceEstimate:
+    """Turn log-weights, (B, S), into an estimate, and warn where few samples count."""
     num, effective = log_weight.shape[1], _effective(log_weight).nan_to_num(0)
     few = int((effective < TRUSTED).sum())
     if few:
