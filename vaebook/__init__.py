@@ -4,11 +4,14 @@ The layers, from the top down; each imports only from those below it:
 
 `claims`
     every numbered statement of the book as a check that runs and can fail: `verify("index/joint")`
-`training` `likelihood`
-    fitting a VAE; log p(x) under any prior, by importance sampling that adapts to each datum
-`selection` `inference` `bounds` `laplace` `information`
-    which distribution of codes to sample from; an encoder's distance from the exact posterior; ELBO and IWAE;
-    maxima of p(x, z); what the KL term consists of
+`training` `selection`
+    fitting a VAE; which distribution of codes to sample from
+`comparison`
+    log p(x) under several priors, from the same draws
+`likelihood`
+    log p(x) under any prior, by importance sampling that adapts to each datum
+`inference` `bounds` `laplace` `information`
+    an encoder's distance from the exact posterior; ELBO and IWAE; maxima of p(x, z); what the KL term consists of
 `population` `integrals` `checkpoint` `ppca` `tilted`
     brackets for the population; integrals over one or two latents; files; probabilistic PCA; tilted mixtures
 `aggregate` `models` `priors`

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vaebook._checks import check_generator, check_int
-from vaebook.adapters import adapt_prior, adapt_vae, components
+from vaebook.adapters import adapt_prior, adapt_vae, components, optional
 from vaebook.evaluation import take
 from vaebook.integrals import Joint, encode
 from vaebook.likelihood import PRIOR_DRAWS, ROWS, ImportanceEstimate, Sampler, summarise
@@ -89,8 +89,10 @@ def compare_priors(
         q = encode(vae, x, condition)
         adapted = {name: adapt_prior(prior, q.loc.shape[1]) for name, prior in priors.items()}
         adapted = {name: as_mixture(prior) or prior for name, prior in adapted.items()}
+        for name, own in (leave_out or {}).items():
+            _check_own(adapted[name], own, len(x))
         pool = _Pool({n: adapted[n] for n in drawn_from or priors}, leave_out or {}, generator)
-        draws = pool.draw(torch.arange(PRIOR_DRAWS).clamp(max=-1))
+        draws = pool.draw(torch.full((PRIOR_DRAWS,), -1))
         mixture = pool.gaussians(draws)
         for rows in torch.arange(len(x), device=x.device).split(ROWS):
             part = pool.at(rows)
@@ -160,3 +162,13 @@ def _check_names(priors: object, leave_out: object, drawn_from: object) -> None:
     for name, names in (("leave_out", leave_out), ("drawn_from", drawn_from)):
         if unknown := [n for n in names if n not in priors]:
             raise ValueError(f"{name}: expected names among {', '.join(priors)}, got {unknown[0]!r}")
+
+
+def _check_own(prior: Any, own: object, num: int) -> None:
+    if optional(prior, "leave_one_out") is None:
+        raise ValueError(f"leave_out: expected a DiagGaussianMixture, got {prior}")
+    last = prior.num_components - 1
+    if not isinstance(own, Tensor) or own.dtype != torch.long or own.shape != (num,):
+        raise TypeError(f"leave_out: expected a long tensor of shape ({num},), got {own}")
+    if num and not 0 <= int(own.min()) <= int(own.max()) <= last:
+        raise ValueError(f"leave_out: expected components from 0 to {last}, got {int(own.min())} to {int(own.max())}")

@@ -1,0 +1,117 @@
+"""Several priors from the same draws: each agrees with its closed form, and differences better than that."""
+
+import pytest
+import torch
+from torch.distributions import Independent, Laplace
+
+from vaebook.comparison import compare_priors
+from vaebook.likelihood import importance_log_prob
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
+from vaebook.ppca import PPCA
+from vaebook.priors import StandardNormal, fit_gmm
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def model():
+    x = torch.randn(120, 5, generator=rng(1), dtype=torch.float64) * torch.tensor([3.0, 2.0, 1.0, 0.5, 0.5])
+    x[:60, 0] += 6
+    return PPCA.fit(x, 2), x
+
+
+@pytest.fixture(scope="module")
+def priors(model):
+    ppca, x = model
+    q_agg = ppca.aggregated_posterior(x)
+    return {"own": ppca.prior, "q_agg": q_agg, "full": fit_gmm(q_agg, 2), "diag": fit_gmm(q_agg, 2, covariance="diag")}
+
+
+def closed_form(ppca, x, priors, own=None):
+    exact = {n: ppca.log_prob_under(p, x) for n, p in priors.items() if n not in ("own", "q_agg")}
+    exact["q_agg"] = ppca.log_prob_under(priors["q_agg"], x, leave_out_index=own)
+    return exact | {"own": ppca.log_prob(x)}
+
+
+@pytest.mark.parametrize("leave_out", [False, True])
+def test_every_prior_agrees_with_its_closed_form(model, priors, leave_out):
+    ppca, x = model
+    own = torch.arange(0, 120, 3)
+    options = {"leave_out": {"q_agg": own}} if leave_out else {}
+    found = compare_priors(ppca, x[own], priors, 2000, generator=rng(), **options)
+    exact = closed_form(ppca, x[own], priors, own if leave_out else None)
+    assert list(found) == list(priors)
+    for name, estimate in found.items():
+        off = (estimate.log_prob - exact[name]) / estimate.stderr
+        assert float(off.abs().max()) < 5 and float(estimate.stderr.max()) < 0.1, name
+        assert 0.5 < float(off.square().mean().sqrt()) < 1.5, name
+
+
+def test_leaving_out_matters(model, priors):
+    ppca, x = model
+    own = torch.arange(40)
+    both = [
+        compare_priors(ppca, x[own], priors, 500, generator=rng(), leave_out=out)["q_agg"].log_prob.mean()
+        for out in ({}, {"q_agg": own})
+    ]
+    exact = [closed_form(ppca, x[own], priors, o)["q_agg"].mean() for o in (None, own)]
+    assert float(both[0] - both[1]) == pytest.approx(float(exact[0] - exact[1]), abs=0.02)
+    assert float(exact[0] - exact[1]) > 0.1
+
+
+def test_differences_are_better_than_values(model, priors):
+    ppca, x = model
+    two = {name: priors[name] for name in ("full", "diag")}
+    exact = closed_form(ppca, x, priors)
+    shared, apart = [], []
+    for seed in range(3):
+        found = compare_priors(ppca, x, two, 200, generator=rng(seed))
+        shared.append(found["full"].log_prob - found["diag"].log_prob)
+        one, other = (
+            importance_log_prob(ppca, x, 200, prior=p, generator=rng(10 * seed + i)).log_prob
+            for i, p in enumerate(two.values())
+        )
+        apart.append(one - other)
+    truth = exact["full"] - exact["diag"]
+    errors = [float((torch.stack(part) - truth).square().mean().sqrt()) for part in (shared, apart)]
+    assert errors[0] < 0.7 * errors[1]
+
+
+def test_others_are_weighed_with_draws_of_some(model, priors):
+    ppca, x = model
+    found = compare_priors(ppca, x, priors, 1000, drawn_from=("own", "full"), generator=rng())
+    off = found["diag"].log_prob - closed_form(ppca, x, priors)["diag"]
+    assert float(off.mean()) == pytest.approx(0, abs=0.02)
+
+
+def test_torch_distributions_are_taken_and_the_generator_is_all_there_is():
+    vae = VAE(GaussianEncoder(6, 1, (8,)), BernoulliDecoder(1, 6, (8,)), StandardNormal(1))
+    x = torch.rand(7, 6, generator=rng()).round()
+    priors = {"own": vae.prior, "heavy": Independent(Laplace(torch.zeros(1), torch.ones(1)), 1)}
+    state = torch.get_rng_state()
+    one, two = (compare_priors(vae, x, priors, 3000, generator=rng(2)) for _ in range(2))
+    assert torch.equal(one["heavy"].log_prob, two["heavy"].log_prob) and torch.equal(torch.get_rng_state(), state)
+    z = torch.linspace(-30, 30, 6001)[:, None]
+    terms = vae.decoder(z[:, None]).log_prob(x).double()
+    for name, prior in priors.items():
+        exact = (terms + prior.log_prob(z).double()[:, None]).logsumexp(0) + torch.tensor(0.01).log()
+        torch.testing.assert_close(one[name].log_prob, exact.detach(), atol=0.02, rtol=0)
+
+
+def test_bad_names(model, priors):
+    ppca, x = model
+    for bad in ({}, [priors["own"]], None):
+        with pytest.raises(TypeError, match=r"^priors: expected a dict"):
+            compare_priors(ppca, x, bad)
+    for argument, value in (("leave_out", {"none": torch.arange(3)}), ("drawn_from", ("own", "none"))):
+        with pytest.raises(ValueError, match=rf"^{argument}: expected names among own, .*, got 'none'"):
+            compare_priors(ppca, x[:3], priors, **{argument: value})
+    for own in (torch.arange(4), torch.tensor([0, 1, 120]), torch.zeros(3)):
+        with pytest.raises((TypeError, ValueError), match=r"^leave_out: expected"):
+            compare_priors(ppca, x[:3], priors, leave_out={"q_agg": own})
+    with pytest.raises(ValueError, match=r"^leave_out: expected"):
+        compare_priors(ppca, x[:3], priors, leave_out={"full": torch.arange(3)})
+    assert isinstance(priors["q_agg"], DiagGaussianMixture)
