@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vaebook._checks import check_generator, check_int
-from vaebook.adapters import adapt_prior, adapt_vae, components, optional
+from vaebook.adapters import adapt_prior, adapt_vae
 from vaebook.evaluation import take
 from vaebook.integrals import Joint, encode
 from vaebook.likelihood import PRIOR_DRAWS, ROWS, ImportanceEstimate, Sampler, summarise
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.parts import components, optional
 from vaebook.priors import as_mixture, from_components
 
 
