@@ -1,0 +1,206 @@
+"""Shards against one process, which holds all components."""
+
+import itertools
+import os
+import time
+from datetime import timedelta
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import distributed
+
+from vaebook.distributed import ShardedMixture
+from vaebook.mixture import DiagGaussianMixture
+
+DIM = 3
+SHARDS = {  # how 60 components are divided
+    "two": [(0, 25), (25, 60)],
+    "three": [(0, 1), (1, 50), (50, 60)],
+    "one is empty": [(0, 30), (30, 30), (30, 60)],
+    "the first is empty": [(0, 0), (0, 60)],
+}
+
+
+def whole(weighted=True):
+    generator = torch.Generator().manual_seed(0)
+    loc = 3 * torch.randn(60, DIM, generator=generator, dtype=torch.float64)
+    scale = (0.5 * torch.randn(60, DIM, generator=generator, dtype=torch.float64)).exp()
+    log_weight = torch.randn(60, generator=generator, dtype=torch.float64).log_softmax(0)
+    log_weight[7] = -torch.inf
+    log_weight = log_weight - log_weight.logsumexp(0)
+    points = 3 * torch.randn(40, DIM, generator=generator, dtype=torch.float64)
+    index = torch.randint(60, (40,), generator=generator)
+    return DiagGaussianMixture(loc, scale, log_weight if weighted else None), points, index
+
+
+def answers(q, z, index):
+    value, score = q.log_prob_and_score(z)
+    return {
+        "log_prob": q.log_prob(z),
+        "value": value,
+        "score": score,
+        "leave-one-out": q.log_prob_leave_one_out(z, index),
+        "mean": q.mean,
+        "covariance": q.covariance,
+    }
+
+
+def shard(rank, shards, weighted):
+    q, z, index = whole(weighted)
+    rows = slice(*shards[rank])
+    part = ShardedMixture(q.loc[rows], q.scale[rows], q.components()[0][rows] + 5.0 if weighted else None)
+    return part, z, index
+
+
+def joined(rank, size, path, work, *args):
+    """Join the group and store what came of the work."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{path}/meet", rank=rank, world_size=size, timeout=timedelta(seconds=40)
+    )
+    torch.save(work(rank, *args), f"{path}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def everything(rank, layouts):
+    found = {}
+    for name, weighted in itertools.product(layouts, (True, False)):
+        q, z, index = shard(rank, SHARDS[name], weighted)
+        drawn, number = q.sample_with_index((4000,), generator=torch.Generator().manual_seed(rank))
+        found[f"{name}, {weighted}"] = answers(q, z, index) | {
+            "drawn": drawn,
+            "number": number,
+            "own": q.log_prob_given(drawn, number),
+            "again": q.sample((4000,), generator=torch.Generator().manual_seed(rank)),
+        }
+    with pytest.raises(ValueError, match="z: expected the same points in all processes"):
+        q.log_prob(z + rank)
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What the processes of each layout found: it takes seconds to start them."""
+    results = {}
+    for size in (2, 3):
+        path = tmp_path_factory.mktemp(f"of{size}")
+        layouts = [name for name, shards in SHARDS.items() if len(shards) == size]
+        mp.start_processes(joined, (size, str(path), everything, layouts), nprocs=size, start_method="spawn")
+        stored = [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(size)]
+        results |= {key: [one[key] for one in stored] for key in stored[0]}
+    return results
+
+
+@pytest.mark.parametrize("weighted", [True, False], ids=["weights", "equal weights"])
+@pytest.mark.parametrize("name", SHARDS)
+def test_shards_are_one_mixture(name, weighted, found):
+    one, *others = each = found[f"{name}, {weighted}"]
+    q, z, index = whole(weighted)
+    for name, value in answers(q, z, index).items():
+        for answer in each:
+            torch.testing.assert_close(answer[name], value, rtol=1e-10, atol=1e-10, msg=name)
+    for other in others:  # all processes get the same draws
+        assert all(torch.equal(one[name], other[name]) for name in ("drawn", "number", "own", "again"))
+    drawn, number = one["drawn"], one["number"]
+    assert torch.equal(one["again"], drawn)
+    log_weight, loc, scale = q.components()
+    own = torch.distributions.Normal(loc[number], scale[number]).log_prob(drawn).sum(1)
+    torch.testing.assert_close(one["own"], own, rtol=1e-10, atol=1e-10)
+    counts, expected = number.bincount(minlength=60).double(), 4000 * log_weight.exp()
+    assert counts[expected == 0].sum() == 0
+    chi2 = ((counts - expected).square() / expected)[expected > 0].sum()
+    assert 20 < chi2 < 120  # 59 or 58 degrees of freedom
+    error = q.covariance.diagonal().div(4000).sqrt()
+    assert bool(((drawn.mean(0) - q.mean).abs() < 5 * error).all())
+
+
+def test_one_process_without_a_group():
+    q, z, index = whole()
+    found = answers(ShardedMixture(q.loc, q.scale, q.components()[0]), z, index)
+    for name, value in answers(q, z, index).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)
+
+
+def test_rows_of_a_memory_map_are_read_in_parts(tmp_path):
+    q, z, index = whole()
+    for name, value in zip(("w", "loc", "scale"), q.components(), strict=True):
+        np.save(tmp_path / f"{name}.npy", value.numpy())
+    loc, scale, w = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("loc", "scale", "w"))
+    parted = ShardedMixture(loc, scale, w, part_size=7)
+    listed = ShardedMixture([loc[:13], loc[13:]], [scale[:13], scale[13:]], [w[:13], w[13:]], part_size=50)
+    for name, value in answers(q, z, index).items():
+        for found in (parted, listed):
+            torch.testing.assert_close(answers(found, z, index)[name], value, rtol=1e-10, atol=1e-10)
+
+
+def test_results_have_the_dtype_and_shape_of_the_points():
+    q, z, index = whole()
+    sharded = ShardedMixture(q.loc.float(), q.scale.float())
+    assert sharded.log_prob(z.float().reshape(4, 10, DIM)).dtype == torch.float32
+    assert sharded.log_prob(z.reshape(4, 10, DIM)).shape == (4, 10)
+    assert sharded.log_prob_leave_one_out(z.reshape(4, 10, DIM), index.reshape(4, 10)).shape == (4, 10)
+    assert sharded.log_prob(z[:0]).shape == (0,)
+    assert repr(sharded) == "ShardedMixture(num_components=60, dim=3)"
+
+
+def dies(rank, shards):
+    q, z, _ = shard(rank, shards, False)
+    q.log_prob(z)
+    if rank == 1:
+        os.kill(os.getpid(), 9)
+    start = time.monotonic()
+    try:
+        q.log_prob(z)
+    except RuntimeError as error:
+        return {"told": torch.tensor("one has ended" in str(error)), "after": torch.tensor(time.monotonic() - start)}
+    return None
+
+
+def test_a_process_that_dies_is_one_error_within_a_minute(tmp_path):
+    context = mp.start_processes(
+        joined, (3, str(tmp_path), dies, SHARDS["three"]), nprocs=3, start_method="spawn", join=False
+    )
+    for process in context.processes:
+        process.join(120)
+    for rank in (0, 2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert found["told"]
+        assert found["after"] < 60
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "told"),
+    [
+        ({"loc": torch.zeros(0, 2), "scale": torch.ones(0, 2)}, ValueError, "loc: expected at least one component"),
+        ({"scale": torch.ones(3, 1)}, ValueError, "expected \\(N, D\\), \\(N, D\\) and \\(N\\)"),
+        ({"log_weight": torch.zeros(2)}, ValueError, "expected \\(N, D\\), \\(N, D\\) and \\(N\\)"),
+        ({"loc": torch.zeros(3)}, ValueError, "expected \\(N, D\\), \\(N, D\\) and \\(N\\)"),
+        ({"scale": -torch.ones(3, 2)}, ValueError, "scale: expected positive values"),
+        ({"part_size": 0}, ValueError, "part_size: expected an int at least 1"),
+        ({"loc": 3}, TypeError, "loc: expected rows"),
+        ({"loc": [torch.zeros(3, 2)], "scale": []}, ValueError, "scale: expected as many"),
+        (
+            {"loc": [torch.zeros(3, 2), torch.zeros(3, 1)], "scale": [torch.ones(3, 2), torch.ones(3, 1)]},
+            ValueError,
+            "D",
+        ),
+    ],
+)
+def test_bad_input(change, error, told):
+    with pytest.raises(error, match=told):
+        ShardedMixture(**{"loc": torch.zeros(3, 2), "scale": torch.ones(3, 2)} | change).log_prob(torch.zeros(1, 2))
+
+
+def test_bad_numbers_of_components():
+    q = ShardedMixture(torch.zeros(3, 2), torch.ones(3, 2))
+    with pytest.raises(TypeError, match="index: expected a tensor of dtype"):
+        q.log_prob_leave_one_out(torch.zeros(1, 2), torch.zeros(1))
+    with pytest.raises(ValueError, match=r"index: expected shape \(1,\)"):
+        q.log_prob_given(torch.zeros(1, 2), torch.zeros(2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"index: expected values in \[0, 3\)"):
+        q.log_prob_given(torch.zeros(1, 2), torch.tensor([3]))
+    with pytest.raises(ValueError, match="z: expected shape"):
+        q.log_prob(torch.zeros(1, 3))

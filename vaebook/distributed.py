@@ -1,0 +1,330 @@
+r"""A mixture whose components are spread over processes, or lie in files larger than memory.
+
+A sum over components is a sum of sums over parts of them:
+
+    log q(z) = log sum_k m_k q_k(z),      grad log q(z) = sum_k r_k(z) grad log q_k(z),      r_k = m_k q_k/q,
+
+with m_k the weight of part k. Each part is a `DiagGaussianMixture`. A process takes its parts one after another.
+Between processes goes, for each point, one maximum and then one sum, whatever the number of components.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+from torch.distributions import Normal
+
+from vaebook._checks import at_least_single, check_generator, check_int, check_shape, check_tensor
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.sums import log_sum_of_others
+
+POINTS = 2**14
+"""Points that one pass over all components, and one exchange between processes, serves."""
+
+
+class Part(NamedTuple):
+    """Some components of this process, in memory or not."""
+
+    loc: Any
+    scale: Any
+    log_weight: Any
+    rows: slice
+    first: int  # its first component's number in this process
+    log_mass: float
+
+    @property
+    def num(self) -> int:
+        """How many they are."""
+        return self.rows.stop - self.rows.start
+
+    def read(self) -> DiagGaussianMixture:
+        """Make the mixture of these components alone."""
+        loc, scale = (_tensor(name, getattr(self, name)[self.rows]) for name in ("loc", "scale"))
+        weight = None if self.log_weight is None else _tensor("log_weight", self.log_weight[self.rows]).double()
+        return DiagGaussianMixture(loc, scale, None if weight is None else weight - self.log_mass)
+
+
+class ShardedMixture:
+    r"""The mixture of all components that the processes of a group hold.
+
+    $q(z) = \sum_r\sum_{n\in r} w_n\prod_j\mathcal N(z_j\mid\mu_{nj},\sigma_{nj}^2)$
+
+    Every process makes it with components of its own, some or none, and calls the same methods with the same points;
+    each gets the whole answer. Components are numbered through the processes, those of process 0 first. Without
+    `torch.distributed` there is one process, and components may still be read as they are needed.
+
+    Args:
+        loc: means of this process's components, (N, D), N = 0 allowed: a tensor, or anything with a shape of which
+            rows can be taken, such as a numpy memory map. A list of them, of several files say, is one after another.
+        scale: their standard deviations, (N, D), or a list.
+        log_weight: natural logarithms of their weights, (N), or a list; they are normalised over all processes. None
+            means weight 1 each, before that.
+        group: of `torch.distributed`; None means all processes.
+        part_size: how many rows are taken at once of what is no tensor.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: shapes do not agree, no process has a component, or processes gave different points.
+        RuntimeError: another process has ended, or did not answer within the time that the group allows.
+
+    Example:
+        >>> loc = torch.tensor([[-2.0], [2.0]])
+        >>> ShardedMixture(loc, torch.ones(2, 1)).log_prob(torch.zeros(1, 1))
+        tensor([-2.9189])
+
+    Source: the sums over parts, Milakov & Gimelshein, Online normalizer calculation for softmax (2018), section 3.1;
+    between processes, this book, chapter practice/scale.
+    """
+
+    def __init__(
+        self, loc: Any, scale: Any, log_weight: Any = None, *, group: Any = None, part_size: int = 2**17
+    ) -> None:
+        check_int("part_size", part_size, minimum=1)
+        self._group, self._several = group, distributed.is_available() and distributed.is_initialized()
+        self._parts, self._kept = list(_cut(loc, scale, log_weight, part_size)), {}
+        mass = torch.tensor([part.log_mass for part in self._parts], dtype=torch.float64)
+        dims = [part.loc.shape[1] for part in self._parts]
+        num = sum(part.num for part in self._parts)
+        mine = [num, max(dims, default=0), min(dims, default=math.inf), float(mass.logsumexp(0))]
+        told = self._gather(torch.tensor(mine, dtype=torch.float64))
+        self.num_components, self.latent_dim = int(told[:, 0].sum()), int(told[:, 1].max())
+        if not self.num_components:
+            raise ValueError("loc: expected at least one component in some process, got none")
+        if told[:, 2].min() != self.latent_dim:
+            raise ValueError(f"loc: expected one D everywhere, got {int(told[:, 2].min())} and {self.latent_dim}")
+        self._first = told[:, 0].cumsum(0).long() - told[:, 0].long()
+        self._log_mass, self._log_total = told[:, 3].log_softmax(0), float(told[:, 3].logsumexp(0))
+
+    def __repr__(self) -> str:
+        """Show the sizes."""
+        return f"ShardedMixture(num_components={self.num_components}, dim={self.latent_dim})"
+
+    @property
+    def _rank(self) -> int:
+        return distributed.get_rank(self._group) if self._several else 0
+
+    def parts(self) -> Iterator[tuple[DiagGaussianMixture, float, int]]:
+        """Go through this process's parts: the mixture, its log-weight in the whole, its first component's number."""
+        for place, part in enumerate(self._parts):
+            if part.log_mass == -math.inf:
+                continue
+            mixture = self._kept.get(place) or part.read()
+            if isinstance(part.loc, Tensor):  # in memory anyhow: what it prepares for its sums stays
+                self._kept[place] = mixture
+            yield mixture, part.log_mass - self._log_total, part.first + int(self._first[self._rank])
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Log-density in nats of z (*s, D), as (*s), in z's dtype, at least float32; without derivatives."""
+        return self._sums(z, lambda q, rows, first: q.log_prob(rows)[:, None])[0]
+
+    def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-density, (*s), and its gradient in z, (*s, D); see `DiagGaussianMixture.log_prob_and_score`."""
+
+        def of(q: DiagGaussianMixture, rows: Tensor, first: int) -> Tensor:
+            value, score = q.log_prob_and_score(rows)
+            return torch.cat([value[:, None], score], 1)
+
+        value, score = self._sums(z, of, averages=self.latent_dim)
+        return value, score.reshape(z.shape)
+
+    def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
+        """Log-density, (*s), of the others where one component is left out, their weights normalised anew.
+
+        Args:
+            z: points, (*s, D).
+            index: the number, over all processes, of the component to leave out, (*s), long.
+
+        Returns:
+            The log-density, (*s); see `DiagGaussianMixture.log_prob_leave_one_out`.
+        """
+
+        def of(q: DiagGaussianMixture, rows: Tensor, first: int, chosen: Tensor) -> Tensor:
+            logs = torch.stack([q.log_prob(rows), torch.zeros(len(rows), dtype=torch.float64)], 1)
+            own = _inside(chosen, first, q)
+            logs[own, 1] = log_sum_of_others(q.components()[0])[chosen[own] - first]
+            left = own[logs[own, 1] > -torch.inf]
+            logs[own, 0] = -torch.inf
+            logs[left, 0] = q.log_prob_leave_one_out(rows[left], chosen[left] - first) + logs[left, 1]
+            return logs
+
+        density, rest = self._sums(z, of, self._numbers(index, z.shape[:-1]), logarithms=2)
+        return density - rest
+
+    def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
+        """Log-density, (*s), of one component each, log N(z | mu_n, sigma_n²), for z (*s, D) and numbers n (*s)."""
+        flat = self._numbers(index, z.shape[:-1])
+        value, points = torch.zeros(len(flat), dtype=torch.float64), z.double().reshape(-1, self.latent_dim)
+        for q, _, first in self.parts():
+            own = _inside(flat, first, q)
+            _, loc, scale = q.components()
+            loc, scale = loc[flat[own] - first], scale[flat[own] - first]
+            value[own] = Normal(loc, scale).log_prob(points[own]).sum(-1)
+        return self._reduced(value).reshape(z.shape[:-1])
+
+    def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw samples, (*s, D), the same in all processes; see `sample_with_index`."""
+        return self.sample_with_index(sample_shape, generator=generator)[0]
+
+    def sample_with_index(
+        self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw samples and the number of the component that each came from, the same in all processes.
+
+        Args:
+            sample_shape: the shape s of the draw.
+            generator: the source of randomness, of process 0; None means torch's global one. Draws depend on how the
+                components are divided.
+
+        Returns:
+            z, (*s, D), float64, and n, (*s), long.
+        """
+        shape, num = check_shape("sample_shape", sample_shape), 0
+        check_generator(generator)
+        seed = self._gather(torch.randint(2**50, (1,), generator=generator).double())[0]
+        common, own = (torch.Generator().manual_seed(int(seed) + k) for k in (0, 1 + self._rank))
+        num = shape.numel()
+        process = torch.multinomial(self._log_mass.exp(), max(1, num), True, generator=common)[:num]
+        mine = (process == self._rank).nonzero()[:, 0]
+        z, index = torch.zeros(num, self.latent_dim, dtype=torch.float64), torch.zeros(num, dtype=torch.float64)
+        if len(mine):
+            weight = torch.tensor([log_mass for _, log_mass, _ in self.parts()], dtype=torch.float64).softmax(0)
+            place = torch.multinomial(weight, len(mine), True, generator=own)
+            for k, (q, _, first) in enumerate(self.parts()):
+                rows = mine[place == k]
+                z[rows], number = q.double().sample_with_index((len(rows),), generator=own)
+                index[rows] = (number + first).double()
+        return self._reduced(z).reshape(*shape, -1), self._reduced(index).long().reshape(shape)
+
+    @property
+    def mean(self) -> Tensor:
+        r"""$\sum_n w_n\mu_n$, (D), float64."""
+        return self._average(lambda q: q.double().mean)
+
+    @property
+    def covariance(self) -> Tensor:
+        r"""$\sum_n w_n(\mathrm{diag}\,\sigma_n^2 + (\mu_n-m)(\mu_n-m)^\top)$ with m the mean, (D, D), float64."""
+        mean = self.mean
+        return self._average(
+            lambda q: q.double().covariance + torch.outer(q.double().mean - mean, q.double().mean - mean)
+        )
+
+    def _average(self, of: Callable[[DiagGaussianMixture], Tensor]) -> Tensor:
+        """Average over parts, of all processes, of what is an average over a part's components."""
+        total = torch.zeros_like(of(DiagGaussianMixture(*torch.ones(2, 1, self.latent_dim).double())))
+        for q, log_mass, _ in self.parts():
+            total += math.exp(log_mass) * of(q)
+        return self._reduced(total)
+
+    def _sums(
+        self, z: Tensor, of: Callable, *beside: Tensor, logarithms: int = 1, averages: int = 0
+    ) -> tuple[Tensor, ...]:
+        """Add up over all components: logarithms of sums, (*s) each, and averages under the first, (*s, averages).
+
+        ``of`` takes a part, points and the number of the part's first component, and returns for that part, with
+        weights that sum to 1, logarithms and averages side by side. ``beside`` goes along with the points.
+        """
+        check_tensor("z", z, ("...", self.latent_dim), empty=True)
+        points, results = z.detach().double().reshape(-1, self.latent_dim), []
+        for block in zip(*(x.split(POINTS) for x in (points, *beside)), strict=True):
+            local = points.new_zeros(len(block[0]), logarithms + averages)
+            local[:, :logarithms] = -torch.inf
+            for q, log_mass, first in self.parts():
+                part = of(q, block[0], first, *block[1:])
+                local = _added(local, part[:, :logarithms] + log_mass, part[:, logarithms:])
+            results.append(self._joined(block[0], local, logarithms))
+        joined = torch.cat(results).to(at_least_single(z.dtype))
+        logs = [column.reshape(z.shape[:-1]) for column in joined[:, :logarithms].unbind(1)]
+        return (*logs, joined[:, logarithms:]) if averages else tuple(logs)
+
+    def _joined(self, z: Tensor, local: Tensor, logarithms: int) -> Tensor:
+        """Add up what all processes have: one maximum and one sum of each point."""
+        logs = local[:, :logarithms]
+        mark = torch.stack([z.sum(), -z.sum()]).nan_to_num()  # both are largest at once only if all are equal
+        top = self._reduced(torch.cat([logs.flatten(), mark]), distributed.ReduceOp.MAX)
+        if top[-1] != -top[-2]:
+            raise ValueError("z: expected the same points in all processes, got different ones")
+        top = top[:-2].reshape(logs.shape)
+        shares = (logs - top).exp()
+        sums = self._reduced(torch.cat([shares, local[:, logarithms:] * shares[:, :1]], 1))
+        return torch.cat([sums[:, :logarithms].log() + top, sums[:, logarithms:] / sums[:, :1]], 1)
+
+    def _numbers(self, index: Tensor, shape: torch.Size) -> Tensor:
+        if not isinstance(index, Tensor) or index.dtype != torch.long:
+            raise TypeError(
+                f"index: expected a tensor of dtype torch.int64, got {getattr(index, 'dtype', type(index))}"
+            )
+        if index.shape != shape:
+            raise ValueError(f"index: expected shape {tuple(shape)}, got {tuple(index.shape)}")
+        if index.numel() and not bool((index.min() >= 0) & (index.max() < self.num_components)):
+            raise ValueError(
+                f"index: expected values in [0, {self.num_components}), got {index.min()} to {index.max()}"
+            )
+        return index.reshape(-1)
+
+    def _gather(self, mine: Tensor) -> Tensor:
+        """Rows of all processes, in their order."""
+        size = distributed.get_world_size(self._group) if self._several else 1
+        table = mine.new_zeros(size, len(mine))
+        table[self._rank] = mine
+        return self._reduced(table)
+
+    def _reduced(self, values: Tensor, op: Any = None) -> Tensor:
+        if self._several:
+            try:
+                distributed.all_reduce(values, op or distributed.ReduceOp.SUM, group=self._group)
+            except RuntimeError as error:
+                told = str(error).partition("\n")[0]
+                raise RuntimeError(
+                    f"group: expected an answer of every process, one has ended or hangs: {told}"
+                ) from error
+        return values
+
+
+def _added(local: Tensor, logs: Tensor, averages: Tensor) -> Tensor:
+    """Add a part's logarithms and averages to what the parts before it came to."""
+    before = local[:, : logs.shape[1]]
+    total = torch.logaddexp(before, logs)
+    old, new = ((x - total)[:, :1].exp() for x in (before, logs))
+    return torch.cat([total, old * local[:, logs.shape[1] :] + new * averages], 1)
+
+
+def _inside(numbers: Tensor, first: int, part: DiagGaussianMixture) -> Tensor:
+    """Places at which a number is one of this part's components."""
+    return ((numbers >= first) & (numbers < first + part.num_components)).nonzero()[:, 0]
+
+
+def _cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:
+    """Cut this process's components into parts: tensors whole, other rows by size."""
+    locs, scales = (x if isinstance(x, (list, tuple)) else [x] for x in (loc, scale))
+    weights = log_weight if isinstance(log_weight, (list, tuple)) else [log_weight] * len(locs)
+    if not len(locs) == len(scales) == len(weights):
+        raise ValueError(
+            f"scale: expected as many as loc, {len(locs)}, got {len(scales)}, {len(weights)} of log_weight"
+        )
+    first = 0
+    for one in zip(locs, scales, weights, strict=True):
+        if not all(hasattr(x, "shape") and hasattr(x, "__getitem__") for x in one if x is not None):
+            got = [type(x).__name__ for x in one]
+            raise TypeError(f"loc: expected rows with a shape, of loc, scale and log_weight, got {got}")
+        shapes = [tuple(x.shape) for x in one if x is not None]
+        num, _ = shapes[0] if len(shapes[0]) == 2 else (0, 0)
+        if len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2:] not in ([], [shapes[0][:1]]):
+            raise ValueError(f"loc, scale, log_weight: expected (N, D), (N, D) and (N), got {shapes}")
+        step = num if isinstance(one[0], Tensor) else size
+        for start in range(0, num, max(1, step)):
+            rows = slice(start, min(start + step, num))
+            mass = math.log(rows.stop - rows.start)
+            if one[2] is not None:
+                mass = float(_tensor("log_weight", one[2][rows]).double().logsumexp(0))
+            yield Part(*one, rows, first + start, mass)
+        first += num
+
+
+def _tensor(name: str, rows: Any) -> Tensor:
+    """Copy rows that were read into a tensor."""
+    return rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
