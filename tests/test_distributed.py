@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import distributed
 
 from vaebook.distributed import ShardedMixture
@@ -134,6 +136,19 @@ def test_rows_of_a_memory_map_are_read_in_parts(tmp_path):
     for name, value in answers(q, z, index).items():
         for found in (parted, listed):
             torch.testing.assert_close(answers(found, z, index)[name], value, rtol=1e-10, atol=1e-10)
+
+
+def test_rows_of_safetensors_files_are_read_in_parts(tmp_path):
+    q, z, index = whole(weighted=False)
+    slices = {"loc": [], "scale": []}
+    for number, rows in enumerate((slice(0, 22), slice(22, 60))):
+        save_file({"loc": q.loc[rows].clone(), "scale": q.scale[rows].clone()}, tmp_path / f"{number}.safetensors")
+        opened = safe_open(tmp_path / f"{number}.safetensors", "pt")
+        for name, those in slices.items():
+            those.append(opened.get_slice(name))
+    found = answers(ShardedMixture(**slices, part_size=9), z, index)
+    for name, value in answers(q, z, index).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)
 
 
 def test_results_have_the_dtype_and_shape_of_the_points():

@@ -12,41 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, distributed
 from torch.distributions import Normal
 
 from vaebook._checks import at_least_single, check_generator, check_int, check_shape, check_tensor
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.shards import cut
 from vaebook.sums import log_sum_of_others
 
 POINTS = 2**14
 """Points that one pass over all components, and one exchange between processes, serves."""
-
-
-class Part(NamedTuple):
-    """Some components of this process, in memory or not."""
-
-    loc: Any
-    scale: Any
-    log_weight: Any
-    rows: slice
-    first: int  # its first component's number in this process
-    log_mass: float
-
-    @property
-    def num(self) -> int:
-        """How many they are."""
-        return self.rows.stop - self.rows.start
-
-    def read(self) -> DiagGaussianMixture:
-        """Make the mixture of these components alone."""
-        loc, scale = (_tensor(name, getattr(self, name)[self.rows]) for name in ("loc", "scale"))
-        weight = None if self.log_weight is None else _tensor("log_weight", self.log_weight[self.rows]).double()
-        return DiagGaussianMixture(loc, scale, None if weight is None else weight - self.log_mass)
 
 
 class ShardedMixture:
@@ -60,7 +38,8 @@ class ShardedMixture:
 
     Args:
         loc: means of this process's components, (N, D), N = 0 allowed: a tensor, or anything with a shape of which
-            rows can be taken, such as a numpy memory map. A list of them, of several files say, is one after another.
+            rows can be taken, such as a numpy memory map or ``safe_open(file, "pt").get_slice("loc")``. A list of
+            them, from several files, is taken one after another.
         scale: their standard deviations, (N, D), or a list.
         log_weight: natural logarithms of their weights, (N), or a list; they are normalised over all processes. None
             means weight 1 each, before that.
@@ -86,9 +65,9 @@ class ShardedMixture:
     ) -> None:
         check_int("part_size", part_size, minimum=1)
         self._group, self._several = group, distributed.is_available() and distributed.is_initialized()
-        self._parts, self._kept = list(_cut(loc, scale, log_weight, part_size)), {}
+        self._parts, self._kept = list(cut(loc, scale, log_weight, part_size)), {}
         mass = torch.tensor([part.log_mass for part in self._parts], dtype=torch.float64)
-        dims = [part.loc.shape[1] for part in self._parts]
+        dims = [part.dim for part in self._parts]
         num = sum(part.num for part in self._parts)
         mine = [num, max(dims, default=0), min(dims, default=math.inf), float(mass.logsumexp(0))]
         told = self._gather(torch.tensor(mine, dtype=torch.float64))
@@ -114,7 +93,8 @@ class ShardedMixture:
             if part.log_mass == -math.inf:
                 continue
             mixture = self._kept.get(place) or part.read()
-            if isinstance(part.loc, Tensor):  # in memory anyhow: what it prepares for its sums stays
+            mixture.in_clusters = isinstance(part.loc, Tensor)
+            if mixture.in_clusters:  # in memory anyhow: what is prepared for the sums stays
                 self._kept[place] = mixture
             yield mixture, part.log_mass - self._log_total, part.first + int(self._first[self._rank])
 
@@ -296,35 +276,3 @@ def _added(local: Tensor, logs: Tensor, averages: Tensor) -> Tensor:
 def _inside(numbers: Tensor, first: int, part: DiagGaussianMixture) -> Tensor:
     """Places at which a number is one of this part's components."""
     return ((numbers >= first) & (numbers < first + part.num_components)).nonzero()[:, 0]
-
-
-def _cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:
-    """Cut this process's components into parts: tensors whole, other rows by size."""
-    locs, scales = (x if isinstance(x, (list, tuple)) else [x] for x in (loc, scale))
-    weights = log_weight if isinstance(log_weight, (list, tuple)) else [log_weight] * len(locs)
-    if not len(locs) == len(scales) == len(weights):
-        raise ValueError(
-            f"scale: expected as many as loc, {len(locs)}, got {len(scales)}, {len(weights)} of log_weight"
-        )
-    first = 0
-    for one in zip(locs, scales, weights, strict=True):
-        if not all(hasattr(x, "shape") and hasattr(x, "__getitem__") for x in one if x is not None):
-            got = [type(x).__name__ for x in one]
-            raise TypeError(f"loc: expected rows with a shape, of loc, scale and log_weight, got {got}")
-        shapes = [tuple(x.shape) for x in one if x is not None]
-        num, _ = shapes[0] if len(shapes[0]) == 2 else (0, 0)
-        if len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2:] not in ([], [shapes[0][:1]]):
-            raise ValueError(f"loc, scale, log_weight: expected (N, D), (N, D) and (N), got {shapes}")
-        step = num if isinstance(one[0], Tensor) else size
-        for start in range(0, num, max(1, step)):
-            rows = slice(start, min(start + step, num))
-            mass = math.log(rows.stop - rows.start)
-            if one[2] is not None:
-                mass = float(_tensor("log_weight", one[2][rows]).double().logsumexp(0))
-            yield Part(*one, rows, first + start, mass)
-        first += num
-
-
-def _tensor(name: str, rows: Any) -> Tensor:
-    """Copy rows that were read into a tensor."""
-    return rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))

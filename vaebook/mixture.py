@@ -60,6 +60,8 @@ class DiagGaussianMixture(WeightedGaussians):
     Makhzani et al. (2016) and Hoffman & Johnson (2016).
     """
 
+    in_clusters = True
+    """Whether many components may be divided into clusters, once: that takes as long as some thousand points."""
     arg_constraints: ClassVar[dict] = {}  # checked by ourselves, with better messages
     support = constraints.real_vector
     has_rsample = False
@@ -251,7 +253,9 @@ class DiagGaussianMixture(WeightedGaussians):
         return sums.prepared(self._held, self.loc, self.scale, self._log_weight, num_points)
 
     def _sums(self, rows: Tensor, exclude: Tensor | None = None, *, score: bool = False) -> Tensor:
-        return sums.evaluate(rows, self._prepared(len(rows) if exclude is None else 0), exclude, score=score)
+        return sums.evaluate(
+            rows, self._prepared(len(rows) if exclude is None and self.in_clusters else 0), exclude, score=score
+        )
 
     def _rows(self, z: Tensor) -> Tensor:
         check_tensor("z", z, ("...", self.loc.shape[1]), finite=self._checks_values, empty=True, like=self.loc)
