@@ -1,5 +1,6 @@
 """Continuous integration: what is published, on what is tested, and what a runner without root gets or is told."""
 
+import ast
 import os
 import re
 import subprocess
@@ -54,6 +55,25 @@ def test_only_pushes_to_this_repository_are_published(github, published):
     assert bool(holds(jobs["build"]["if"], github)) is published
     assert jobs["deploy"]["needs"] == "build" and "if" not in jobs["deploy"]  # so it is skipped with it
     assert not any(word in str(jobs["build"].get("permissions", {})) for word in ("write", "id-token"))
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_actions_are_pinned_and_may_do_little(name):
+    """A tag can be moved to other code; a commit cannot. Beside it stands the version that it is."""
+    text = (ROOT / ".github" / "workflows" / f"{name}.yml").read_text()
+    used = re.findall(r"uses: *(.*)", text)
+    assert used
+    assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line) for line in used), used
+    assert WORKFLOWS[name]["permissions"] == {"contents": "read"}
+    more = {job: what["permissions"] for job, what in WORKFLOWS[name]["jobs"].items() if "permissions" in what}
+    assert more == ({"deploy": {"pages": "write", "id-token": "write"}} if name == "pages" else {})
+
+
+def test_the_weekly_run_looks_for_known_vulnerabilities_and_lists_licences():
+    steps = " ".join(step.get("run", "") for step in WORKFLOWS["weekly"]["jobs"]["newest"]["steps"])
+    assert "pip-audit" in steps
+    assert "--requirement requirements.txt" in steps
+    assert "pip-licenses" in steps
 
 
 def test_tested_are_the_oldest_and_the_newest_python_and_macos():
@@ -119,3 +139,34 @@ def test_what_cannot_be_installed_is_said_with_what_is_skipped(runner, more):
     assert re.search(r"Not installed: chromium .* the tests that open every page in a browser", said)
     assert re.search(r"Not installed: dataset-fashion-mnist .* the tests on Fashion-MNIST", said)
     assert [line for line in log if line.startswith("make")] == ["make test", "make test-slow"]
+
+
+def unpicklers(tree):
+    """Names and calls in a syntax tree that would run a pickle."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            yield from (
+                name for name in names if name.split(".")[0] in {"pickle", "dill", "cloudpickle", "joblib", "shelve"}
+            )
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "load":
+            owner = ast.unparse(node.func.value)
+            given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            if owner == "torch" and given.get("weights_only") != "True":
+                yield "torch.load"
+            if given.get("allow_pickle", "False") != "False":
+                yield f"{owner}.load"
+
+
+@pytest.mark.parametrize("folder", ["vaebook", "book", "tests"])
+def test_nothing_is_ever_unpickled(folder):
+    found = {str(path): list(unpicklers(ast.parse(path.read_text()))) for path in (ROOT / folder).rglob("*.py")}
+    assert found
+    assert not {path: names for path, names in found.items() if names}
+
+
+@pytest.mark.parametrize(
+    "code", ["import pickle", "from joblib import load", "torch.load(p)", "np.load(p, allow_pickle=True)"]
+)
+def test_what_would_unpickle_is_seen(code):
+    assert list(unpicklers(ast.parse(code)))

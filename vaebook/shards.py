@@ -1,0 +1,81 @@
+r"""The components that one process holds, cut into parts that fit into memory.
+
+A tensor is one part. Rows of anything else that has a shape, such as a numpy memory map or a slice of an open
+safetensors file, are read a part at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaebook.mixture import DiagGaussianMixture
+
+
+class Part(NamedTuple):
+    """Some components of this process, in memory or not."""
+
+    loc: Any
+    scale: Any
+    log_weight: Any
+    rows: slice
+    first: int  # its first component's number in this process
+    log_mass: float
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return _shape(self.loc)[1]
+
+    @property
+    def num(self) -> int:
+        """How many they are."""
+        return self.rows.stop - self.rows.start
+
+    def read(self) -> DiagGaussianMixture:
+        """Make the mixture of these components alone."""
+        loc, scale = (_tensor(x[self.rows]) for x in (self.loc, self.scale))
+        weight = None if self.log_weight is None else _tensor(self.log_weight[self.rows]).double()
+        return DiagGaussianMixture(loc, scale, None if weight is None else weight - self.log_mass)
+
+
+def cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:
+    """Cut this process's components into parts: tensors whole, other rows by size."""
+    locs, scales = (x if isinstance(x, (list, tuple)) else [x] for x in (loc, scale))
+    weights = log_weight if isinstance(log_weight, (list, tuple)) else [log_weight] * len(locs)
+    if not len(locs) == len(scales) == len(weights):
+        raise ValueError(
+            f"scale: expected as many as loc, {len(locs)}, got {len(scales)}, {len(weights)} of log_weight"
+        )
+    first = 0
+    for one in zip(locs, scales, weights, strict=True):
+        shapes = [_shape(x) for x in one if x is not None]
+        num, _ = shapes[0] if len(shapes[0]) == 2 else (0, 0)
+        if len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2:] not in ([], [shapes[0][:1]]):
+            raise ValueError(f"loc, scale, log_weight: expected (N, D), (N, D) and (N), got {shapes}")
+        step = num if isinstance(one[0], Tensor) else size
+        for start in range(0, num, max(1, step)):
+            rows = slice(start, min(start + step, num))
+            mass = math.log(rows.stop - rows.start)
+            if one[2] is not None:
+                mass = float(_tensor(one[2][rows]).double().logsumexp(0))
+            yield Part(*one, rows, first + start, mass)
+        first += num
+
+
+def _shape(rows: Any) -> tuple[int, ...]:
+    """Shape of rows; those of an open safetensors file have a method for it."""
+    shape = rows.get_shape() if hasattr(rows, "get_shape") else getattr(rows, "shape", None)
+    if shape is None:
+        raise TypeError(f"loc: expected rows with a shape, of loc, scale and log_weight, got {type(rows).__name__}")
+    return tuple(shape)
+
+
+def _tensor(rows: Any) -> Tensor:
+    """Copy rows that were read into a tensor."""
+    return rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
