@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from vaebook.distributed import ShardedMixture
+from vaebook.information import active_units, decompose_kl, kl_per_dimension, mutual_information
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.priors import StandardNormal
 
 DIM = 3
 SHARDS = {  # how 60 components are divided
@@ -46,7 +48,18 @@ def answers(q, z, index):
         "leave-one-out": q.log_prob_leave_one_out(z, index),
         "mean": q.mean,
         "covariance": q.covariance,
+        "marginals": q.log_prob_marginals(z),
+        "active": active_units(q, threshold=9.0),
+        "rates": kl_per_dimension(q),
     }
+
+
+def answers_of_draws(q):
+    """What is estimated from draws, which are others for other divisions."""
+    generator = torch.Generator().manual_seed(0)
+    parts = decompose_kl(q, StandardNormal(DIM), marginals=True, num_samples=3000, generator=generator)
+    found = {name: torch.tensor(part[:2]) for name, part in parts._asdict().items() if name != "how"}
+    return found | {"told": torch.tensor(mutual_information(q, 3000, generator=generator)[:2])}
 
 
 def shard(rank, shards, weighted):
@@ -72,12 +85,16 @@ def everything(rank, layouts):
     for name, weighted in itertools.product(layouts, (True, False)):
         q, z, index = shard(rank, SHARDS[name], weighted)
         drawn, number = q.sample_with_index((4000,), generator=torch.Generator().manual_seed(rank))
-        found[f"{name}, {weighted}"] = answers(q, z, index) | {
-            "drawn": drawn,
-            "number": number,
-            "own": q.log_prob_given(drawn, number),
-            "again": q.sample((4000,), generator=torch.Generator().manual_seed(rank)),
-        }
+        found[f"{name}, {weighted}"] = (
+            answers(q, z, index)
+            | answers_of_draws(q)
+            | {
+                "drawn": drawn,
+                "number": number,
+                "own": q.log_prob_given(drawn, number),
+                "again": q.sample((4000,), generator=torch.Generator().manual_seed(rank)),
+            }
+        )
     with pytest.raises(ValueError, match="z: expected the same points in all processes"):
         q.log_prob(z + rank)
     return found
@@ -115,6 +132,10 @@ def test_shards_are_one_mixture(name, weighted, found):
     assert counts[expected == 0].sum() == 0
     chi2 = ((counts - expected).square() / expected)[expected > 0].sum()
     assert 20 < chi2 < 120  # 59 or 58 degrees of freedom
+    for part, (value, stderr) in answers_of_draws(q).items():
+        assert all(torch.equal(answer[part], one[part]) for answer in each)
+        error = (stderr.square() + one[part][1].square()).sqrt()
+        assert abs(one[part][0] - value) <= 4 * error + 1e-10, part
     error = q.covariance.diagonal().div(4000).sqrt()
     assert bool(((drawn.mean(0) - q.mean).abs() < 5 * error).all())
 

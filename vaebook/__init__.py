@@ -18,11 +18,11 @@ The layers, from the top down; each imports only from those below it:
     the aggregated posterior of any encoder; a VAE of three parts; what takes the place of p(z)
 `code_priors` `gmm`
     priors made of an encoder's codes: VampPrior, exemplars; mixtures with full covariances, given or fitted
-`adapters`
-    the doors: anybody's encoder, decoder, prior and data, adapted once
-`certificates` `modes` `networks` `parts`
+`adapters` `distributed`
+    the doors: anybody's encoder, decoder, prior and data, adapted once; a mixture spread over processes or files
+`certificates` `modes` `networks` `parts` `shards`
     bounds without samples, and MMD; the modes of a mixture; networks that return distributions; encoders, decoders
-    and priors behind the door
+    and priors behind the door; the components of one process, in parts that fit into memory
 `mixture` `outputs`
     `DiagGaussianMixture`, the object that the book is about; what encoders and decoders return
 `gaussians` `sums`

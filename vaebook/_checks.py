@@ -134,9 +134,10 @@ def check_spread(name: str, value: Tensor) -> Tensor:
 
 
 def check_type(name: str, value: object, kind: type[T], hint: str = "") -> T:
-    """Check that an argument is of a class of this package."""
+    """Check that an argument is of a class of this package, or of one of several."""
     if not isinstance(value, kind):
-        raise TypeError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}{hint}")
+        wanted = " or a ".join(one.__name__ for one in getattr(kind, "__args__", (kind,)))
+        raise TypeError(f"{name}: expected a {wanted}, got {type(value).__name__}{hint}")
     return value
 
 

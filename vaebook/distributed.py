@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.distributions import Normal
 
 from vaebook._checks import at_least_single, check_generator, check_int, check_shape, check_tensor
 from vaebook.mixture import DiagGaussianMixture
@@ -138,13 +137,16 @@ class ShardedMixture:
     def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
         """Log-density, (*s), of one component each, log N(z | mu_n, sigma_n²), for z (*s, D) and numbers n (*s)."""
         flat = self._numbers(index, z.shape[:-1])
-        value, points = torch.zeros(len(flat), dtype=torch.float64), z.double().reshape(-1, self.latent_dim)
+        value, points = torch.zeros(len(flat), dtype=torch.float64), z.reshape(-1, self.latent_dim)
         for q, _, first in self.parts():
             own = _inside(flat, first, q)
-            _, loc, scale = q.components()
-            loc, scale = loc[flat[own] - first], scale[flat[own] - first]
-            value[own] = Normal(loc, scale).log_prob(points[own]).sum(-1)
+            value[own] = q.log_prob_given(points[own], flat[own] - first)
         return self._reduced(value).reshape(z.shape[:-1])
+
+    def log_prob_marginals(self, z: Tensor) -> Tensor:
+        """Log-densities of the D marginals, (*s, D); see `DiagGaussianMixture.log_prob_marginals`."""
+        logs = self._sums(z, lambda q, rows, first: q.log_prob_marginals(rows), logarithms=self.latent_dim)
+        return torch.stack(logs, -1)
 
     def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw samples, (*s, D), the same in all processes; see `sample_with_index`."""
@@ -180,24 +182,33 @@ class ShardedMixture:
                 index[rows] = (number + first).double()
         return self._reduced(z).reshape(*shape, -1), self._reduced(index).long().reshape(shape)
 
+    def double(self) -> ShardedMixture:
+        """Return the same mixture: all is computed in float64."""
+        return self
+
     @property
     def mean(self) -> Tensor:
         r"""$\sum_n w_n\mu_n$, (D), float64."""
-        return self._average(lambda q: q.double().mean)
+        return self.average(lambda log_weight, loc, scale: loc)
 
     @property
     def covariance(self) -> Tensor:
         r"""$\sum_n w_n(\mathrm{diag}\,\sigma_n^2 + (\mu_n-m)(\mu_n-m)^\top)$ with m the mean, (D, D), float64."""
         mean = self.mean
-        return self._average(
-            lambda q: q.double().covariance + torch.outer(q.double().mean - mean, q.double().mean - mean)
-        )
-
-    def _average(self, of: Callable[[DiagGaussianMixture], Tensor]) -> Tensor:
-        """Average over parts, of all processes, of what is an average over a part's components."""
-        total = torch.zeros_like(of(DiagGaussianMixture(*torch.ones(2, 1, self.latent_dim).double())))
+        within = self.average(lambda log_weight, loc, scale: scale.square())
+        total = torch.zeros(2 * within.shape)
         for q, log_mass, _ in self.parts():
-            total += math.exp(log_mass) * of(q)
+            log_weight, loc, _ = q.components()
+            total = total + ((loc - mean) * (log_weight + log_mass).exp()[:, None]).mT @ (loc - mean)
+        return torch.diag(within) + self._reduced(total.double())
+
+    def average(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        """Average over all components; see `DiagGaussianMixture.average`."""
+        one = torch.ones(1, self.latent_dim, dtype=torch.float64)  # it tells the shape, where there is no part, too
+        total = torch.zeros_like(function(one[:, 0], one, one)[0])
+        for q, log_mass, _ in self.parts():
+            part = q.average(lambda log_weight, loc, scale, more=log_mass: function(log_weight + more, loc, scale))
+            total += math.exp(log_mass) * part
         return self._reduced(total)
 
     def _sums(

@@ -5,13 +5,13 @@ Nothing here needs the density; that is in `vaebook.mixture`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Normal
 
 from vaebook._checks import (
     at_least_single,
@@ -181,6 +181,16 @@ class WeightedGaussians(Distribution):
         centred, scale, unit = self._in_units()
         covariance = torch.diag(scale.square().sum(0)) + centred.mT @ centred
         return self._finite("covariance", covariance * unit * unit[:, None], self.loc.dtype)
+
+    def average(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+        r"""$\sum_n w_n f(\log w_n,\mu_n,\sigma_n)$ for a function of (N), (N, D) and (N, D) with N rows, in float64."""
+        log_weight, loc, scale = (x.detach() for x in self.components())
+        return log_weight.exp() @ function(log_weight, loc, scale)
+
+    def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
+        r"""$\log\mathcal N(z\mid\mu_n,\sigma_n^2)$ of one component each, (S), for z (S, D), n (S); float64."""
+        _, loc, scale = self.components()
+        return Normal(loc[index], scale[index]).log_prob(z.double()).sum(-1)
 
     def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw samples.

@@ -5,8 +5,7 @@ r"""What the KL term of the ELBO consists of: how much the code tells about the 
 For an aggregated posterior with components n of weight w_n, the *mutual information* I(n; z) between the index of
 a datum and its code is the average of log q(z|n) - log q_agg(z) over both. It lies between 0 (the codes are all
 the same) and the entropy of the weights of the distinct components (every code names its datum). The second equation
-needs a prior that factorises; TC is the total correlation, KL(q_agg | prod_j q_j). Bounds that need no samples are in
-`vaebook.certificates`.
+needs a prior that factorises; TC is the total correlation, KL(q_agg | prod_j q_j).
 """
 
 from __future__ import annotations
@@ -20,11 +19,14 @@ from torch.distributions import Normal
 
 from vaebook._checks import check_all, check_int, check_number, check_type
 from vaebook.adapters import Prior, adapt_prior
+from vaebook.distributed import ShardedMixture
 from vaebook.estimators import Estimate, estimate
 from vaebook.integrals import refine
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import components, optional
 from vaebook.priors import StandardNormal
+
+Mixture = DiagGaussianMixture | ShardedMixture
 
 
 class KLParts(NamedTuple):
@@ -40,7 +42,7 @@ class KLParts(NamedTuple):
 
 @torch.no_grad()
 def decompose_kl(
-    q_agg: DiagGaussianMixture,
+    q_agg: Mixture,
     prior: Any,
     *,
     num_samples: int = 10_000,
@@ -104,7 +106,7 @@ def decompose_kl(
     return KLParts(*parts, total, alone if factorises else None, how)
 
 
-def kl_per_dimension(q_agg: DiagGaussianMixture, prior: Any = None) -> Tensor:
+def kl_per_dimension(q_agg: Mixture, prior: Any = None) -> Tensor:
     r"""Tell which latent dimensions training pays for: the rate of each, in closed form.
 
     $R_j = \sum_n w_n\,\mathrm{KL}(\mathcal N(\mu_{nj},\sigma_{nj}^2)\,\|\,p_j)$, which sum to R
@@ -126,15 +128,14 @@ def kl_per_dimension(q_agg: DiagGaussianMixture, prior: Any = None) -> Tensor:
 
     Source: Kingma & Welling, Auto-Encoding Variational Bayes (2014), appendix B.
     """
-    dim = _components(q_agg)[1].shape[1]
+    dim = check_type("q_agg", q_agg, Mixture).latent_dim
     prior = StandardNormal(dim) if prior is None else adapt_prior(prior, dim)
-    rates = _rates(q_agg, prior)
-    if rates is None:
+    if (rates := _rates(q_agg, prior)) is None:
         raise ValueError(f"prior: expected one Gaussian with independent dimensions, got {type(prior).__name__}")
     return rates
 
 
-def active_units(q_agg: DiagGaussianMixture, threshold: float = 0.01) -> Tensor:
+def active_units(q_agg: Mixture, threshold: float = 0.01) -> Tensor:
     r"""Tell which latent dimensions are in use: those whose posterior means differ between data.
 
     $\mathrm{Var}_n\,\mu_{nj} > \text{threshold}$
@@ -156,13 +157,13 @@ def active_units(q_agg: DiagGaussianMixture, threshold: float = 0.01) -> Tensor:
 
     Source: Burda, Grosse & Salakhutdinov, Importance weighted autoencoders (2016), section 5.2.
     """
-    log_weight, loc, _ = _components(q_agg)
-    weight = log_weight.exp()
-    return weight @ (loc - weight @ loc).square() > check_number("threshold", threshold, minimum=0)
+    mean = check_type("q_agg", q_agg, Mixture).average(lambda log_weight, loc, scale: loc)
+    variance = q_agg.average(lambda log_weight, loc, scale: (loc - mean).square())
+    return variance > check_number("threshold", threshold, minimum=0)
 
 
 def mutual_information(
-    q_agg: DiagGaussianMixture, num_samples: int = 10_000, *, generator: torch.Generator | None = None
+    q_agg: Mixture, num_samples: int = 10_000, *, generator: torch.Generator | None = None
 ) -> Estimate:
     r"""Estimate the mutual information between component index and code, by sampling from both.
 
@@ -247,34 +248,32 @@ def mutual_information_quadrature(
     return float(refine(rule, 2000, tolerance=tolerance, max_nodes=max_nodes))
 
 
-def _components(q_agg: object) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-weights, means and scales in float64, without gradients."""
-    return tuple(part.detach() for part in check_type("q_agg", q_agg, DiagGaussianMixture).components())
-
-
-def _draw(q_agg: object, num_samples: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+def _draw(q_agg: Any, num_samples: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
     """Draw (n, z); return z (S, D) and log q(z|n), log q_agg(z), each (S)."""
-    _, loc, scale = _components(q_agg)
-    check_int("num_samples", num_samples, minimum=2)
     # In float64 from the start: a draw rounded to float16 would no longer be a draw of the mixture.
-    precise = q_agg.double()
+    precise = check_type("q_agg", q_agg, Mixture).double()
+    check_int("num_samples", num_samples, minimum=2)
     z, index = precise.sample_with_index((num_samples,), generator=generator)
-    return z, Normal(loc[index], scale[index]).log_prob(z).sum(-1), precise.log_prob(z)
+    return z, precise.log_prob_given(z, index), precise.log_prob(z)
 
 
-def _entropy(q_agg: DiagGaussianMixture) -> float:
+def _entropy(q_agg: Any) -> float:
     """Entropy of the weights, which bounds I(n; z)."""
-    weight = _components(q_agg)[0].exp()
-    return min(float(torch.special.entr(weight).sum()), math.log(len(weight)))
+    entropy = q_agg.average(lambda log_weight, loc, scale: -log_weight.nan_to_num(neginf=0.0))
+    return min(float(entropy), math.log(q_agg.num_components))
 
 
-def _rates(q_agg: object, prior: Prior) -> Tensor | None:
+def _rates(q_agg: Any, prior: Prior) -> Tensor | None:
     """Return the exact rate of each dimension, (D), where the prior is one Gaussian with independent ones."""
-    (log_weight, loc, scale), found = _components(q_agg), components(prior)
-    if found is None or found[2].shape != (1, loc.shape[1]):
+    found = components(prior)
+    if found is None or found[2].shape != (1, q_agg.latent_dim):
         return None
-    distance, ratio = (loc - found[1].double()) / found[2].double(), scale / found[2].double()
-    return 0.5 * log_weight.exp() @ (distance.square() + ratio.square() - 1 - 2 * ratio.log())
+    middle, spread = (part.double() for part in found[1:])
+    return q_agg.average(lambda log_weight, loc, scale: _kl((loc - middle) / spread, scale / spread))
+
+
+def _kl(distance: Tensor, ratio: Tensor) -> Tensor:
+    return 0.5 * (distance.square() + ratio.square() - 1 - 2 * ratio.log())
 
 
 def _bounded(rate: float, told: Tensor, entropy: float, rounding: float) -> tuple[tuple[Estimate, ...], str]:
