@@ -51,7 +51,10 @@ check-cells:
 	@$(PYTEST) -n 0 $(NBVAL) 'book/$(CHAPTER).ipynb'
 
 check-chapter:
-	@if [ ! -f 'book/$(CHAPTER).ipynb' ]; then \
+	@if [ -f 'book/$(CHAPTER).md' ] && [ ! -f 'book/$(CHAPTER).ipynb' ]; then \
+		echo "chapter '$(CHAPTER)' was never run: make execute CHAPTER=$(CHAPTER)"; \
+		exit 1; \
+	elif [ ! -f 'book/$(CHAPTER).ipynb' ]; then \
 		echo "no chapter '$(CHAPTER)'; there are: $$(cd book && find . -name '*.ipynb' | sed 's|^\./||; s|\.ipynb$$||' | sort | xargs)"; \
 		exit 1; \
 	fi

@@ -7,6 +7,8 @@ import pytest
 import yaml
 from fingerprint import ROOT
 
+import vaebook
+
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text())
 REPOSITORY, SITE, AUTHORS = CONFIG["repository"]["url"], CONFIG["html"]["baseurl"], CONFIG["author"]
 SKIPPED = {".venv", ".git", "_build", "mathjax", "__pycache__", ".pytest_cache", ".ruff_cache", ".hypothesis"}
@@ -29,7 +31,7 @@ def test_citation():
     assert citation["repository-code"] == REPOSITORY
     assert citation["url"] == SITE
     assert [author["name"] for author in citation["authors"]] == [AUTHORS]
-    assert citation["version"] == tomllib.loads(read("pyproject.toml"))["project"]["version"]
+    assert citation["version"] == tomllib.loads(read("pyproject.toml"))["project"]["version"] == vaebook.__version__
 
 
 def test_license_and_package_name_the_authors():
