@@ -25,6 +25,9 @@ from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import components, optional
 from vaebook.priors import as_mixture, from_components
 
+NUM_STARTS, ROUND_SAMPLES = 4, 200
+"""As those of `vaebook.likelihood`; fewer do, since draws of many priors, q_agg among them, are shared."""
+
 
 def compare_priors(
     vae: Any,
@@ -99,7 +102,7 @@ def compare_priors(
             part = pool.at(rows)
             joint = Joint(vae, x[rows], take(condition, rows), part, q.loc.dtype)
             own = Normal(q.loc[rows].double(), q.scale[rows].double(), validate_args=False)
-            sampler = Sampler(joint, own, mixture, draws, part.draw, generator)
+            sampler = Sampler(joint, own, mixture, draws, part.draw, generator, NUM_STARTS, ROUND_SAMPLES)
             z, log_weight = (torch.cat(parts, 1) for parts in zip(*sampler.weighted(num_samples), strict=True))
             log_weight = log_weight - part.log_prob(z)
             for name, prior in adapted.items():

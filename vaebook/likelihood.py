@@ -151,13 +151,15 @@ class Sampler(NamedTuple):
     draws: Tensor  # of the prior, (PRIOR_DRAWS, D)
     draw_prior: Callable[[Tensor], Tensor]  # rows of the batch (M) to draws of the prior for them, (M, D)
     generator: torch.Generator | None
+    num_starts: int = STARTS
+    round_samples: int = ROUND_SAMPLES
 
     def weighted(self, num_samples: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Fit a proposal; yield fresh samples from it, (B, S', D), with their log-weights, (B, S'), S in all."""
         proposal = self.start()
         for _ in range(ROUNDS):
-            proposal = _fit(proposal, *self.weigh(proposal, ROUND_SAMPLES))
-        sizes = (min(ROUND_SAMPLES, num_samples - done) for done in range(0, num_samples, ROUND_SAMPLES))
+            proposal = _fit(proposal, *self.weigh(proposal, self.round_samples))
+        sizes = (min(self.round_samples, num_samples - done) for done in range(0, num_samples, self.round_samples))
         yield from (self.weigh(proposal, size)[:2] for size in sizes)
 
     def start(self) -> _Proposal:
@@ -172,19 +174,19 @@ class Sampler(NamedTuple):
         return _Proposal(_with_reserve(log_share.softmax(1)), torch.cat([loc.expand(-1, len(widths), -1), z], 1), tril)
 
     def good_points(self) -> Tensor:
-        """Choose, for each datum, points (B, STARTS, D) with probabilities as p(x|z), none twice.
+        """Choose, for each datum, num_starts points (B, J, D) with probabilities as p(x|z), none twice.
 
         They are draws of the prior, or the means of its components where there are many of them: among draws of
         those, several would come from the same component, and another that matters could be missed.
         """
         points, log_weight = self.draws, 0.0
-        if len(self.mixture.loc) > STARTS:
+        if len(self.mixture.loc) > self.num_starts:
             log_weight, points, _ = (part.double() for part in components(self.mixture))
         log_likelihood = [self.joint.log_likelihood(z) for z in points[:, None].split(self.joint.chunk)]
         uniform = points.new_empty(len(self.q.loc), len(points)).uniform_(generator=self.generator)
         # Gumbel's noise makes the largest a sample without replacement.
         score = log_weight + torch.cat(log_likelihood).mT - (-uniform.log()).log()
-        return points[score.topk(min(STARTS, len(points)), 1).indices]
+        return points[score.topk(min(self.num_starts, len(points)), 1).indices]
 
     def weigh(self, proposal: _Proposal, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
         """Draw z (B, S, D); also return log w (B, S) and the log of the proposal's Gaussians at z (B, S, J)."""

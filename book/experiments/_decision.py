@@ -28,7 +28,7 @@ from vaebook.ppca import PPCA
 from vaebook.priors import StandardNormal, VampPrior, fit_gmm
 from vaebook.training import fit
 
-IMAGES, WIDE, MIDDLE, NARROW = (2, 8, 16, 32), (2, 8, 16), (2, 8), (2, 4)
+IMAGES, WIDE, MIDDLE, NARROW = (2, 8, 32), (2, 8, 16), (2, 8), (2, 4)
 DATA: dict[str, tuple[str, tuple[int, ...], str, str]] = {
     # name: (cluster, latent sizes, kind, source and licence)
     "digits": ("digits", IMAGES, "binary", "scikit-learn, load_digits; UCI, CC BY 4.0"),
@@ -48,15 +48,18 @@ DATA: dict[str, tuple[str, tuple[int, ...], str, str]] = {
 }
 DESIGN = ("digits", "cancer", "wine")
 SCORING = tuple(name for name in DATA if name not in DESIGN)
-BETAS = (0.1, 1.0)
-NUM = {"train": 1500, "validation": 150, "test": 200, "left_out": 90}
+BETAS, MORE_BETAS = (0.1, 1.0), (0.1, 0.5, 1.0)
+"""The second where there are two latent sizes only."""
+NUM = {"train": 1500, "validation": 100, "test": 150, "left_out": 60}
 """At most so many data; a fifth of a small data set each for validation and test. Left out: training data scored."""
 FOLDS, GROUPS = 3, 9
-"""Candidates are fitted without a fold to score it; the jackknife drops one of nine groups, three to a fold."""
+"""Mixtures are fitted without a fold to score it; the jackknife of q_agg drops one of nine groups."""
 SIZES, COVARIANCES = (1, 3, 10, 30), ("full", "diag")
 SAMPLES = 250
 """Importance samples for each datum."""
 CANDIDATES = ("prior", "q_agg", "gmm_full", "gmm_diag", "flow")
+LEFT_OUT = ("prior", "q_agg", "gmm_full", "gmm_diag")
+"""Candidates that are also scored on training data; a flow would have to be fitted anew for each fold."""
 HABITS = ("gaussian", "gmm_10")
 """Fits without any choice, for comparison: one and ten full Gaussians."""
 
@@ -68,9 +71,9 @@ def cases(names: tuple[str, ...]) -> list[str]:
         for name in names
         for _, sizes, kind, _ in [DATA[name]]
         for case in [
-            *[f"{name}-normal-{d}-{b}" for d in sizes for b in BETAS],
+            *[f"{name}-normal-{d}-{b}" for d in sizes for b in (BETAS if len(sizes) > 2 else MORE_BETAS)],
             *[f"{name}-vamp-{sizes[1]}-{b}" for b in BETAS],
-            *[f"{name}-ppca-{d}-1.0" for d in sizes[1:3] if kind != "binary"],
+            *[f"{name}-ppca-{d}-1.0" for d in sizes[1:] if kind != "binary" and d < 32],
         ]
     ]
 
@@ -116,8 +119,8 @@ def model_of(case: str, parts: Parts) -> VAE | PPCA:
         decoder = GaussianDecoder(dim, pixels, (128,), min_scale=0.05, generator=generator)
     prior = StandardNormal(dim) if model == "normal" else VampPrior(encoder, parts.train[:50])
     vae = VAE(encoder, decoder, prior)
-    options = {"batch_size": 100, "patience": 20, "progress": False, "generator": generator}
-    epochs = math.ceil(1500 / math.ceil(len(parts.train) / 100))
+    options = {"batch_size": 200, "learning_rate": 2e-3, "patience": 20, "progress": False, "generator": generator}
+    epochs = math.ceil(800 / math.ceil(len(parts.train) / 200))
     fit(vae, parts.train, num_epochs=epochs, validation=parts.validation, beta=float(beta), **options)
     return vae.requires_grad_(False)
 
@@ -170,10 +173,10 @@ class Flow(nn.Module):
 
 
 def fit_mixture(q_agg: DiagGaussianMixture, size: int, covariance: str, seed: int) -> Any:
-    """Fit a mixture to 4,000 samples of q_agg."""
+    """Fit a mixture to 2,000 samples of q_agg."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return fit_gmm(q_agg, size, covariance=covariance, num_samples=4000, seed=seed)
+        return fit_gmm(q_agg, size, covariance=covariance, num_samples=2000, seed=seed)
 
 
 def sizes_for(q_agg: DiagGaussianMixture, covariance: str) -> list[int]:
@@ -183,12 +186,12 @@ def sizes_for(q_agg: DiagGaussianMixture, covariance: str) -> list[int]:
     return [k for k in SIZES if k == 1 or k * each < q_agg.num_components]
 
 
-def best_mixture(q_agg: DiagGaussianMixture, covariance: str, seed: int) -> tuple[int, float]:
-    """Return K and its score: the mean of log c over codes of data left out, by cross-validation in three folds."""
+def best_mixture(q_agg: DiagGaussianMixture, covariance: str, seed: int, folds: int = FOLDS) -> tuple[int, float]:
+    """Return K and its score: the mean of log c over codes of data left out, each of so many thirds in turn."""
     fold, scores = torch.arange(q_agg.num_components) % FOLDS, {}
-    codes = [q_agg[fold == f].sample((3000,), generator=torch.Generator().manual_seed(seed)) for f in range(FOLDS)]
+    codes = [q_agg[fold == f].sample((2000,), generator=torch.Generator().manual_seed(seed)) for f in range(folds)]
     for size in sizes_for(q_agg, covariance):
-        mixtures = [fit_mixture(q_agg[fold != f], size, covariance, seed) for f in range(FOLDS)]
+        mixtures = [fit_mixture(q_agg[fold != f], size, covariance, seed) for f in range(folds)]
         scores[size] = float(np.mean([float(m.log_prob(z).mean()) for m, z in zip(mixtures, codes, strict=True)]))
     best = max(scores, key=scores.get)
     return best, scores[best]
@@ -202,15 +205,13 @@ class Fitted(NamedTuple):
     scores: dict[str, float]
 
 
-def fit_candidates(q_agg: DiagGaussianMixture, seed: int) -> Fitted:
-    """Fit mixtures, their K by cross-validation among these data alone, and a flow."""
-    found = {c: best_mixture(q_agg, c, seed) for c in COVARIANCES}
-    priors = {f"gmm_{c}": fit_mixture(q_agg, size, c, seed) for c, (size, _) in found.items()}
-    names = {c: f"gmm_{c}" for c in COVARIANCES}
+def fit_candidates(q_agg: DiagGaussianMixture, seed: int, folds: int = FOLDS) -> Fitted:
+    """Fit mixtures, their K by cross-validation among these data alone."""
+    found = {f"gmm_{c}": (c, *best_mixture(q_agg, c, seed, folds)) for c in COVARIANCES}
     return Fitted(
-        priors | {"flow": Flow(q_agg, seed)},
-        {names[c]: size for c, (size, _) in found.items()},
-        {names[c]: score for c, (_, score) in found.items()},
+        {name: fit_mixture(q_agg, size, c, seed) for name, (c, size, _) in found.items()},
+        {name: size for name, (_, size, _) in found.items()},
+        {name: score for name, (_, _, score) in found.items()},
     )
 
 
@@ -229,53 +230,34 @@ def log_probs(model: VAE | PPCA, x: Tensor, priors: dict[str, Any], seed: int, *
     return {name: value.log_prob for name, value in found.items()}
 
 
-def left_out(model: VAE | PPCA, train: Tensor, q_agg: DiagGaussianMixture, seed: int) -> tuple[dict, dict]:
-    """Score training data under candidates that have not seen them; also the jackknife's errors of the gains.
+def left_out(model: VAE | PPCA, train: Tensor, q_agg: DiagGaussianMixture, seed: int) -> tuple[dict, float]:
+    """Score training data under candidates that have not seen them; also the jackknife's error of the gain of q_agg.
 
-    The jackknife drops a group of data from what is scored and from what q_agg consists of and mixtures are fitted to;
-    flows and the mixtures' K stay.
+    The jackknife drops a group of data from what is scored and from what q_agg consists of. What remains of q_agg comes
+    by subtraction, since p_c(x) is linear in c, in estimates from the same draws too.
     """
     group = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)) % GROUPS
-    fold, outside = group % FOLDS, {}
+    parts = {f"q_agg-{g}": q_agg[group == g] for g in range(GROUPS)}
+    found, number = {name: [] for name in (*LEFT_OUT, *parts)}, []
     for f in range(FOLDS):
-        made = fit_candidates(q_agg[fold != f], seed)
-        outside[f] = made.priors | {
-            f"{name}-{g}": fit_mixture(q_agg[(fold != f) & (group != g)], size, name[4:], seed)
-            for name, size in made.sizes.items()
-            for g in range(GROUPS)
-            if g % FOLDS != f
-        }
-    counts = torch.bincount(group, minlength=GROUPS)
-    scored, number = {name: [] for name in CANDIDATES}, []
-    without = {name: {g: [] for g in range(GROUPS)} for name in CANDIDATES}  # the same with a group dropped
-    for h in range(GROUPS):
-        rows = (group == h).nonzero()[: NUM["left_out"] // GROUPS, 0]
-        own = {"q_agg": rows, f"q_agg-{h}": (group[:, None] == h).cumsum(0)[rows, 0] - 1}
-        parts = {f"q_agg-{g}": q_agg[group == g] for g in range(GROUPS)}
-        priors = {"prior": model.prior, "q_agg": q_agg} | outside[h % FOLDS] | parts
-        found = log_probs(model, train[rows], priors, seed + h, leave_out=own, drawn_from=CANDIDATES)
-        number += [h] * len(rows)
-        share = torch.stack([found[f"q_agg-{g}"] for g in range(GROUPS)])
-        weight = (counts - (torch.arange(GROUPS) == h).long()).double()
-        for name in CANDIDATES:
-            scored[name].append(found[name])
-            for g in range(GROUPS):
-                value = found.get(f"{name}-{g}", found[name])
-                if name == "q_agg":
-                    kept = torch.arange(GROUPS) != g
-                    value = (share[kept] + weight[kept, None].log()).logsumexp(0) - weight[kept].sum().log()
-                without[name][g].append(value)
-    values, number = {name: torch.cat(parts) for name, parts in scored.items()}, torch.tensor(number)
-    errors = {}
-    for name in CANDIDATES[1:]:
-        gains = [
-            (torch.cat(without[name][g]) - torch.cat(without["prior"][g]))[number != g].mean() for g in range(GROUPS)
-        ]
-        errors[name] = float((torch.stack(gains).var(correction=0) * (GROUPS - 1)).sqrt())
-    return values, errors
+        rows = (group % FOLDS == f).nonzero()[: NUM["left_out"] // FOLDS, 0]
+        priors = {"prior": model.prior, "q_agg": q_agg} | fit_candidates(q_agg[group % FOLDS != f], seed, 1).priors
+        values = log_probs(model, train[rows], priors | parts, seed + f, leave_out={"q_agg": rows}, drawn_from=LEFT_OUT)
+        number.append(group[rows])
+        for name, value in values.items():
+            found[name].append(value)
+    values, number = {name: torch.cat(v) for name, v in found.items()}, torch.cat(number)
+    gains = []
+    for g in range(GROUPS):
+        kept, share = number != g, float((group == g).sum()) / (len(train) - 1)
+        log_part = values[f"q_agg-{g}"] + math.log(share) - values["q_agg"]
+        rest = values["q_agg"] + torch.log1p(-log_part.exp().clamp(max=1 - 1e-9)) - math.log1p(-share)
+        gains.append((rest - values["prior"])[kept].mean())
+    error = float((torch.stack(gains).var(correction=0) * (GROUPS - 1)).sqrt())
+    return {name: values[name] for name in LEFT_OUT}, error
 
 
-def stack(values: dict[str, Tensor], names: tuple[str, ...] = CANDIDATES) -> dict[str, float]:
+def stack(values: dict[str, Tensor], names: tuple[str, ...]) -> dict[str, float]:
     """Return the weights of a mixture of candidates that maximise the likelihood of these data, by EM."""
     table = torch.stack([values[name] for name in names])
     log_weight = torch.full((len(names),), -math.log(len(names)), dtype=torch.float64)
@@ -314,12 +296,12 @@ def policies(training: dict[str, Tensor], validation: dict[str, Tensor], scores:
         "gmm": only(gmm),
         "flow": only("flow"),
         "old_rule": only(smoothest(training)),
-        "best_left_out": only(largest(training)),
+        "best_left_out": only(largest(training, LEFT_OUT)),
         "best_validation": only(largest(validation)),
         "mixture_or_flow": only(largest(validation, ("gmm_full", "gmm_diag", "flow"))),
         "blend": dict.fromkeys(CANDIDATES, 1 / len(CANDIDATES)),
-        "stack_left_out": stack(training),
-        "stack_validation": stack(validation),
+        "stack_left_out": stack(training, LEFT_OUT),
+        "stack_validation": stack(validation, CANDIDATES),
     }
 
 
@@ -337,7 +319,7 @@ def measure(case: str) -> dict[str, Any]:
     q_agg = encode(model, parts.train)
     fitted = fit_candidates(q_agg, seed)
     habits = {"gaussian": fit_mixture(q_agg, 1, "full", seed), "gmm_10": fit_mixture(q_agg, 10, "full", seed)}
-    priors = {"prior": model.prior, "q_agg": q_agg} | fitted.priors | habits
+    priors = {"prior": model.prior, "q_agg": q_agg} | fitted.priors | {"flow": Flow(q_agg, seed)} | habits
     both = torch.cat([parts.test, parts.validation])
     values = log_probs(model, both, priors, seed, drawn_from=CANDIDATES)
     cut = len(parts.test)
@@ -367,7 +349,7 @@ def judge(made: dict[str, Any]) -> dict[str, Any]:
     )
     best = largest(test)
     chosen = policies(training, validation, made["scores"])
-    gain = lambda v: {n: _mean(v[n] - v["prior"]) for n in CANDIDATES[1:]}  # noqa: E731
+    gain = lambda v: {n: _mean(v[n] - v["prior"]) for n in v if n in CANDIDATES[1:]}  # noqa: E731
     return {
         **{key: made[key] for key in ("case", "num", "num_components", "jackknife")},
         "test": {n: float(v.mean()) for n, v in test.items()},

@@ -32,6 +32,13 @@ CONFIG = {
     **{key.lower(): getattr(_decision, key) for key in ("NUM", "FOLDS", "GROUPS", "SIZES", "COVARIANCES", "SAMPLES")},
 }
 
+SOURCES = {
+    "left_out": _decision.LEFT_OUT[1:],
+    "left_out_jackknife": ("q_agg",),
+    "validation": _decision.CANDIDATES[1:],
+}
+"""What predicts gains, of which candidates; of q_agg with the jackknife's errors too."""
+
 
 def measure(case: str) -> dict[str, Any]:
     """Measure one case, or find it measured."""
@@ -86,28 +93,27 @@ def summary(rows: list[dict]) -> dict[str, dict]:
 
 
 def calibration(rows: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
-    """Predicted less test gain in units of their errors: root mean square over models, and mean in nats."""
+    """Compare predicted with test gains: their mean difference, and its root mean square in units of its error."""
     return {
         source: {
             name: {
                 "rms": float(np.sqrt(np.mean([deviation(row, source, name) ** 2 for row in rows]))),
                 "bias": float(np.mean([excess(row, source, name) for row in rows])),
             }
-            for name in _decision.CANDIDATES[1:]
+            for name in names
         }
-        for source in ("left_out", "left_out_by_jackknife", "validation")
+        for source, names in SOURCES.items()
     }
 
 
 def excess(row: dict, source: str, name: str) -> float:
     """Return how far a predicted gain is above that on test data, in nats."""
-    return row["gain"][source.split("_by_")[0]][name][0] - row["gain"]["test"][name][0]
+    return row["gain"][source.removesuffix("_jackknife")][name][0] - row["gain"]["test"][name][0]
 
 
 def deviation(row: dict, source: str, name: str) -> float:
     """Return how far a predicted gain is above that on test data, in units of the error of the difference."""
-    part = source.split("_by_")[0]
-    error = row["gain"][part][name][1] if source == part else row["jackknife"][name]
+    error = row["jackknife"] if source.endswith("_jackknife") else row["gain"][source][name][1]
     return excess(row, source, name) / float(np.hypot(error, row["gain"]["test"][name][1]))
 
 
