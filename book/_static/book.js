@@ -23,6 +23,23 @@ window.addEventListener("load", async () => {
   window.addEventListener("resize", settle); // a window made narrower, a phone that is turned
 });
 
+// Proofs and checks come open, for readers without scripts; here they fold, but for the one that the address names.
+const reveal = () => {
+  const target = location.hash.length > 1 && document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const closed = [];
+  for (let box = target && target.closest("details:not([open])"); box; box = box.parentElement.closest("details:not([open])")) {
+    closed.push(box);
+  }
+  closed.forEach((box) => (box.open = true));
+  closed.length && target.scrollIntoView();
+};
+document.addEventListener("DOMContentLoaded", () => {
+  document.querySelectorAll("details.fold").forEach((box) => (box.open = false));
+  reveal();
+});
+window.addEventListener("hashchange", reveal);
+document.addEventListener("toggle", settle, true); // what was folded had no width
+
 // Paper cannot be clicked: unfold solutions and code before printing.
 const unfold = () => {
   document.querySelectorAll("details").forEach((details) => (details.open = true));

@@ -20,6 +20,9 @@ FORMULAS = """() => ({
     unread: document.querySelectorAll('mjx-container:not(:has(mjx-assistive-mml))').length,
 })"""
 TWO_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+UNFOLD = "() => document.querySelectorAll('details').forEach(box => (box.open = true))"
+TWICE = """() => { const ids = Array.from(document.querySelectorAll('[id]'), box => box.id);
+    return ids.filter((id, i) => ids.indexOf(id) !== i); }"""
 IMAGES = "() => Array.from(document.images).filter(i => !i.naturalWidth || !i.alt).map(i => i.src)"
 REACHABLE = """() => Array.from(document.querySelectorAll("pre, .cell_output > .output"))
     .every(box => box.scrollWidth <= box.clientWidth || box.tabIndex === 0)"""
@@ -46,7 +49,9 @@ def violations(page, scheme):
 def seen(request, visit):
     """All that is checked of a page, from one visit: as on a desk and light, then as on a phone and dark."""
     with visit(request.param) as page:
+        page.evaluate(UNFOLD)
         shown = {"formulas": page.evaluate(FORMULAS), "images": page.evaluate(IMAGES), "wrong": list(page.wrong)}
+        shown["twice"] = page.evaluate(TWICE)
         shown["light"] = violations(page, "light")
         page.set_viewport_size({"width": 390, "height": 900})
         page.evaluate(TWO_FRAMES)  # what listens to a change of size has run
@@ -63,6 +68,10 @@ def test_page_works_without_network(seen):
     assert seen["formulas"]["unread"] == 0
     assert seen["images"] == []
     assert seen["wrong"] == []
+
+
+def test_ids_are_unique(seen):
+    assert seen["twice"] == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -103,3 +112,37 @@ def test_the_page_that_is_printed_is_whole(browser, tmp_path):
     assert formulas["rendered"] == formulas["written"] > 100
     assert page.evaluate("() => Array.from(document.images).filter(i => !i.naturalWidth).map(i => i.src)") == []
     assert page.evaluate("() => document.querySelectorAll('.toggle-hidden, details:not([open])').length") == 0
+
+
+def test_proofs_and_checks_fold(browser, visit, site):
+    folds = "details.fold"
+    with visit("book/mixture/index") as page:
+        lines = page.locator(f"{folds} > summary")
+        assert page.locator(f"{folds}[open]").count() == 0
+        checks = [line for line in lines.all_inner_texts() if line != "Proof"]
+        assert len(checks) > 3
+        assert all(line.startswith("Check: the claim holds; the falsehood is rejected, off by ") for line in checks)
+        proof = page.locator(f"{folds} div.proof").first
+        assert not proof.is_visible()
+        lines.first.focus()
+        page.keyboard.press("Enter")
+        assert proof.is_visible()
+        widths = (
+            "() => Array.from(document.querySelectorAll('mjx-container')).map(box => getComputedStyle(box).fontSize)"
+        )
+        assert len(set(page.evaluate(widths))) <= 3  # a formula that was folded is not set in another size
+        page.emulate_media(media="print")
+        page.evaluate("() => window.dispatchEvent(new Event('beforeprint'))")
+        assert page.locator(f"{folds}:not([open])").count() == 0
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto((site / "book/mixture/index.html").as_uri())
+    assert page.locator(f"{folds} div.proof").first.is_visible()
+    context.close()
+
+
+def test_an_address_opens_what_it_names(visit):
+    with visit("book/mixture/index") as page:
+        page.evaluate("() => document.querySelector('details.fold p').id = 'here'")
+        page.evaluate("() => location.hash = '#here'")
+        page.wait_for_function("() => document.querySelector('details.fold').open")
