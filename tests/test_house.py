@@ -14,15 +14,11 @@ import vaebook
 PACKAGE = Path(vaebook.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))
 ALL = sorted(PACKAGE.rglob("*.py"))
-CODE_LINES = 4_266
+CODE_LINES = 4_258
 """Of the package without docstrings and claims. The aim is 2,400: this number may only fall."""
 FILE_LINES = 300
 LONG = {
-    "npmle.py": 327,
-    "registry.py": 330,
     "selection.py": 322,
-    "plots.py": 317,
-    "ppca.py": 310,
     "agg_surgery.py": 303,
 }
 """Files that are longer still, and may only shrink."""

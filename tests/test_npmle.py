@@ -10,6 +10,7 @@ import torch
 from torch.distributions import Normal
 
 from vaebook import npmle
+from vaebook import weights as finding
 from vaebook.npmle import DiscretePrior, em, fit_npmle, fit_weights, log_gradient
 
 COIN = torch.tensor([[0.9, 0.2], [0.1, 0.8]], dtype=torch.float64)
@@ -164,8 +165,8 @@ def test_weights_are_found_where_whole_steps_overshoot(seed):
     while certificate > 1e-9:
         value, ratio = np.log(likelihood @ weight).mean(), likelihood / (likelihood @ weight)[:, None]
         assert value > before - 1e-12
-        step, certificate = npmle._newton_target(ratio) - weight, math.log(ratio.mean(0).max())
-        moved = npmle._line_search(likelihood, weight, step, ratio.mean(0))
+        step, certificate = finding._newton_target(ratio) - weight, math.log(ratio.mean(0).max())
+        moved = finding._line_search(likelihood, weight, step, ratio.mean(0))
         shorter += not np.allclose(moved, weight + step)
         weight, before = moved, value
     assert shorter

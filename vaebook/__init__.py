@@ -30,8 +30,9 @@ The layers, from the top down; each imports only from those below it:
 `clusters` `estimators` `evaluation` `npmle` `data` `plots`
     the sum over the components that matter; standard errors, batches; evaluation mode; the best prior for a
     decoder; data sets; figures
-`kernels` `storage` `tables`
-    the sum over components, in constant memory; files, all or nothing; numbers rounded once, in one way
+`kernels` `storage` `tables` `weights`
+    the sum over components, in constant memory; files, all or nothing; numbers rounded once, in one way; the best
+    weights of given atoms
 """
 
 from vaebook.mixture import DiagGaussianMixture

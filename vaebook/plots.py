@@ -50,17 +50,14 @@ def use_style() -> None:
     )
 
 
-def ellipses(
-    axes: Axes, loc: Tensor, scale: Tensor, *, labels: Tensor | None = None, num_std: float = 1.0, alpha: float = 0.1
-) -> Axes:
-    """Draw one ellipse per component: its points at ``num_std`` standard deviations from the mean.
+def ellipses(axes: Axes, loc: Tensor, scale: Tensor, *, labels: Tensor | None = None, alpha: float = 0.1) -> Axes:
+    """Draw one ellipse per component: its points at one standard deviation from the mean.
 
     Args:
         axes: where to draw.
         loc: means, (N, 2).
         scale: standard deviations, (N, 2).
         labels: class of each component, (N), integers below 10, for its colour; None draws all in one.
-        num_std: half-axes in standard deviations.
         alpha: opacity of the insides; the outlines have four times as much.
 
     Returns:
@@ -78,7 +75,7 @@ def ellipses(
     labels = torch.zeros(len(loc), dtype=torch.long) if labels is None else torch.as_tensor(labels)
     if labels.shape != loc.shape[:1] or not set(labels.tolist()) <= set(range(len(COLORS))):
         raise ValueError(f"labels: expected {len(loc)} integers from 0 to {len(COLORS) - 1}, got {labels}")
-    width, height = 2 * check_number("num_std", num_std, above=0) * _array(scale).T
+    width, height = 2 * _array(scale).T
     colors = [COLORS[int(k)] for k in labels]
     drawn = EllipseCollection(
         width, height, np.zeros(len(loc)), units="xy", offsets=_array(loc), offset_transform=axes.transData
@@ -90,17 +87,14 @@ def ellipses(
     return axes
 
 
-def density(
-    axes: Axes, log_prob: Callable[[Tensor], Tensor], *, limit: float = 4.0, num_points: int = 161, filled: bool = True
-) -> Axes:
-    """Draw a density in the plane, as shades or as contour lines.
+def density(axes: Axes, log_prob: Callable[[Tensor], Tensor], *, limit: float = 4.0, num_points: int = 161) -> Axes:
+    """Draw a density in the plane, as shades.
 
     Args:
         axes: where to draw.
         log_prob: log-density of points (S, 2), such as `DiagGaussianMixture.log_prob`.
         limit: the picture covers [-limit, limit]².
         num_points: points a side.
-        filled: shades if True; else five lines, at equal steps from 0.1 to 0.9 of the highest value.
 
     Returns:
         The axes.
@@ -117,36 +111,27 @@ def density(
     side = torch.linspace(-limit, limit, num_points, dtype=torch.float64)
     values = log_prob(torch.cartesian_prod(side, side))
     values = _array(check_tensor("log_prob's value", values, (num_points**2,), finite=False).exp())
-    values, side = values.reshape(num_points, num_points).T, _array(side)
-    if filled:
-        axes.imshow(
-            values, origin="lower", extent=(-limit, limit, -limit, limit), cmap="Blues", interpolation="bilinear"
-        )
-    else:
-        axes.contour(side, side, values / values.max(), levels=np.linspace(0.1, 0.9, 5), colors="black", linewidths=0.7)
+    values, extent = values.reshape(num_points, num_points).T, (-limit, limit, -limit, limit)
+    axes.imshow(values, origin="lower", extent=extent, cmap="Blues", interpolation="bilinear")
     axes.set_aspect("equal")
     return axes
 
 
-def prior_rings(axes: Axes, *, num_rings: int = 3) -> Axes:
-    """Draw the contours of N(0, I) in the plane at 1, 2, … standard deviations.
+def prior_rings(axes: Axes) -> Axes:
+    """Draw the contours of N(0, I) in the plane at 1, 2 and 3 standard deviations.
 
     Args:
         axes: where to draw.
-        num_rings: how many.
 
     Returns:
         The axes.
-
-    Raises:
-        TypeError, ValueError: num_rings is not a positive int.
 
     Example:
         >>> figure, axes = plt.subplots()
         >>> len(prior_rings(axes).patches)
         3
     """
-    for radius in range(1, check_int("num_rings", num_rings, minimum=1) + 1):
+    for radius in (1, 2, 3):
         axes.add_patch(plt.Circle((0, 0), radius, fill=False, color="black", linewidth=1.0, linestyle=DASHES[1]))
     axes.set_aspect("equal")
     axes.autoscale_view()
@@ -218,15 +203,12 @@ def curves(axes: Axes, x: Tensor, lines: Mapping[str, Tensor], *, xlabel: str = 
     return _label(axes, len(lines), xlabel=xlabel, ylabel=ylabel)
 
 
-def image_pairs(
-    pairs: Mapping[str, tuple[Tensor, Tensor]], *, shape: tuple[int, int] = (8, 8), second: str = "nearest"
-) -> np.ndarray:
-    """Show rows of images above rows of partners, such as samples above the training images nearest to them.
+def image_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]], *, shape: tuple[int, int] = (8, 8)) -> np.ndarray:
+    """Show rows of images above the images nearest to them, in blue, such as samples above training images.
 
     Args:
-        pairs: name → images and their partners, each (K, P), from 0 (white) to 1 (black).
+        pairs: name → images and those nearest to them, each (K, P), from 0 (white) to 1 (black).
         shape: height and width in pixels, with P their product.
-        second: what the rows of partners, which are drawn in blue, are called.
 
     Returns:
         The Axes, (2 × number of names, K).
@@ -243,7 +225,7 @@ def image_pairs(
     num = len(check_tensor(f"pairs[{first!r}][0]", images, ("K", pixels)))
     _, grid = plt.subplots(2 * len(pairs), num, figsize=(0.55 * num + 0.9, 1.12 * len(pairs)), squeeze=False)
     for block, (name, both) in enumerate(pairs.items()):
-        for below, (label, images) in enumerate(zip((name, second), both, strict=True)):
+        for below, (label, images) in enumerate(zip((name, "nearest"), both, strict=True)):
             check_tensor(f"pairs[{name!r}][{below}]", images, (num, pixels))
             row = grid[2 * block + below]
             for axes, image in zip(row, _array(images), strict=True):

@@ -26,12 +26,10 @@ from vaebook.priors import from_components
 
 
 class PPCA:
-    r"""Probabilistic PCA with known parameters; `PPCA.fit` finds them from data.
+    r"""Probabilistic PCA with known parameters, in float64; `PPCA.fit` finds them from data.
 
     $p(x) = \int \mathcal N(x \mid Wz + m, \sigma^2 I)\,\mathcal N(z \mid 0, I)\,dz
     = \mathcal N(x \mid m, WW^\top + \sigma^2 I)$
-
-    Everything is computed and returned in float64.
 
     Args:
         mean: m, (P).
@@ -115,7 +113,11 @@ class PPCA:
         centred = x.double() / scale - mean
         eigenvalues, vectors = torch.linalg.eigh(centred.mT @ centred / x.shape[0])
         eigenvalues, vectors = eigenvalues.flip(0), vectors.flip(1)[:, :latent_dim]
-        noise = _noise_variance(eigenvalues, latent_dim)
+        rank = int((eigenvalues > len(eigenvalues) * torch.finfo(torch.float64).eps * eigenvalues[0]).sum())
+        if latent_dim >= rank:
+            wanted = f"expected at most {max(rank - 1, 0)} (the data have rank {rank})"
+            raise ValueError(f"latent_dim: {wanted}, got {latent_dim}, which leaves no noise variance")
+        noise = float(eigenvalues[latent_dim:].mean())
         if not 0 < noise * scale * scale < math.inf:
             raise ValueError(f"x: expected variances that are float64 numbers, got values up to {2 * scale:.3g}")
         largest = vectors.gather(0, vectors.abs().argmax(0, keepdim=True))
@@ -296,15 +298,3 @@ class PPCA:
         rest = (centred - y @ self._directions.mT).square().sum(-1)
         free = len(self.mean) - self.weight.shape[1]
         return y, -0.5 * (free * math.log(2 * math.pi * self.noise_variance) + rest / self.noise_variance)
-
-
-def _noise_variance(eigenvalues: Tensor, latent_dim: int) -> float:
-    """Mean of the discarded eigenvalues (descending), or an error that says which latent_dim would do."""
-    rounding = len(eigenvalues) * torch.finfo(torch.float64).eps * float(eigenvalues[0])
-    rank = int((eigenvalues > rounding).sum())
-    if latent_dim >= rank:
-        raise ValueError(
-            f"latent_dim: expected at most {max(rank - 1, 0)} (the data have rank {rank}), got {latent_dim}, "
-            "which leaves no noise variance"
-        )
-    return float(eigenvalues[latent_dim:].mean())

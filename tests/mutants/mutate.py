@@ -36,6 +36,7 @@ MODULES = (
     "ppca",
     "information",
     "sums",
+    "weights",
 )
 SLOW_TESTS = "not memory and not other_seeds"
 OUTCOMES = {0: "survived", 1: "killed", 3: "killed", 33: "no test", 34: "skipped", 36: "timeout", -24: "timeout"}
@@ -73,8 +74,8 @@ REASONS = {
     r"error\[:, None\]\)": "a wider margin: more clusters than are needed",
     r"_chosen: step =": "which of the points are tried",
     r"max\(1, shape\.numel\(\)\)": "a draw more, which is cut off again",
-    r"npmle\.(fit_npmle|_needed|_move|_peaks|_climb|_newton_target|_line_search)": "another way to the best prior: "
-    "the certificate alone decides when to stop, and its mutants are killed",
+    r"(npmle|weights)\.(fit_npmle|_needed|_move|_peaks|_climb|_newton_target|_line_search)": "another way to the best "
+    "prior: the certificate alone decides when to stop, and its mutants are killed",
 }
 """Pattern found in `module.function: was -> is` of a survivor: why no test can or should tell it apart."""
 REAL = r"tolerance|TOLERANCE|log\(|1e-|eps|finfo|limit|worst|error|bound|nothing|length|ROUGH|WORTH|allowed"

@@ -1,7 +1,7 @@
 """Every numbered statement of the book, as a check that runs and could have failed.
 
 `verify("index/joint")` runs one check and returns its `Evidence`; `ledger()` lists all claims. There is one module
-for each chapter, named after the prefix of its ids; a check measures, and only `vaebook.claims.registry` judges.
+for each chapter, named after the prefix of its ids; a check measures, and only `vaebook.claims.evidence` judges.
 """
 
 # Importing registers the claims: in the order of the book.
