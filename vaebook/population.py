@@ -3,16 +3,17 @@ r"""What N data can say about the population that they were drawn from: brackets
 The mixture of N codes, q̂_N, is an estimate of the population's q_∞ = E_x q(z|x). For an encoder that was not fitted to
 these data, drawn independently,
 
-    E mean_n E_q_n log(q̂_{-n}/p)  <=  KL(q_∞ | p)  <=  E KL(q̂_N | p),         E I(n; z)  <=  I(x; z)  <=  E mean_n
-    E_q_n log(q_n/q̂_{-n}),
+    E mean_n E_q_n log(q̂_{-n}/p)  <=  KL(q_∞ | p)  <=  E KL(q̂_N | p),
+    E I(n; z)  <=  I(x; z)  <=  E mean_n E_q_n log(q_n/q̂_{-n}),
 
 and any density c made without the datum may take the place of q̂_{-n}: the smoother it is, the less it loses. A
-bracket is
-one end and the other, each widened by what chance can do.
+bracket is one end and the other, each widened by what chance can do as far as the sample shows it. What the sample
+does not hold, no interval can allow for: a kind of datum rarer than 3/N is missing from one sample in twenty or more.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Sequence
@@ -29,7 +30,9 @@ from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import GaussianMixture, fit_gmm
 
 GROUPS = 20
-"""Groups of data that the jackknife leaves out, one at a time."""
+"""Groups of data that the jackknife leaves out, one at a time; of fewer than 40 data, half as many as data."""
+LEAST = 10
+"""Fewest data from which a bracket is made."""
 
 
 class Interval(NamedTuple):
@@ -51,6 +54,8 @@ class _End(NamedTuple):
 
     value: float
     stderr: float
+    skew: float
+    """Skewness of the value itself: that of its terms over the root of their number."""
 
 
 @torch.no_grad()
@@ -73,8 +78,9 @@ def bracket_mismatch(
 
     The candidates c for the lower end are the mixture without the datum's own component, Gaussian mixtures fitted
     without the datum's fold, and ``densities``. The largest is taken, each judged at a confidence that pays for the
-    choice.
-    Standard errors of the ends that share components are jackknifed over the data.
+    choice. Standard errors and skewness of the ends that share components are jackknifed over the data; a limit moves
+    outwards, never inwards, by Johnson's correction for skewness. The confidence holds for data in number and only if
+    they show what matters: a kind of datum that few samples of this size hold is beyond it.
 
     Args:
         q_agg: one component of equal weight a datum, the data independent draws from the population, the encoder not
@@ -92,7 +98,7 @@ def bracket_mismatch(
 
     Raises:
         TypeError: q_agg is not a DiagGaussianMixture, or another argument is of the wrong kind.
-        ValueError: weights are not equal, there are fewer than 2 * GROUPS data, or a number is out of range.
+        ValueError: weights are not equal, there are fewer than 10 data, or a number is out of range.
 
     Example:
         >>> from vaebook.priors import StandardNormal
@@ -102,7 +108,8 @@ def bracket_mismatch(
         >>> bracket_mismatch(q_agg, StandardNormal(2), num_components=(1,), generator=generator).low
         0.0
 
-    Source: this book, chapter aggregated/population (claim agg/population).
+    Source: this book, chapter aggregated/population (claim agg/population); Johnson, Modified t tests and confidence
+    intervals for asymmetrical populations (1978).
     """
     drawn = _Drawn(q_agg, num_samples, generator)
     log_prior = _log_prob("prior", prior, drawn.z)
@@ -110,7 +117,7 @@ def bracket_mismatch(
     for name, log_c in _outside(q_agg, drawn, densities, num_components, folds, generator).items():
         ends[name] = drawn.mean(log_c - log_prior)
     high = drawn.jackknife(_plug_in, -log_prior)
-    return _interval(ends, high, confidence, 1)
+    return _interval(ends, high, confidence, 1, len(drawn.sizes) - 1)
 
 
 @torch.no_grad()
@@ -139,7 +146,7 @@ def bracket_information(
     for name, log_c in _outside(q_agg, drawn, densities, num_components, folds, generator).items():
         ends[name] = drawn.mean(drawn.log_own - log_c)
     low = drawn.jackknife(lambda *sums: -_plug_in(*sums), drawn.log_own)
-    return _interval(ends, low, confidence, -1)
+    return _interval(ends, low, confidence, -1, len(drawn.sizes) - 1)
 
 
 class _Drawn:
@@ -151,17 +158,18 @@ class _Drawn:
         q, num = check_type("q_agg", q_agg, DiagGaussianMixture).double(), q_agg.num_components
         weight = q.log_weight + math.log(num)
         check_all("q_agg", weight, weight.abs() < 1e-5, "components of equal weight, one for each datum")
-        if num < 2 * GROUPS:
-            raise ValueError(f"q_agg: expected at least {2 * GROUPS} components, one for each datum, got {num}")
+        if num < LEAST:
+            raise ValueError(f"q_agg: expected at least {LEAST} components, one for each datum, got {num}")
+        groups = min(GROUPS, num // 2)
         order = torch.randperm(num, generator=generator)
         rows = order[:num_samples].repeat(max(1, num_samples // num))
         noise = torch.randn(len(rows), q.loc.shape[1], generator=generator, dtype=torch.float64)
         self.z, self.rows = q.loc[rows] + q.scale[rows] * noise, rows
         self.log_own = Normal(q.loc[rows], q.scale[rows]).log_prob(self.z).sum(1)
         self.group = torch.empty(num, dtype=torch.long)
-        self.group[order] = torch.arange(num) % GROUPS
-        self.sizes = self.group.bincount(minlength=GROUPS)
-        self.log_groups = torch.stack([self._group(q, g) for g in range(GROUPS)], 1)
+        self.group[order] = torch.arange(num) % groups
+        self.sizes = self.group.bincount(minlength=groups)
+        self.log_groups = torch.stack([self._group(q, g) for g in range(groups)], 1)
 
     def _group(self, q: DiagGaussianMixture, g: int) -> Tensor:
         """Log of the summed densities of a group's components at all draws, the datum's own left out."""
@@ -177,19 +185,26 @@ class _Drawn:
         """Average over draws; the standard error is over data, whose draws belong together."""
         repeats = len(values) // len(self.rows.unique())
         each = values.reshape(repeats, -1).mean(0)
-        return _End(float(each.mean()), float(each.std() / len(each) ** 0.5))
+        return _end(float(each.mean()), each)
 
     def jackknife(self, log_density: Any, rest: Tensor) -> _End:
         """Average log_density(log of others' sum, log of own, number of others) + rest, and its error over groups."""
-        num = int(self.sizes.sum())
+        num, groups = int(self.sizes.sum()), len(self.sizes)
         value = (log_density(self.log_groups.logsumexp(1), self.log_own, num - 1) + rest).mean()
         left = []
-        for g in range(GROUPS):
+        for g in range(groups):
             keep = self.group[self.rows] != g
-            others = self.log_groups[keep][:, torch.arange(GROUPS) != g].logsumexp(1)
+            others = self.log_groups[keep][:, torch.arange(groups) != g].logsumexp(1)
             left.append((log_density(others, self.log_own[keep], num - int(self.sizes[g]) - 1) + rest[keep]).mean())
-        spread = torch.stack(left)
-        return _End(float(value), float(((GROUPS - 1) * (spread - spread.mean()).square().mean()).sqrt()))
+        return _end(float(value), groups * value - (groups - 1) * torch.stack(left))
+
+
+def _end(value: float, terms: Tensor) -> _End:
+    """Find the standard error and the skewness of a mean of terms, or of what a jackknife takes for such."""
+    centred = terms - terms.mean()
+    spread = centred.square().mean().sqrt()
+    third = float(centred.pow(3).mean() / spread**3) if spread > 0 else 0.0
+    return _End(value, float(terms.std()) / len(terms) ** 0.5, third / len(terms) ** 0.5)
 
 
 def _plug_in(log_others: Tensor, log_own: Tensor, num_others: int) -> Tensor:
@@ -205,7 +220,7 @@ def _outside(
     generator: torch.Generator | None,
 ) -> dict[str, Tensor]:
     """Log-densities at the draws under mixtures fitted without the datum's fold, and under the densities given."""
-    check_int("folds", folds, minimum=2, maximum=GROUPS)
+    check_int("folds", folds, minimum=2, maximum=len(drawn.sizes))
     found = {f"densities[{i}]": _log_prob(f"densities[{i}]", c, drawn.z) for i, c in enumerate(densities)}
     fold, seed = drawn.group % folds, int(torch.randint(2**31, (), generator=generator))
     fits = [DiagGaussianMixture(q_agg.loc[fold != f], q_agg.scale[fold != f]) for f in range(folds)]
@@ -213,14 +228,19 @@ def _outside(
         check_int("num_components", size, minimum=1)
         if 2 * size > min(fit.num_components for fit in fits):
             continue
-        value = torch.empty(len(drawn.z), dtype=torch.float64)
-        for f, fit in enumerate(fits):
-            own = fold[drawn.rows] == f
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # EM that runs out of steps: what it found is scored
-                value[own] = _fit(fit, size, seed).log_prob(drawn.z[own])
-        found[f"mixture of {size}"] = value
+        with contextlib.suppress(ValueError):  # too few draws in one of the clusters: no candidate
+            found[f"mixture of {size}"] = _cross_fitted(fits, fold[drawn.rows], drawn.z, size, seed)
     return found
+
+
+def _cross_fitted(fits: list[DiagGaussianMixture], fold: Tensor, z: Tensor, size: int, seed: int) -> Tensor:
+    """Log-density at draws of each fold's data under the mixture fitted to the others."""
+    value = torch.empty(len(z), dtype=torch.float64)
+    for f, fit in enumerate(fits):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # EM that runs out of steps: what it found is scored
+            value[fold == f] = _fit(fit, size, seed).log_prob(z[fold == f])
+    return value
 
 
 def _fit(q: DiagGaussianMixture, num_components: int, seed: int) -> GaussianMixture:
@@ -236,12 +256,18 @@ def _log_prob(name: str, density: Any, z: Tensor) -> Tensor:
     return check_all(f"{name}.log_prob(z)", value, value.isfinite(), "finite values at draws of q_agg")
 
 
-def _interval(ends: dict[str, _End], other: _End, confidence: float, sign: int) -> Interval:
+def _interval(ends: dict[str, _End], other: _End, confidence: float, sign: int, degrees: int) -> Interval:
     """Take the best of several ends (the largest, or with sign -1 the smallest), at a confidence that pays for it."""
     tail = (1 - check_number("confidence", confidence, above=0, below=1)) / 2
-    wide, single = (float(stats.t.isf(tail / k, GROUPS - 1)) for k in (len(ends), 1))
-    chosen = max(ends.values(), key=lambda end: sign * end.value - wide * end.stderr)
-    one, two = chosen.value - sign * wide * chosen.stderr, other.value + sign * single * other.stderr
+
+    def limit(end: _End, count: int, direction: int) -> float:
+        """One-sided confidence limit, farther out where the terms are skewed that way."""
+        t = float(stats.t.isf(tail / count, degrees))
+        return end.value + direction * end.stderr * (t + max(0.0, direction * end.skew) * (1 + 2 * t**2) / 6)
+
+    chosen = max(ends.values(), key=lambda end: sign * limit(end, len(ends), -sign))
+    one, two = limit(chosen, len(ends), -sign), limit(other, 1, sign)
     (low, a), (high, b) = ((one, chosen), (two, other))[::sign]
     low, high = max(0.0, low), max(0.0, high)
-    return Interval(low, high, a.value, a.stderr, b.value, b.stderr, {k: tuple(end) for k, end in ends.items()})
+    tried = {name: (end.value, end.stderr) for name, end in ends.items()}
+    return Interval(low, high, a.value, a.stderr, b.value, b.stderr, tried)

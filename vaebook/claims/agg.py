@@ -18,7 +18,7 @@ from vaebook.ppca import PPCA
     "agg/moments",
     falsehood=r"The covariance is the mean of the $\Sigma_n$.",
     kind="exact",
-    source="law of total variance, for example Blitzstein & Hwang (2019), theorem 9.5.4",
+    source="law of total variance, for example Blitzstein & Hwang (2019)",
     section="aggregated/posterior",
 )
 def moments(generator: torch.Generator) -> Measurement:

@@ -29,7 +29,7 @@ GRID = torch.linspace(-12, 12, 601, dtype=torch.float64)[:, None]
     "agg/optimal-decoder",
     falsehood=r"Bernoulli: average the logits; or: at $z=\mu_n$ it returns $x_n$.",
     kind="exact",
-    source="Banerjee, Guo & Wang (2005), theorem 1, of which these are two cases; for a VAE, this book",
+    source="Banerjee, Guo & Wang (2005), of which these are two cases; for a VAE, this book",
     section="aggregated/attention",
 )
 def optimal_decoder(generator: torch.Generator) -> Measurement:
@@ -44,7 +44,7 @@ def optimal_decoder(generator: torch.Generator) -> Measurement:
     noise = 0.3 + torch.rand(4, generator=generator, dtype=torch.float64)
     phase = 6 * torch.rand(4, generator=generator, dtype=torch.float64)
     other = 0.5 + 0.4 * torch.sin(GRID + phase)  # some decoder or other
-    off, lost, expected = [], [], []
+    off, lost, expected, reverse = [], [], [], []
     for family, link in ((_gaussian(noise), torch.Tensor.clone), (_bernoulli, torch.sigmoid)):
         best = link(_climb(joint, lambda theta, family=family, link=link: family(link(theta)).log_prob(x)))
         off.append((best - ideal).abs().max())
@@ -52,6 +52,8 @@ def optimal_decoder(generator: torch.Generator) -> Measurement:
         lost.append(_integral((joint[..., None] * gain).sum((1, 2))))
         divergence = kl_divergence(family(ideal), family(other)).sum(-1)
         expected.append(_integral(q_agg.log_prob(GRID).exp() * divergence))
+        turned = kl_divergence(family(other), family(ideal)).sum(-1)
+        reverse.append(_integral(q_agg.log_prob(GRID).exp() * turned))
     averaged = q_agg.posterior_mean(GRID, x.logit()).sigmoid()
     returned = q_agg.posterior_mean(q_agg.loc, x)
     return Measurement(
@@ -60,6 +62,7 @@ def optimal_decoder(generator: torch.Generator) -> Measurement:
         falsehood_lhs=torch.stack([(best - averaged).abs().max(), (returned - x).abs().amax(-1).min()]),
         falsehood_rhs=torch.zeros(2),
         tolerance=1e-10,
+        neighbours={"the loss is the divergence the other way round": Neighbour(lost[1], reverse[1])},
     )
 
 
@@ -91,7 +94,8 @@ def _integral(values: Tensor) -> Tensor:
     "agg/attention",
     falsehood=r"The same without the norm term, $r=\mathrm{softmax}(\mu_n\cdot z/s^2)$, as in plain attention.",
     kind="exact",
-    source="this book; mean shift: Fukunaga & Hostetler (1975), Cheng (1995); Hopfield: Ramsauer et al. (2021)",
+    source="this book; mean shift: Fukunaga & Hostetler (1975), Cheng (1995), Carreira-Perpiñán (2007); Hopfield: "
+    "Ramsauer et al. (2021)",
     section="aggregated/attention",
 )
 def attention(generator: torch.Generator) -> Measurement:
@@ -194,4 +198,8 @@ def diffusion(generator: torch.Generator) -> Measurement:
         falsehood_lhs=(limit - held_out).norm(dim=-1),
         falsehood_rhs=torch.zeros(5),
         tolerance=1e-10,
+        neighbours={
+            "the denoised point without the division by alpha": Neighbour(denoised, y + s**2 * score),
+            "s in the place of its square": Neighbour(denoised, (y + s * score) / alpha),
+        },
     )

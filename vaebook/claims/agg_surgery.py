@@ -60,7 +60,7 @@ def _integrated_kl(q_agg: DiagGaussianMixture, limit: float = 30.0) -> float:
     "agg/surgery",
     falsehood=r"$R = \mathrm{KL}(q_\mathrm{agg}\,\|\,p)$: the KL term measures the mismatch with the prior.",
     kind="MC",
-    source="Hoffman & Johnson (2016), equation 6",
+    source="Hoffman & Johnson (2016)",
     section=CHAPTER,
 )
 def surgery(generator: torch.Generator) -> Measurement:
@@ -186,7 +186,7 @@ def small_kl_hole(generator: torch.Generator) -> Measurement:
     "agg/tc-split",
     falsehood="The same split for a correlated prior with those marginals.",
     kind="MC",
-    source="Chen et al. (2018), equation 2",
+    source="Chen et al. (2018)",
     section=CHAPTER,
 )
 def tc_split(generator: torch.Generator) -> Measurement:
@@ -242,7 +242,7 @@ def cap(generator: torch.Generator) -> Measurement:
     "agg/optimal-prior",
     falsehood="A prior that matches the mean and the covariance of $q_\\mathrm{agg}$ is as good.",
     kind="MC",
-    source="Tomczak & Welling (2018), section 2; Hoffman & Johnson (2016)",
+    source="Tomczak & Welling (2018); Hoffman & Johnson (2016)",
     section=CHAPTER,
 )
 def optimal_prior(generator: torch.Generator) -> Measurement:

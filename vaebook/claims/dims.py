@@ -149,6 +149,16 @@ def identifiability(generator: torch.Generator) -> Measurement:
         falsehood_lhs=kept,
         falsehood_rhs=whole[3],
         tolerance=1e-9,
+        neighbours={"mixtures with the same five moments are the same": Neighbour(*_same_moments(x, v))},
+    )
+
+
+def _same_moments(x: Tensor, v: float) -> tuple[Tensor, Tensor]:
+    """Log-densities of N(0, v) and of three narrower Gaussians at the nodes of Gauss and Hermite's rule."""
+    loc = (3 * v / 2) ** 0.5 * torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64)
+    weight = torch.tensor([1 / 6, 2 / 3, 1 / 6], dtype=torch.float64)
+    return DiagGaussianMixture(loc, torch.full_like(loc, (v / 2) ** 0.5), weight.log()).log_prob(x), torch.from_numpy(
+        norm.logpdf(x[:, 0], scale=v**0.5)
     )
 
 

@@ -58,7 +58,7 @@ def in_batch(generator: torch.Generator) -> Measurement:
     "est/leave-one-out",
     falsehood=r"$\mathbb E\hat I=I$; or $\mathbb E\hat I\ge\frac N{N-1}I$ for independent draws too.",
     kind="exact",
-    source="Jensen's inequality; independent draws: Poole et al. (2019), section 2.1; without replacement: this book",
+    source="Jensen's inequality; independent draws: Poole et al. (2019), section 2.5; without replacement: this book",
     section="aggregated/estimators",
 )
 def leave_one_out(generator: torch.Generator) -> Measurement:
@@ -89,7 +89,7 @@ def leave_one_out(generator: torch.Generator) -> Measurement:
     "est/mws",
     falsehood=r"$\mathbb E\hat I_\mathrm{MWS}\le\log N$, as every information about $N$ data is.",
     kind="exact",
-    source="the estimator: Chen et al. (2018), appendix C.1; its offsets: this book",
+    source="the estimator: Chen et al. (2018); its offsets: this book",
     section="aggregated/estimators",
 )
 def mws(generator: torch.Generator) -> Measurement:
@@ -127,7 +127,7 @@ def mws(generator: torch.Generator) -> Measurement:
     falsehood=r"The matrix in circulation is unbiased (each row but the first; B well below N); the stratified weights "
     r"are exact at $B=N\ge3$.",
     kind="exact",
-    source="the stratified weights: Chen et al. (2018), appendix C.2; equal weights: Rao-Blackwell, this book",
+    source="the stratified weights: Chen et al. (2018); equal weights: Rao-Blackwell, this book",
     section="aggregated/estimators",
 )
 def mss(generator: torch.Generator) -> Measurement:
@@ -135,11 +135,14 @@ def mss(generator: torch.Generator) -> Measurement:
     codes, few = _codes(7, 4, generator), _subsets(7, 4)
     q_agg, stratified, equal = codes.mean(0), *(minibatch_weights(scheme, 4, 7) for scheme in ("stratified", "equal"))
     first, second = zip(*(_given_row(codes, few, w) for w in (stratified, equal)), strict=True)
+    others = [_given_row(codes, few, _any_weights(4, 7, generator)) for _ in range(5)]
     misplaced = _given_row(codes, few, misplaced_weights(4, 7))[0]
     inside_weights = minibatch_weights("in-batch", 4)
     # A row whose own weight is 1/M has the bias (1/M - 1/N)(q_n - q_-n), here the last one.
     excess = (1 / 3 - 1 / 7) * (codes - (codes.sum(0) - codes) / 6)
-    equalities = [(moment, q_agg.expand(4, 7, 4)) for moment in first] + [(misplaced[3], q_agg + excess)]
+    unbiased = [*first, *(moment for moment, _ in others)]
+    equalities = [(moment, q_agg.expand(4, 7, 4)) for moment in unbiased] + [(misplaced[3], q_agg + excess)]
+    spread = torch.stack([second[0], *(moment for _, moment in others)])
     exact = _kl(codes[:5], codes[:5].mean(0)).mean()
     inside, low, high = (_mean(s, codes[:5], _subsets(5, 3)) for s in ("in-batch", "equal", "stratified"))
     whole, whole_stratified = (_mean(s, codes[:5], _subsets(5, 5)) for s in ("equal", "stratified"))
@@ -149,8 +152,8 @@ def mss(generator: torch.Generator) -> Measurement:
     off = (misplaced - q_agg).abs().sum(2).mean(1)[1:]  # row by row, over z, on average over the data
     left, right = (torch.cat([side.flatten() for side in sides]) for sides in zip(*equalities, strict=True))
     return Measurement(
-        lhs=torch.cat([left, right, second[1].flatten(), chain, most[None]]),
-        rhs=torch.cat([right, left, second[0].flatten(), above, torch.tensor([math.log(5)])]),
+        lhs=torch.cat([left, right, second[1].expand_as(spread).flatten(), chain, most[None]]),
+        rhs=torch.cat([right, left, spread.flatten(), above, torch.tensor([math.log(5)])]),
         falsehood_lhs=torch.cat([off, whole_stratified[None] - exact]),
         falsehood_rhs=0.0,
         relation="<=",
@@ -160,6 +163,13 @@ def mss(generator: torch.Generator) -> Measurement:
             "stratified weights vary no more than equal ones": Neighbour(second[0], second[1]),
         },
     )
+
+
+def _any_weights(batch_size: int, num_data: int, generator: torch.Generator) -> Tensor:
+    """Draw weights with 1/N on the diagonal, the others at random, rows that sum to 1."""
+    weights = torch.rand(batch_size, batch_size, generator=generator, dtype=torch.float64).fill_diagonal_(0.0)
+    weights = weights / weights.sum(1, keepdim=True) * (num_data - 1) / num_data
+    return weights.fill_diagonal_(1 / num_data)
 
 
 def misplaced_weights(batch_size: int, num_data: int) -> Tensor:

@@ -68,6 +68,15 @@ def ppca(generator: torch.Generator) -> Measurement:
         falsehood_lhs=torch.stack([closed[0].mean(), closed[1].mean()]),
         falsehood_rhs=torch.stack([empirical.mean(), closed[0].mean()]),
         tolerance=1e-10,
+        neighbours={
+            "the posterior's covariance is the inverse of M": Neighbour(
+                bayes, Normal(model.posterior(x).mean, q_agg.scale[0] / model.noise_variance**0.5).log_prob(z).sum(1)
+            ),
+            "components of p_agg as narrow as the noise": Neighbour(
+                closed[1],
+                MultivariateNormal(decoded.mean, noise).log_prob(x[:, None]).logsumexp(1) - math.log(len(data)),
+            ),
+        },
     )
 
 
@@ -116,7 +125,7 @@ def _linear_elbo(square: Tensor, eigenvalue: Tensor, noise: float, beta: Tensor)
     "gen/finite-k",
     falsehood=r"$\log\hat p_K$ is unbiased for $\log p$.",
     kind="MC",
-    source="Jensen's inequality and the delta method; Nowozin (2018), proposition 1, for the expansion",
+    source="Jensen's inequality and the delta method; Nowozin (2018) for the expansion",
     section="continuous/generative",
 )
 def finite_k(generator: torch.Generator) -> Measurement:
@@ -193,7 +202,7 @@ def prior_sampling_cost(generator: torch.Generator) -> Measurement:
     "gen/iwae",
     falsehood="Averaging $K$ single-sample ELBOs tightens the bound as much as $\\mathrm{IWAE}_K$ does.",
     kind="MC",
-    source="Burda, Grosse & Salakhutdinov (2016), theorem 1",
+    source="Burda, Grosse & Salakhutdinov (2016)",
     section="continuous/generative",
 )
 def iwae(generator: torch.Generator) -> Measurement:

@@ -23,8 +23,7 @@ DEPTHS = (10.0, 20.0, 40.0)
     "gen/unbounded",
     falsehood="The KL term keeps the ELBO bounded.",
     kind="exact",
-    source="Mattei & Frellsen (2018), section 2, for the likelihood and the bound by the variances; the rest: "
-    "this book",
+    source="Mattei & Frellsen (2018) for the likelihood and the bound by the variances; the rest: this book",
     section="continuous/limits",
 )
 def unbounded(generator: torch.Generator) -> Measurement:

@@ -19,7 +19,8 @@ SCALE = 0.2
     "gen/npmle",
     falsehood="A fixed point of EM is the best prior.",
     kind="bound",
-    source="Lindsay (1983); EM: Laird (1978); the gain of a step and the last inequality of the proof: this book",
+    source="Lindsay (1983); EM: Laird (1978); for finitely many weights the gain of a step and "
+    "the certificate: Cover (1984); the last inequality: this book",
     section="continuous/npmle",
 )
 def npmle(generator: torch.Generator) -> Measurement:
@@ -32,6 +33,7 @@ def npmle(generator: torch.Generator) -> Measurement:
 
     coarse, other = (torch.linspace(-6, 6, k, dtype=torch.float64)[:, None] for k in (61, 86))
     fits = [fit_npmle(log_likelihood, grid, tolerance=1e-9) for grid in (coarse, other)]
+    atoms = max(int((fit.log_weight.exp() > 1e-3).sum()) for fit in fits)  # lighter ones come and go with rounding
     best, certified = fits[0].log_prob, [_bound(x, fit) for fit in fits]
     # p_G is unique: with certificate c, mean(r - 1 - log r) <= e^c - 1 for the ratios r of the best to the found.
     spread = sum(math.sqrt(2 * v) + v for v in (len(x) * math.expm1(c) for c in certified))
@@ -48,8 +50,7 @@ def npmle(generator: torch.Generator) -> Measurement:
     return Measurement(
         lhs=torch.stack(
             [
-                # Lighter atoms than these come and go with rounding.
-                torch.tensor(max(int((fit.log_weight.exp() > 1e-3).sum()) for fit in fits)).double(),
+                torch.tensor(atoms).double(),
                 torch.tensor(max(certified)).double(),
                 (fits[0].log_prob - fits[1].log_prob).abs().max(),
                 (stepped - average).abs().max(),
@@ -64,10 +65,26 @@ def npmle(generator: torch.Generator) -> Measurement:
         relation="<=",
         tolerance=1e-10,
         neighbours={
-            "at most one atom fewer than distinct data": Neighbour(len(fits[0].atoms), len(x.unique()) - 1),
+            "at most one atom fewer than distinct data": Neighbour(atoms, len(x.unique()) - 1),
             "a prior that is not best has certificate 0": Neighbour(em_bound, 0.0),
+            "a step gains 1.01 KL(G+ | G)": Neighbour(*_gain_where_data_are_apart(generator)),
+            "its lack is at most half of its certificate": Neighbour(*_lack_of_one_atom()),
         },
     )
+
+
+def _gain_where_data_are_apart(generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return 1.01 KL(G+ | G) and the gain of a step for four data with an atom each: there the two are equal."""
+    terms = torch.full((4, 4), -torch.inf, dtype=torch.float64).fill_diagonal_(0.0)
+    start = torch.randn(4, generator=generator, dtype=torch.float64).log_softmax(0)
+    stepped, trace = em(terms, 1, log_weight=start)
+    return 1.01 * (stepped.exp() * (stepped - start)).sum(), trace[1] - trace[0]
+
+
+def _lack_of_one_atom() -> tuple[Tensor, Tensor]:
+    """Return lack and half of the certificate of one place for a datum that another makes nine times as likely."""
+    terms = torch.tensor([[0.0, math.log(9.0)]], dtype=torch.float64)
+    return terms[0, 1] - terms[0, 0], 0.5 * log_gradient(terms, terms[:, 0]).max()
 
 
 def _bound(x: Tensor, prior: DiscretePrior) -> float:

@@ -62,6 +62,7 @@ def joint(generator: torch.Generator) -> Measurement:
         falsehood_lhs=_mass(joints),
         falsehood_rhs=torch.ones_like(share),
         tolerance=1e-10,
+        neighbours={"its mass is 1/N at every datum": Neighbour(_mass(joints), 1 / len(data))},
     )
 
 
@@ -86,6 +87,9 @@ def unseen(generator: torch.Generator) -> Measurement:
         falsehood_lhs=len(data) * _mass(repeated),
         falsehood_rhs=torch.ones(len(repeated)),
         tolerance=1e-10,
+        neighbours={
+            "off the data the joint is the encoder's density over N": Neighbour(off.amax(-1), encoded / len(data))
+        },
     )
 
 
@@ -109,6 +113,11 @@ def marginal(generator: torch.Generator) -> Measurement:
         falsehood_lhs=total[order[0]],
         falsehood_rhs=averaged[order[0]],
         tolerance=1e-10,
+        neighbours={
+            "every distinct datum counts once": Neighbour(
+                total, _encoder(data.unique()[:, None]).log_prob(GRID).exp().mean(0)
+            )
+        },
     )
 
 

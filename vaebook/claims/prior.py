@@ -45,8 +45,7 @@ def odd_bound(num_pseudo_inputs: int, half_distance: float, scale: float) -> flo
     "prior/vamp-limit",
     falsehood=r"More pseudo-inputs never hurt: with equal weights the best KL falls as $K$ grows.",
     kind="quadrature",
-    source="Tomczak & Welling (2018), section 3, for the first sentence; Teicher (1963) on identifiability; the bound, "
-    "this book",
+    source="Tomczak & Welling (2018) for the first sentence; Teicher (1963) on identifiability; the bound, this book",
     section=CHAPTER,
 )
 def vamp_limit(generator: torch.Generator) -> Measurement:

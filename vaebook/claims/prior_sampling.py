@@ -40,7 +40,7 @@ def _gains(x: Tensor, num_train: int, dim: int) -> tuple[DiagGaussianMixture, Es
     falsehood=r"$I\approx\log N$ means that $q_\mathrm{agg}$ loses (at $D=16$ and 20); the gain on the training set "
     "with the own component predicts the gain.",
     kind="empirical",
-    source="this book",
+    source="this book; the score: Duin (1976) for kernels, van den Burg & Williams (2021) for VAEs",
     section=CHAPTER,
 )
 def overfit(generator: torch.Generator) -> Measurement:
