@@ -78,9 +78,10 @@ def bracket_mismatch(
 
     The candidates c for the lower end are the mixture without the datum's own component, Gaussian mixtures fitted
     without the datum's fold, and ``densities``. The largest is taken, each judged at a confidence that pays for the
-    choice. Standard errors and skewness of the ends that share components are jackknifed over the data; a limit moves
-    outwards, never inwards, by Johnson's correction for skewness. The confidence holds for data in number and only if
-    they show what matters: a kind of datum that few samples of this size hold is beyond it.
+    choice. Standard errors and skewness of the ends that share components are jackknifed over the data. A limit moves
+    outwards, never inwards, by Johnson's correction for skewness; and each is drawn at a quarter of what the confidence
+    leaves, since all this is approximate in small samples. Of a kind of datum that the sample does not hold, a bracket
+    knows nothing.
 
     Args:
         q_agg: one component of equal weight a datum, the data independent draws from the population, the encoder not
@@ -258,7 +259,7 @@ def _log_prob(name: str, density: Any, z: Tensor) -> Tensor:
 
 def _interval(ends: dict[str, _End], other: _End, confidence: float, sign: int, degrees: int) -> Interval:
     """Take the best of several ends (the largest, or with sign -1 the smallest), at a confidence that pays for it."""
-    tail = (1 - check_number("confidence", confidence, above=0, below=1)) / 2
+    tail = (1 - check_number("confidence", confidence, above=0, below=1)) / 4  # for two ends, and for small samples
 
     def limit(end: _End, count: int, direction: int) -> float:
         """One-sided confidence limit, farther out where the terms are skewed that way."""
