@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from vaebook.bounds import elbo, iwae_bound, prior_sample_log_prob, quadrature_log_prob
-from vaebook.claims.registry import Measurement, Neighbour, claim
+from vaebook.claims.registry import Measurement, Neighbour, Number, claim
 from vaebook.estimators import estimate
 from vaebook.ppca import PPCA
 from vaebook.priors import StandardNormal
@@ -95,9 +95,11 @@ def collapse_linear(generator: torch.Generator) -> Measurement:
     eigenvalue = share * beta * noise
     square = torch.linspace(0, 16, 160_001, dtype=torch.float64)[:, None, None]
     best = square[_linear_elbo(square, eigenvalue, noise, beta).argmax(0)].reshape(3, 6)
-    return Measurement(
-        lhs=best,
-        rhs=(eigenvalue - beta * noise).clamp(min=0),
+    off = torch.zeros(2, 3, 6, dtype=torch.float64, requires_grad=True)  # the encoder's slope and log-variance
+    slopes = torch.autograd.grad(_linear_elbo(best, eigenvalue, noise, beta, *off).sum(), off)[0]
+    return Measurement(  # the objective is concave in the encoder, so that a slope of 0 is its best
+        lhs=torch.cat([best[None], slopes]),
+        rhs=torch.cat([(eigenvalue - beta * noise).clamp(min=0)[None], torch.zeros_like(slopes)]),
         falsehood_lhs=(best[:, :3] > 0).double(),  # of latents below the threshold: active or not
         falsehood_rhs=1.0,
         tolerance=1e-4,
@@ -108,14 +110,16 @@ def collapse_linear(generator: torch.Generator) -> Measurement:
     )
 
 
-def _linear_elbo(square: Tensor, eigenvalue: Tensor, noise: float, beta: Tensor) -> Tensor:
+def _linear_elbo(
+    square: Tensor, eigenvalue: Tensor, noise: float, beta: Tensor, slope_off: Number = 0.0, log_off: Number = 0.0
+) -> Tensor:
     """Objective of one coordinate, up to a constant, at the best linear encoder for a weight w of the decoder.
 
     With z ~ N(a y, v): -(E (y - w z)²)/(2 noise) - beta KL, largest at a = w/(w² + beta noise), v = beta noise/(the
-    same).
+    same); evaluated at a and log v that are off these by so much.
     """
     total = square + beta * noise
-    slope, variance = square.sqrt() / total, beta * noise / total
+    slope, variance = square.sqrt() / total + slope_off, beta * noise / total * torch.as_tensor(log_off).exp()
     missed = eigenvalue * (1 - square.sqrt() * slope).square() + square * variance
     kl = 0.5 * (slope.square() * eigenvalue + variance - 1 - variance.log())
     return -0.5 * missed / noise - beta * kl

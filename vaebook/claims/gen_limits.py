@@ -36,9 +36,12 @@ def unbounded(generator: torch.Generator) -> Measurement:
     slope = torch.stack([(log_prob[2] - log_prob[1]) / (DEPTHS[2] - DEPTHS[1]), _slope_without_rank(generator)])
     grows = torch.tensor([3 / 5, 1.0], dtype=torch.float64)
     mean, minus_entropy, reached = _discrete(generator)
-    return Measurement(  # promise <= ELBO <= likelihood; three bounds; the last is an equality if p = p_emp
-        lhs=torch.cat([promised, elbo, torch.stack([*fitted, mean, reached, minus_entropy]), slope, grows]),
-        rhs=torch.cat([elbo, log_prob, torch.stack([*limit, minus_entropy, minus_entropy, reached]), grows, slope]),
+    found, allowed = zip(*[_smooth_step(x[0].norm(), depth) for depth in DEPTHS[:2]], strict=True)
+    bounded = torch.stack([*fitted, mean, reached, minus_entropy])
+    bounds = torch.stack([*limit, minus_entropy, minus_entropy, reached])
+    return Measurement(  # promise <= ELBO <= likelihood; three bounds, the last an equality if p = p_emp; a network
+        lhs=torch.cat([promised, elbo, bounded, slope, grows, *found]),
+        rhs=torch.cat([elbo, log_prob, bounds, grows, slope, *allowed]),
         falsehood_lhs=elbo[1:],
         falsehood_rhs=elbo[:-1],
         relation="<=",
@@ -71,6 +74,20 @@ def _memorise(x: Tensor, depth: float) -> tuple[float, float, float]:
     constant = -0.5 * x.shape[1] * math.log(2 * math.pi)
     kept = (1 - miss) * (x.shape[1] * depth + constant) + miss * other[0]
     return float(log_prob.mean()), float(elbo.mean()), float((kept - lost.sum()) / len(x) - kl)
+
+
+def _smooth_step(length: Tensor, depth: float) -> tuple[Tensor, Tensor]:
+    """Return what a network of two SiLU units for D = 1 does on both balls and between, and what the theorem allows.
+
+    A is (1, 3), B is (-3, -1); f = h x_1 and s = t^h with t = exp(-depth), where h goes from 0 to 1.
+    """
+    z, k = torch.linspace(-3, 3, 6_001, dtype=torch.float64), 4 * depth**2
+    h = (torch.nn.functional.silu(k * (z + 0.5)) - torch.nn.functional.silu(k * (z - 0.5))) / k
+    log_s = -depth * h
+    on_a, on_b, two = z >= 1, z <= -1, torch.tensor(math.log(2), dtype=torch.float64)
+    missed = ((h[on_a] - 1).abs().max() * length).log()
+    found = [missed, (log_s[on_a] + depth).abs().max(), (-log_s[on_b]).max(), (-depth - log_s).max(), log_s.max()]
+    return torch.stack(found), torch.stack([-depth + 0 * two, two, two, two, two])
 
 
 def _under_a_floor(generator: torch.Generator) -> tuple[Tensor, Tensor]:
