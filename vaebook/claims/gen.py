@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
 from vaebook.bounds import elbo, iwae_bound, prior_sample_log_prob, quadrature_log_prob
-from vaebook.claims.registry import Measurement, Neighbour, Number, claim
+from vaebook.claims.registry import Measurement, Neighbour, claim
 from vaebook.estimators import estimate
 from vaebook.ppca import PPCA
 from vaebook.priors import StandardNormal
@@ -110,16 +110,16 @@ def collapse_linear(generator: torch.Generator) -> Measurement:
     )
 
 
-def _linear_elbo(
-    square: Tensor, eigenvalue: Tensor, noise: float, beta: Tensor, slope_off: Number = 0.0, log_off: Number = 0.0
-) -> Tensor:
+def _linear_elbo(square: Tensor, eigenvalue: Tensor, noise: float, beta: Tensor, *off: Tensor) -> Tensor:
     """Objective of one coordinate, up to a constant, at the best linear encoder for a weight w of the decoder.
 
     With z ~ N(a y, v): -(E (y - w z)²)/(2 noise) - beta KL, largest at a = w/(w² + beta noise), v = beta noise/(the
     same); evaluated at a and log v that are off these by so much.
     """
     total = square + beta * noise
-    slope, variance = square.sqrt() / total + slope_off, beta * noise / total * torch.as_tensor(log_off).exp()
+    slope, variance = square.sqrt() / total, beta * noise / total
+    if off:
+        slope, variance = slope + off[0], variance * off[1].exp()
     missed = eigenvalue * (1 - square.sqrt() * slope).square() + square * variance
     kl = 0.5 * (slope.square() * eigenvalue + variance - 1 - variance.log())
     return -0.5 * missed / noise - beta * kl
