@@ -2,8 +2,15 @@
 
 The layers, from the top down; each imports only from those below it:
 
-`claims`
-    every numbered statement of the book as a check that runs and can fail: `verify("index/joint")`
+`__main__`
+    the command `python -m vaebook diagnose codes.npz`
+`claims` `diagnosis`
+    every numbered statement of the book as a check that runs and can fail: `verify("index/joint")`; the latent space
+    of any VAE, diagnosed in one call
+`sampling` `verdicts`
+    what the decoder says of codes from each candidate; from numbers to answers
+`report`
+    a diagnosis and its forms: text, table, JSON, a page, pictures
 `training` `selection`
     fitting a VAE; which distribution of codes to sample from
 `comparison`
@@ -14,6 +21,12 @@ The layers, from the top down; each imports only from those below it:
     an encoder's distance from the exact posterior; ELBO and IWAE; maxima of p(x, z); what the KL term consists of
 `population` `integrals` `checkpoint` `ppca` `tilted`
     brackets for the population; integrals over one or two latents; files; probabilistic PCA; tilted mixtures
+`holes` `memorisation` `testing`
+    parts of the prior without codes; own and new data; a density against its sampler
+`page`
+    the page of a diagnosis
+`panels`
+    its pictures
 `aggregate` `models` `priors`
     the aggregated posterior of any encoder; a VAE of three parts; what takes the place of p(z)
 `code_priors` `gmm`
@@ -35,7 +48,23 @@ The layers, from the top down; each imports only from those below it:
     weights of given atoms
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from vaebook.mixture import DiagGaussianMixture
 
-__all__ = ["DiagGaussianMixture"]
+if TYPE_CHECKING:
+    from vaebook.adapters import adapt
+    from vaebook.aggregate import aggregated_posterior
+    from vaebook.diagnosis import diagnose
+
+__all__ = ["DiagGaussianMixture", "adapt", "aggregated_posterior", "diagnose"]
 __version__ = "0.1.0"
+_LATER = {"adapt": "adapters", "aggregated_posterior": "aggregate", "diagnose": "diagnosis"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what was asked for when it is asked for: scikit-learn and matplotlib take a second."""
+    if name not in _LATER:
+        raise AttributeError(f"module 'vaebook' has no attribute {name!r}")
+    return getattr(import_module(f"vaebook.{_LATER[name]}"), name)

@@ -122,7 +122,7 @@ def at_least_single(dtype: torch.dtype) -> torch.dtype:
 
 def check_spread(name: str, value: Tensor) -> Tensor:
     """Turn a spread that is named, scale, var or log_var, into standard deviations; see that it looks like its name."""
-    if name != "log_var" and bool((value < 0).all()):
+    if name != "log_var" and value.numel() and bool((value < 0).all()):
         raise ValueError(f"{name}: expected positive values, got only negative ones; logarithms are named log_var")
     if name == "log_var" and bool((value > 0).all()):
         message = "log_var: all values are positive, so that all scales are above 1; are they what log_var means?"

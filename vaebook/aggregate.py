@@ -7,8 +7,10 @@ Every datum is one component. Data with the same code make equal components; `me
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,9 @@ from vaebook.adapters import adapt_codes
 from vaebook.evaluation import Data
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.outputs import Spread
+
+SPREADS = ("scale", "var", "log_var")
+"""Names of the arrays that may stand beside loc."""
 
 
 @torch.no_grad()
@@ -99,6 +104,24 @@ def merge_duplicates(q_agg: DiagGaussianMixture) -> tuple[DiagGaussianMixture, T
     log_weight = _log_sum_by_group(q_agg.double().log_weight.detach(), group, len(counts))
     keep = first[order]
     return DiagGaussianMixture(q_agg.loc[keep], q_agg.scale[keep], log_weight[order]), counts[order]
+
+
+def as_codes(name: str, codes: Any) -> DiagGaussianMixture:
+    """Read codes: a mixture, or a mapping of arrays with ``loc`` and a named spread."""
+    if isinstance(codes, DiagGaussianMixture):
+        return codes
+    if not isinstance(codes, Mapping):
+        raise TypeError(f"{name}: expected codes of the same kind, a mapping or a mixture, got {type(codes).__name__}")
+    keys = list(codes)
+    if "loc" not in keys or sum(key in keys for key in SPREADS) != 1 or set(keys) - {"loc", *SPREADS, "log_weight"}:
+        raise ValueError(
+            f"{name}: expected loc and exactly one of {', '.join(SPREADS)}, got {', '.join(map(str, keys))}"
+        )
+    arrays = {key: np.asarray(codes[key]) if not isinstance(codes[key], Tensor) else codes[key] for key in keys}
+    flat = {
+        key: value.reshape(len(value), -1) if value.ndim > 2 and len(value) else value for key, value in arrays.items()
+    }
+    return DiagGaussianMixture.from_arrays(**flat)
 
 
 def _log_sum_by_group(log_weight: Tensor, group: Tensor, num_groups: int) -> Tensor:

@@ -11,11 +11,13 @@ import json
 import os
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -86,6 +88,33 @@ def read(source: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if found != stored:
         raise ValueError(f"{source}: corrupted, expected content with SHA-256 {stored}, got {found}")
     return content, tensors
+
+
+def read_arrays(path: Any) -> dict[str, Any]:
+    """Read the arrays of an npz, which must hold no pickled objects, or the tensors of a safetensors file."""
+    source, wanted = check_path(path), "an npz or safetensors file of arrays"
+    if not source.is_file():
+        raise ValueError(f"{source}: expected {wanted}, got no file of that name")
+    try:
+        if not zipfile.is_zipfile(source):
+            return safetensors.torch.load_file(source)
+        with zipfile.ZipFile(source) as archive:
+            size, memory = sum(part.file_size for part in archive.infolist()), _memory()
+        if 4 * size > memory:
+            raise ValueError(f"arrays of {size / 1e9:.1f} GB where there are {memory / 1e9:.1f} GB of memory")
+        with np.load(source, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # whatever a file may hold that is none of ours
+        told = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{source}: expected {wanted}, got one that cannot be read: {told}") from None
+
+
+def _memory() -> float:
+    """Bytes of memory of this machine, where it tells."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")
 
 
 def digest(content: dict[str, Any], tensors: dict[str, Tensor]) -> str:

@@ -16,7 +16,10 @@ TOC = files(yaml.safe_load((ROOT / "_toc.yml").read_text()))
 CHAPTERS = {page.removeprefix("book/").removesuffix(".ipynb"): page for page in TOC if page.endswith(".ipynb")}
 LISTS = {
     "the introduction's map": (INTRO.split("\n## The map\n")[-1], r"^(?:\*\*.*\*\* )?\{doc\}`([\w/-]+)`$"),
-    "README's table": (README.split("\n## The chapters\n")[-1].split("\n## ")[0], r"\]\(book/([\w/-]+)\.md\)"),
+    "README's table": (
+        README.split("\n## The chapters\n")[-1].split("\n## ")[0],
+        r"\]\(book/([\w/-]+)\.(?:md|ipynb)\)",
+    ),
 }
 
 POPULATION = {"aggregated/surgery", "aggregated/population"}
@@ -107,5 +110,5 @@ def test_a_missing_chapter_is_noticed(name, chapter):
 def test_readme_calls_chapters_by_their_titles():
     for page in CHAPTERS:
         title = re.search(r"^# (.+)$", (ROOT / "book" / f"{page}.md").read_text(encoding="utf-8"), re.MULTILINE)[1]
-        name = re.search(rf"\[([^\]]+)\]\(book/{page}\.md\)", README)[1]
+        name = re.search(rf"\[([^\]]+)\]\(book/{page}\.ipynb\)", README)[1]
         assert name == title

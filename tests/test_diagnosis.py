@@ -1,0 +1,279 @@
+"""The diagnosis: codes and models of which the answer is known; its forms; what it refuses."""
+
+import html
+import json
+import math
+import re
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Independent, Normal
+
+import vaebook
+from vaebook import report as report_module
+from vaebook.adapters import adapt
+from vaebook.diagnosis import diagnose
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.ppca import PPCA
+from vaebook.report import Diagnosis, json_schema
+
+DATA = 300
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def gaussian(seed=0, num=DATA, dim=2, scale=0.6, spread=None):
+    """Codes whose population is the prior, unless their spread is another."""
+    spread = math.sqrt(1 - scale**2) if spread is None else spread
+    loc = spread * torch.randn(num, dim, generator=seeded(seed), dtype=torch.float64)
+    return {"loc": loc, "scale": torch.full_like(loc, scale)}
+
+
+def ring():
+    angle = torch.linspace(0, 2 * math.pi, DATA + 1)[:-1]
+    loc = 1.5 * torch.stack([angle.cos(), angle.sin()], 1)
+    return {"loc": loc, "log_var": torch.full_like(loc, 2 * math.log(0.1))}
+
+
+def collapsed():
+    loc = 1e-4 * torch.randn(DATA, 3, generator=seeded(0))
+    return {"loc": loc, "var": torch.ones_like(loc)}
+
+
+def answers(report):
+    return {verdict.topic.split("?")[0]: verdict.status for verdict in report.verdicts}
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Probabilistic PCA and data that were drawn from it: right about its data, with exact inference."""
+    weight = torch.tensor([[2.0, 0.0], [0.0, 1.5], [1.0, 0.0], [0.0, -1.0]], dtype=torch.float64)
+    vae = PPCA(torch.zeros(4, dtype=torch.float64), weight, noise_variance=0.5)
+    codes = torch.randn(DATA, 2, generator=seeded(3), dtype=torch.float64)
+    x = codes @ weight.mT + math.sqrt(0.5) * torch.randn(DATA, 4, generator=seeded(4), dtype=torch.float64)
+    return vae, x
+
+
+@pytest.fixture(scope="module")
+def report(model):
+    vae, x = model
+    return diagnose(vae, x[:200], held_out=x[200:], num_data=60)
+
+
+def test_numbers_of_a_known_population():
+    report = diagnose(gaussian())
+    rate = 0.5 * (0.6**2 - 1 - 2 * math.log(0.6) + gaussian()["loc"].square().mean()) * 2
+    assert report.rate.value == pytest.approx(float(rate))
+    information = -2 * math.log(0.6)
+    assert report.information_population.low <= information <= report.information_population.high
+    assert report.mismatch_population.low == 0
+    assert report.rate.value == pytest.approx(report.information.value + report.mismatch.value)
+    assert sum(report.kl_per_dimension) == pytest.approx(report.rate.value)
+    assert report.distinguishable.value == pytest.approx(math.exp(report.information.value))
+    assert report.active == (True, True)
+    assert report.holes.mass == 0
+    found = answers(report)
+    assert found["Which distribution should I draw codes from"] == "ok"
+    assert found["Are latents in use, or collapsed"] == "ok"
+    assert found["Has training converged"] == "ok"
+
+
+def test_a_ring_has_a_hole_and_does_not_follow_the_prior():
+    found = answers(diagnose(ring()))
+    assert found["Are there holes, parts of the prior without codes"] == "problem"
+    assert found["Do codes follow the prior"] in ("look", "problem")
+    assert found["Which distribution should I draw codes from"] == "look"
+
+
+def test_collapse():
+    report = diagnose(collapsed())
+    assert report.active == (False, False, False)
+    assert answers(report)["Are latents in use, or collapsed"] == "problem"
+    assert report.holes.mass == 0
+
+
+def test_codes_that_are_not_at_the_end_of_training():
+    assert answers(diagnose(gaussian(spread=1.5)))["Has training converged"] == "look"
+
+
+def test_an_encoder_that_overfits_shows_in_held_out_codes():
+    apart = {"loc": 3 * gaussian(1)["loc"], "scale": gaussian(1)["scale"]}
+    topic = "Does the model treat new data as it treats training data"
+    assert answers(diagnose(gaussian(), held_out=apart))[topic] == "problem"
+    assert answers(diagnose(gaussian(), held_out=gaussian(1)))[topic] == "ok"
+
+
+def test_a_model_that_is_right_about_its_data(report):
+    assert report.population_from == "held-out codes"
+    assert report.mismatch_population.low == 0
+    assert report.sampling.data == "held-out data"
+    assert report.sampling.gains["prior"].value == 0
+    assert set(answers(report).values()) <= {"ok", "unknown"}
+
+
+def test_log_likelihoods_are_those_of_the_model(model, report):
+    exact = model[0].log_prob(model[1])
+    found = report.sampling.log_likelihood["prior"]
+    assert abs(found.value - float(exact[200:].mean())) < 4 * found.stderr
+
+
+def test_an_encoder_alone_is_diagnosed_as_its_codes_are(model):
+    net = nn.Linear(4, 4)
+    encoder = adapt(lambda x: net(x).chunk(2, 1), spread="log_var", modules=(net,))
+    x = model[1].float()
+    mu, log_var = net(x).detach().chunk(2, 1)
+    one, two = diagnose(encoder, x), diagnose({"loc": mu, "log_var": log_var})
+    assert one.sampling is None
+    assert one.rate.value == pytest.approx(two.rate.value, rel=1e-5)
+
+
+def test_copies_are_merged_and_said():
+    codes = gaussian(num=100)
+    twice = {name: value.repeat(2, 1) for name, value in codes.items()}
+    one, two = diagnose(codes), diagnose(twice)
+    assert (two.num_data, two.num_distinct) == (200, 100)
+    assert "100 of 200 codes are exact copies" in " ".join(two.notes)
+    assert two.information.value == pytest.approx(one.information.value, abs=0.05)
+    assert two.memorisation.leave_one_out.value == pytest.approx(one.memorisation.leave_one_out.value, abs=0.2)
+
+
+def test_another_prior_and_another_unit():
+    codes = gaussian()
+    other = {"loc": 100 * codes["loc"] + 7, "scale": 100 * codes["scale"]}
+    prior = Independent(Normal(torch.full((2,), 7.0).double(), torch.full((2,), 100.0).double()), 1)
+    one, two = diagnose(codes), diagnose(other, prior=prior)
+    assert two.prior == "Independent"
+    assert two.rate.value == pytest.approx(one.rate.value)
+    assert two.active == one.active
+    assert two.moments == pytest.approx(one.moments, abs=1e-6)
+
+
+@pytest.mark.parametrize(("num", "dim"), [(1, 1), (1, 5), (2, 1), (3, 2), (45, 1), (70, 512)])
+def test_few_data_and_any_dimension(num, dim):
+    report = diagnose(gaussian(num=num, dim=dim))
+    assert report.unknown
+    json.loads(report.to_json())
+    assert "nan" not in str(report)
+    assert (report.mismatch_population is None) == (num < 40)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64, np.longdouble])
+def test_any_numbers(dtype):
+    codes = {"loc": np.arange(120).reshape(60, 2).astype(dtype), "var": np.ones((60, 2), dtype)}
+    assert diagnose(codes).num_data == 60
+
+
+def test_codes_of_any_shape_are_flattened():
+    codes = {name: value.reshape(DATA, 1, 2) for name, value in gaussian().items()}
+    assert diagnose(codes).rate == diagnose(gaussian()).rate
+
+
+def test_the_same_call_gives_the_same():
+    assert diagnose(gaussian()).to_json() == diagnose(gaussian()).to_json()
+
+
+def test_json_is_what_the_schema_says(report):
+    for each in (report, diagnose(ring()), diagnose(gaussian(num=1, dim=1))):
+        jsonschema.validate(json.loads(each.to_json()), json_schema())
+    broken = json.loads(report.to_json())
+    del broken["rate"]["stderr"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, json_schema())
+    assert set(broken) == {"schema", *Diagnosis.__dataclass_fields__} - {"shown"}
+
+
+def test_every_form_names_every_verdict(report, tmp_path):
+    text, page = str(report), html.unescape(report.to_html(tmp_path / "report.html"))
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == report.to_html()
+    report.to_json(tmp_path / "report.json")
+    stored = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    for verdict in report.verdicts:
+        assert verdict.topic in text
+        assert verdict.finding in page
+        assert verdict.decides in page
+        assert verdict.advice in [each["advice"] for each in stored["verdicts"]]
+    for name, *_ in report.numbers():
+        assert name in str(report.table())
+        assert name in page
+
+
+def test_the_page_fetches_nothing_and_shows_four_pictures(report):
+    for page in (report.to_html(), report._repr_html_()):
+        assert re.findall(r'(?:src|href)="(?!data:)', page) == []
+        assert "<script" not in page
+        assert "url(" not in page
+        assert len(re.findall(r'<img src="data:image/svg\+xml;base64,[^"]+" alt="[^"]{40,}"', page)) == 4
+
+
+def test_every_field_is_documented():
+    source = Path(report_module.__file__).read_text(encoding="utf-8")
+    for name in Diagnosis.__dataclass_fields__:
+        assert re.search(rf'\n    {name}: .*\n    """', source), name
+
+
+def test_what_the_package_offers_first():
+    assert sorted(vaebook.__all__) == ["DiagGaussianMixture", "adapt", "aggregated_posterior", "diagnose"]
+    assert all(callable(getattr(vaebook, name)) for name in vaebook.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'other'"):
+        vaebook.other  # noqa: B018
+
+
+GOOD = gaussian(num=60)
+BAD = {
+    "nan": ({"loc": GOOD["loc"] * math.nan, "scale": GOOD["scale"]}, ValueError, "loc: expected finite values"),
+    "zero": (
+        {"loc": GOOD["loc"], "scale": 0 * GOOD["scale"]},
+        ValueError,
+        "scale: expected positive values, got min 0",
+    ),
+    "negative": ({"loc": GOOD["loc"], "var": -GOOD["scale"]}, ValueError, "var: expected positive values, got only"),
+    "no spread": ({"loc": GOOD["loc"]}, ValueError, "subject: expected loc and exactly one of scale, var, log_var"),
+    "two spreads": (GOOD | {"var": GOOD["scale"]}, ValueError, "subject: expected loc and exactly one"),
+    "another name": (GOOD | {"labels": GOOD["loc"]}, ValueError, "subject: expected loc and exactly one"),
+    "other N": ({"loc": GOOD["loc"], "scale": GOOD["scale"][1:]}, ValueError, "scale: expected shape"),
+    "no rows": ({"loc": GOOD["loc"][:0], "scale": GOOD["scale"][:0]}, ValueError, "loc: expected"),
+    "flat": ({"loc": GOOD["loc"][:, 0], "scale": GOOD["scale"][:, 0]}, ValueError, "loc: expected shape"),
+    "strings": ({"loc": np.array([["a"]]), "scale": np.ones((1, 1))}, TypeError, "loc: expected an array of real"),
+    "pair": ((GOOD["loc"], GOOD["scale"]), TypeError, "subject: expected codes"),
+    "number": (3, TypeError, "subject: expected codes"),
+    "function": (lambda x: x, TypeError, "subject: expected codes"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_refused(name):
+    subject, kind, message = BAD[name]
+    with pytest.raises(kind, match=re.escape(message)):
+        diagnose(subject)
+
+
+def test_other_arguments_that_are_refused(model):
+    vae, x = model
+    with pytest.raises(TypeError, match="x: expected the data that the model was trained on, got None"):
+        diagnose(vae)
+    with pytest.raises(TypeError, match="prior: expected None, since the model has its own"):
+        diagnose(vae, x, prior=vae.prior)
+    with pytest.raises(TypeError, match="x: expected None, since codes were given"):
+        diagnose(GOOD, x)
+    with pytest.raises(ValueError, match="held_out: expected codes of dimension 2, got 3"):
+        diagnose(GOOD, held_out=gaussian(dim=3))
+    with pytest.raises(ValueError, match="prior: expected dimension 2, got 1"):
+        diagnose(GOOD, prior=DiagGaussianMixture(torch.zeros(1, 1), torch.ones(1, 1)))
+    with pytest.raises(ValueError, match="held_out: expected"):
+        diagnose(vae, x, held_out=x * math.nan)
+
+
+def test_what_a_part_of_the_work_cannot_do_is_said():
+    wild = adapt(
+        lambda x: (x[:, :1], torch.ones_like(x[:, :1])),
+        lambda z: Independent(Normal(z.expand(-1, 2) * math.inf, 1.0, validate_args=False), 1, validate_args=False),
+    )
+    report = diagnose(wild, torch.randn(60, 2, generator=seeded(0)))
+    assert report.sampling is None
+    assert any(line.startswith("The decoder: ") for line in report.unknown)

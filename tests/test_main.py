@@ -1,0 +1,115 @@
+"""The command: files of all kinds in, a diagnosis out, or one sentence and exit status 2."""
+
+import json
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from vaebook.__main__ import main
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.training import save_density
+
+LOC = np.random.default_rng(0).normal(size=(80, 2)) * 0.8
+SCALE = np.full_like(LOC, 0.6)
+
+
+def npz(folder, name="codes.npz", **arrays):
+    np.savez(folder / name, **arrays)
+    return str(folder / name)
+
+
+def test_an_npz_in_and_all_forms_out(tmp_path, capsys):
+    codes, more = (
+        npz(tmp_path, loc=LOC, scale=SCALE, labels=np.arange(80)),
+        npz(tmp_path, "b.npz", loc=LOC, var=SCALE**2),
+    )
+    page, stored = tmp_path / "report.html", tmp_path / "report.json"
+    assert main(["diagnose", codes, "--held-out", more, "--json", str(stored), "--html", str(page)]) == 0
+    shown = capsys.readouterr()
+    assert "80 data, 2 latent dimensions, prior: standard normal" in shown.out
+    assert shown.err == ""
+    assert json.loads(stored.read_text())["num_data"] == 80
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_safetensors_of_any_precision(tmp_path, capsys, dtype):
+    path = str(tmp_path / "codes.safetensors")
+    safetensors.torch.save_file({"loc": torch.tensor(LOC).to(dtype), "log_var": torch.zeros(80, 2, dtype=dtype)}, path)
+    assert main(["diagnose", path]) == 0
+    assert "80 data" in capsys.readouterr().out
+
+
+def test_priors(tmp_path, capsys):
+    codes = npz(tmp_path, loc=LOC, scale=SCALE)
+    density = DiagGaussianMixture(torch.tensor(LOC), torch.tensor(SCALE))
+    save_density(tmp_path / "own.safetensors", density)
+    for prior in (codes, str(tmp_path / "own.safetensors")):
+        assert main(["diagnose", codes, "--prior", prior]) == 0
+        assert "prior: DiagGaussianMixture" in capsys.readouterr().out
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("unpickled",))
+
+
+def bad_files(folder):
+    objects = np.array([Evil(), None], dtype=object)
+    yield "pickled", npz(folder, "a.npz", loc=objects, scale=SCALE), "Object arrays cannot be loaded"
+    yield "missing", npz(folder, "b.npz", mu=LOC, scale=SCALE), "expected loc and exactly one of scale, var, log_var"
+    yield "both", npz(folder, "c.npz", loc=LOC, scale=SCALE, var=SCALE), "expected loc and exactly one"
+    yield "nan", npz(folder, "d.npz", loc=LOC * np.nan, scale=SCALE), "loc: expected finite values"
+    yield "zero", npz(folder, "e.npz", loc=LOC, scale=0 * SCALE), "scale: expected positive values"
+    yield "rows", npz(folder, "f.npz", loc=LOC, scale=SCALE[1:]), "scale: expected shape"
+    yield "none", npz(folder, "g.npz", loc=LOC[:0], scale=SCALE[:0]), "loc: expected"
+    yield "strings", npz(folder, "h.npz", loc=np.array([["a"]]), scale=SCALE), "loc: expected an array of real numbers"
+    yield "nowhere", str(folder / "nowhere.npz"), "got no file of that name"
+    yield "folder", str(folder), "got no file of that name"
+    for name, content in {"empty": b"", "text": b"loc, scale\n1, 2\n", "half": b"PK\x03\x04" + b"\0" * 40}.items():
+        (folder / f"{name}.npz").write_bytes(content)
+        yield name, str(folder / f"{name}.npz"), "expected an npz or safetensors file of arrays, got one that cannot be"
+    whole = (folder / "b.npz").read_bytes()
+    (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
+    yield "cut", str(folder / "cut.npz"), "expected an npz or safetensors file of arrays"
+    with zipfile.ZipFile(folder / "huge.npz", "w") as archive:
+        archive.writestr(
+            "loc.npy", b"\x93NUMPY\x01\x00F\x00{'descr': '<f8', 'fortran_order': False, 'shape': (9000000000000, 2)}\n"
+        )
+    yield "huge", str(folder / "huge.npz"), "expected an npz or safetensors file of arrays"
+
+
+def test_bad_files_are_one_sentence_and_status_2(tmp_path, capsys):
+    for name, path, message in bad_files(tmp_path):
+        assert main(["diagnose", path]) == 2, name
+        shown = capsys.readouterr()
+        assert shown.out == "", name
+        assert shown.err.startswith("error: "), name
+        assert message in shown.err, f"{name}: {shown.err}"
+        assert shown.err.count("\n") == 1, name
+
+
+def test_other_bad_arguments(tmp_path, capsys):
+    codes = npz(tmp_path, loc=LOC, scale=SCALE)
+    assert main(["diagnose", codes, "--html", str(tmp_path / "no" / "report.html")]) == 2
+    assert "expected a file in a folder that exists" in capsys.readouterr().err
+    assert main(["diagnose", codes, "--seed", str(2**70)]) == 2
+    assert main(["diagnose", codes, "--held-out", npz(tmp_path, "b.npz", loc=LOC[:, :1], scale=SCALE[:, :1])]) == 2
+    assert "held_out: expected codes of dimension 2, got 1" in capsys.readouterr().err
+
+
+def test_warnings_are_said(tmp_path, capsys):
+    assert main(["diagnose", npz(tmp_path, loc=LOC, log_var=SCALE)]) == 0
+    assert "warning: log_var: all values are positive" in capsys.readouterr().err
+
+
+def test_it_runs_as_a_module(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "vaebook", "diagnose", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert subprocess.run([sys.executable, "-m", "vaebook", "--help"], capture_output=True).returncode == 0

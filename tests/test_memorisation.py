@@ -1,0 +1,54 @@
+"""Own, left-out and held-out codes: against closed forms, copies, and what is refused."""
+
+import math
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+from vaebook.memorisation import memorisation
+from vaebook.mixture import DiagGaussianMixture
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def line(places, scale=1.0):
+    loc = torch.tensor(places, dtype=torch.float64)[:, None]
+    return DiagGaussianMixture(loc, torch.full_like(loc, scale))
+
+
+def test_two_components_against_integrals():
+    q, z = line([-1.0, 1.0]), torch.linspace(-12, 12, 20_001, dtype=torch.float64)
+    one, two = (Normal(m, 1.0).log_prob(z) for m in (-1.0, 1.0))
+    both = torch.logaddexp(one, two) - math.log(2)
+    average = lambda values: float(torch.trapezoid(one.exp() * values, z))  # noqa: E731 (the other side is its mirror)
+    found = memorisation(q, line([0.5]), num_samples=40_000, generator=seeded(0))
+    new = float(torch.trapezoid(Normal(0.5, 1.0).log_prob(z).exp() * both, z))
+    exact = (average(both), average(two), new, average((one - math.log(2) - both).exp()))
+    for got, wanted in zip(found, exact, strict=True):
+        assert abs(got.value - wanted) < 4 * got.stderr
+        assert got.stderr < 0.02
+
+
+def test_copies_do_not_hide_memorisation():
+    once, thrice = line([0.0, 5.0, 10.0], 0.1), line([0.0, 5.0, 10.0] * 3, 0.1)
+    one, many = (memorisation(q, generator=seeded(0)) for q in (once, thrice))
+    assert many.leave_one_out.value == pytest.approx(one.leave_one_out.value, rel=0.05)
+    assert many.traced.value == pytest.approx(1.0)
+
+
+def test_one_code_for_all_traces_nothing():
+    with pytest.raises(ValueError, match="q_agg: expected at least 2 distinct components, got 1"):
+        memorisation(line([1.0] * 5))
+    same = memorisation(line([0.0, 1e-9, 2e-9, 3e-9]), generator=seeded(0))
+    assert same.traced.value == pytest.approx(0.25)
+    assert same.own.value == pytest.approx(same.leave_one_out.value)
+
+
+def test_what_is_refused():
+    with pytest.raises(TypeError, match="held_out: expected a DiagGaussianMixture, got int"):
+        memorisation(line([0.0, 1.0]), 3)
+    with pytest.raises(ValueError, match="held_out: expected dimension 1, got 2"):
+        memorisation(line([0.0, 1.0]), DiagGaussianMixture(torch.zeros(2, 2), torch.ones(2, 2)))

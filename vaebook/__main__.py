@@ -1,0 +1,93 @@
+"""The command `python -m vaebook diagnose codes.npz`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vaebook.aggregate import SPREADS, as_codes
+from vaebook.checkpoint import load_density
+from vaebook.diagnosis import diagnose
+from vaebook.storage import read_arrays
+
+CODES = ("loc", *SPREADS, "log_weight")
+HELP = (
+    "an npz or safetensors file with loc and one of scale (standard deviations), var (variances) and log_var (their "
+    "logarithms), each (N, D), a row for each datum"
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status, 2 where something is wrong with what was given."""
+    parser = argparse.ArgumentParser(prog="python -m vaebook", description="Tools for the latent space of a VAE.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    command = commands.add_parser("diagnose", help="diagnose codes from any framework")
+    command.add_argument("codes", metavar="CODES", help=HELP)
+    command.add_argument("--held-out", metavar="FILE", help="codes of data that had no part in training, likewise")
+    command.add_argument(
+        "--prior",
+        metavar="FILE",
+        help="what codes are compared with, if not the standard normal: a file of save_density, or the means, spreads "
+        "and log_weight of a Gaussian mixture, in the form of CODES",
+    )
+    command.add_argument("--json", metavar="FILE", help="write the diagnosis as JSON")
+    command.add_argument("--html", metavar="FILE", help="write it as one page with pictures")
+    command.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    given = parser.parse_args(arguments)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        try:
+            report = _diagnose(given)
+        except (TypeError, ValueError, OSError, MemoryError) as error:
+            told = " ".join(str(error).split()) or type(error).__name__
+            print(f"error: {told}", file=sys.stderr)
+            return 2
+    for warning in caught:
+        print(f"warning: {warning.message}", file=sys.stderr)
+    print(report)
+    return 0
+
+
+def _diagnose(given: argparse.Namespace) -> Any:
+    for path in (given.json, given.html):
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise ValueError(f"{path}: expected a file in a folder that exists")
+    if not -(2**63) <= given.seed < 2**63:
+        raise ValueError(f"--seed: expected an int of 64 bits, got {given.seed}")
+    report = diagnose(
+        _codes(given.codes),
+        held_out=None if given.held_out is None else _codes(given.held_out),
+        prior=None if given.prior is None else _prior(given.prior),
+        generator=torch.Generator().manual_seed(given.seed),
+    )
+    if given.json is not None:
+        report.to_json(given.json)
+    if given.html is not None:
+        report.to_html(given.html)
+    return report
+
+
+def _codes(path: str) -> dict[str, Any]:
+    """Read codes, and leave out what else the file holds, labels for instance."""
+    arrays = read_arrays(path)
+    codes = {name: value for name, value in arrays.items() if name in CODES}
+    if "loc" not in codes or sum(key in codes for key in SPREADS) != 1:
+        held = ", ".join(arrays) or "nothing"
+        raise ValueError(f"{path}: expected loc and exactly one of {', '.join(SPREADS)}, got {held}")
+    return codes
+
+
+def _prior(path: str) -> Any:
+    arrays = read_arrays(path)
+    spread = [key for key in SPREADS if key in arrays]
+    return as_codes("prior", _codes(path)) if "loc" in arrays and spread else load_density(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+r"""Diagnose any VAE in one call: what its codes tell, whether they follow the prior, and what to sample from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vaebook._checks import check_generator, check_int
+from vaebook.adapters import AdaptedVAE, adapt_prior, adapt_vae
+from vaebook.aggregate import aggregated_posterior, as_codes, merge_duplicates
+from vaebook.estimators import Estimate
+from vaebook.evaluation import Data, blaming
+from vaebook.holes import LEAST, hole_mass
+from vaebook.information import active_units, decompose_kl, kl_per_dimension
+from vaebook.memorisation import memorisation
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.parts import components, optional
+from vaebook.population import GROUPS, bracket_information, bracket_mismatch
+from vaebook.priors import StandardNormal
+from vaebook.report import Diagnosis, Moments, Sampling
+from vaebook.sampling import Given, decode_candidates
+from vaebook.verdicts import verdicts
+
+PAIRS = 1e10
+"""Codes × draws × dimensions that the parts of the KL term may take."""
+MOST = 50_000
+"""Codes at most that the brackets for the population are made from."""
+WIDE = 50
+"""Dimensions from which on only one Gaussian is fitted for the brackets: larger mixtures have too many parameters."""
+SHOWN = 1_000
+"""Draws for pictures."""
+Result = TypeVar("Result")
+
+
+@torch.no_grad()
+def diagnose(
+    subject: Any,
+    x: Data | None = None,
+    *,
+    held_out: Any = None,
+    condition: Any = None,
+    held_out_condition: Any = None,
+    prior: Any = None,
+    num_data: int = 500,
+    progress: bool | None = None,
+    generator: torch.Generator | None = None,
+) -> Diagnosis:
+    r"""Diagnose a VAE, or codes from anywhere.
+
+    Given codes alone, it compares them with the prior: rate, information and mismatch, of the N data and of the
+    population that they were drawn from; holes; collapsed latents; memorisation; convergence. Given a model with a
+    decoder, it also says which distribution of codes gives data the highest log-likelihood, and whether samples copy
+    training data. What cannot be told is said.
+
+    Args:
+        subject: a model, that is what `vaebook.adapters.adapt` makes, with a decoder or without, or an object with
+            ``encoder``, ``decoder`` and ``prior``; or codes: a `DiagGaussianMixture`, or a mapping with ``loc`` and one
+            of ``scale``, ``var`` and ``log_var``, each (N, D), of any arrays, such as `numpy.load` of an npz gives.
+        x: the training data, (N, …), where the subject is a model.
+        held_out: data that had no part in training, or their codes, of the same kind as the training ones.
+        condition: what the model takes beside x, a row for each datum.
+        held_out_condition: that of the data that were held out.
+        prior: what codes are compared with, where they come without a model; None is the standard normal. A model
+            has its own.
+        num_data: how many data the decoder scores at most.
+        progress: whether to show a bar after two seconds; None shows it where messages go to a terminal.
+        generator: the source of randomness; None makes the result the same at every call.
+
+    Returns:
+        The numbers, the answers, and what could not be told. ``print`` it, or take ``.table()``, ``.to_json()`` or
+        ``.to_html()``; notebooks show it with pictures.
+
+    Raises:
+        TypeError: subject is neither a model nor codes, or an argument is of the wrong kind.
+        ValueError: shapes disagree, values are not finite, a scale is not positive, or the model gives two answers.
+
+    Example:
+        >>> loc = 0.8 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+        >>> report = diagnose({"loc": loc, "scale": torch.full_like(loc, 0.6)})
+        >>> report.holes.mass, round(report.rate.value, 1), report.verdicts[0].status
+        (0.0, 1.0, 'ok')
+
+    Source: this book, chapter practice/your-vae.
+    """
+    check_int("num_data", num_data, minimum=2)
+    generator = check_generator(generator) or torch.Generator().manual_seed(0)
+    silent = None if progress is None else not progress
+    with tqdm(total=6, desc="diagnose", unit="step", delay=2, leave=False, disable=silent) as bar:
+        work = _Work(bar, generator)
+        vae, given, new, q_agg, other = _read(subject, x, held_out, condition, held_out_condition)
+        if vae is not None and prior is not None:
+            raise TypeError(f"prior: expected None, since the model has its own, got {type(prior).__name__}")
+        prior = _prior(vae, prior, q_agg.latent_dim)
+        found = _codes(work, q_agg, other, prior)
+        if vae is not None and vae.decoder is not None:
+            found = dataclasses.replace(found, sampling=_decode(work, vae, given, new, num_data))
+        work.next()
+    work.missing(found, vae is not None and vae.decoder is not None, other is not None)
+    found = dataclasses.replace(found, unknown=tuple(work.unknown), notes=tuple(work.notes))
+    return dataclasses.replace(found, verdicts=verdicts(found))
+
+
+class _Work:
+    """What goes along: progress, randomness, and what is to be said of the work itself."""
+
+    def __init__(self, bar: tqdm, generator: torch.Generator) -> None:
+        self.bar, self.generator = bar, generator
+        self.unknown: list[str] = []
+        self.notes: list[str] = []
+
+    def next(self) -> None:
+        self.bar.update()
+
+    def attempt(self, what: str, function: Callable[[], Result]) -> Result | None:
+        """Try a part of the work; if it cannot be done, say so and go on. Warnings become notes."""
+        result = None
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                result = function()
+            except (ValueError, RuntimeError, ArithmeticError) as error:
+                told = str(error).partition("\n")[0]
+                self.unknown.append(f"{what}: {told}")
+        self.notes += [f"{what}: {w.message}" for w in caught if issubclass(w.category, UserWarning)]
+        self.next()
+        return result
+
+    def missing(self, found: Diagnosis, decoder: bool, held_out: bool) -> None:
+        """Say what was not given, and what it would tell."""
+        if not decoder:
+            self.unknown.append("Whether samples gain by another distribution of codes: that takes the decoder.")
+        if not held_out:
+            self.unknown.append(
+                "Whether the encoder treats new data as it treats these: that takes held-out data. If these data "
+                "trained the encoder, the intervals for the population are for data that look to it as these do."
+            )
+        if found.num_distinct < found.num_data:
+            copies = found.num_data - found.num_distinct
+            self.notes.append(
+                f"{copies} of {found.num_data} codes are exact copies of others and were merged. For leaving out and "
+                "for the population each distinct code counts once, as is right for copies that were made."
+            )
+
+
+def _read(subject: Any, x: Any, held_out: Any, condition: Any, held_out_condition: Any) -> tuple[Any, ...]:
+    """Tell a model from codes; return the model, its data, the held-out data, and the codes of both."""
+    if isinstance(subject, DiagGaussianMixture | Mapping):
+        for name, value in (("x", x), ("condition", condition), ("held_out_condition", held_out_condition)):
+            if value is not None:
+                raise TypeError(
+                    f"{name}: expected None, since codes were given and no model, got {type(value).__name__}"
+                )
+        q_agg, other = as_codes("subject", subject), None if held_out is None else as_codes("held_out", held_out)
+        if other is not None and other.latent_dim != q_agg.latent_dim:
+            raise ValueError(f"held_out: expected codes of dimension {q_agg.latent_dim}, got {other.latent_dim}")
+        return None, None, None, q_agg, other
+    if isinstance(subject, tuple | list | Tensor) or not hasattr(subject, "encoder"):
+        raise TypeError(
+            'subject: expected codes, as {"loc": …, "scale": … or "var": … or "log_var": …} or a DiagGaussianMixture, '
+            "or a model, as vaebook.adapters.adapt(encode, decode, spread=…) makes it of functions, got "
+            f"{type(subject).__name__}"
+        )
+    vae = adapt_vae(subject)
+    if x is None:
+        raise TypeError("x: expected the data that the model was trained on, got None")
+    given = vae.data(x, condition)
+    q_agg, new, other = aggregated_posterior(vae, given[0], condition=given[1]), None, None
+    if held_out is not None:
+        new = vae.data(held_out, held_out_condition, name="held_out")
+        with blaming("held_out"):
+            other = aggregated_posterior(vae, new[0], condition=new[1])
+    return vae, given, new, q_agg, other
+
+
+def _prior(vae: AdaptedVAE | None, prior: Any, latent_dim: int) -> Any:
+    if vae is not None:
+        return vae.prior
+    return StandardNormal(latent_dim).double() if prior is None else adapt_prior(prior, latent_dim)
+
+
+def _codes(work: _Work, q_agg: DiagGaussianMixture, other: DiagGaussianMixture | None, prior: Any) -> Diagnosis:
+    """Find out all that codes alone tell."""
+    merged = merge_duplicates(q_agg)[0]
+    num, dim = q_agg.num_components, q_agg.latent_dim
+    draws = int(min(10_000, max(1_000, PAIRS / (merged.num_components * dim))))
+    parts = decompose_kl(merged, prior, num_samples=draws, marginals=True, generator=work.generator)
+    work.next()
+    distinct = DiagGaussianMixture(merged.loc, merged.scale, validate_args=False)
+    equal = bool((q_agg.log_weight + math.log(num)).abs().max() < 1e-5)
+    sample = other if other is not None and other.num_components >= 2 * GROUPS else distinct
+    mismatch, information, holes = _population(work, sample, distinct, prior, equal)
+    told = math.exp(parts.mutual_information.value)
+    unit = _units(prior)
+    return Diagnosis(
+        num_data=num,
+        num_distinct=merged.num_components,
+        latent_dim=dim,
+        prior=_describe(prior, dim),
+        rate=parts.rate,
+        information=parts.mutual_information,
+        log_num_data=math.log(num),
+        distinguishable=Estimate(told, told * parts.mutual_information.stderr, draws),
+        information_population=information,
+        mismatch=parts.marginal_kl,
+        mismatch_population=mismatch,
+        population_from="" if mismatch is None else "the codes at hand" if sample is distinct else "held-out codes",
+        total_correlation=parts.total_correlation,
+        kl_per_dimension=None if unit is None else tuple(kl_per_dimension(merged, prior).tolist()),
+        active=_active(merged, prior, unit, work.generator),
+        holes=holes,
+        memorisation=work.attempt("Memorisation", lambda: memorisation(q_agg, other, generator=work.generator)),
+        moments=None if unit is None else _moments(merged, *unit),
+        sampling=None,
+        shown=_shown(merged, other, prior, work.generator),
+    )
+
+
+def _population(
+    work: _Work, sample: DiagGaussianMixture, distinct: DiagGaussianMixture, prior: Any, equal: bool
+) -> tuple[Any, Any, Any]:
+    """Bracket mismatch and information of the population, and look for holes."""
+    if not equal:
+        work.unknown.append("The population: codes came with unequal weights, and are no independent draws from it.")
+        return None, None, None
+    if sample.num_components < 2 * GROUPS:
+        num = sample.num_components
+        work.unknown.append(f"The population: that takes {2 * GROUPS} distinct codes at least; there are {num}.")
+        return None, None, None
+    part = sample
+    if sample.num_components > MOST:
+        part = sample[torch.randperm(sample.num_components, generator=work.generator)[:MOST]]
+        work.notes.append(f"The intervals for the population are made from {MOST:,} codes, chosen at random.")
+    sizes = (1, 5, 20) if part.latent_dim < WIDE else (1,)
+    options = {
+        "num_components": sizes,
+        "num_samples": 5_000,
+        "densities": () if sample is distinct else (distinct,),
+        "generator": work.generator,
+    }
+    mismatch = work.attempt("The population's mismatch", lambda: bracket_mismatch(part, prior, **options))
+    information = work.attempt("The population's information", lambda: bracket_information(part, **options))
+    if distinct.num_components < LEAST:
+        work.unknown.append(f"Holes: that takes {LEAST} distinct codes at least; there are {distinct.num_components}.")
+        return mismatch, information, None
+    holes = work.attempt("Holes", lambda: hole_mass(distinct, prior, generator=work.generator))
+    return mismatch, information, holes
+
+
+def _decode(work: _Work, vae: AdaptedVAE, given: Given, new: Given | None, num_data: int) -> Sampling | None:
+    return work.attempt("The decoder", lambda: decode_candidates(vae, given, new, num_data, work.generator))
+
+
+def _units(prior: Any) -> tuple[Tensor, Tensor] | None:
+    """Mean and scale of a prior that is one Gaussian with independent dimensions."""
+    parts = components(prior)
+    if parts is None or parts[2].shape != (1, prior.latent_dim):
+        return None
+    return parts[1][0].double(), parts[2][0].double()
+
+
+def _active(q: DiagGaussianMixture, prior: Any, unit: Any, generator: torch.Generator) -> tuple[bool, ...]:
+    scale = prior.sample((5_000,), generator=generator).double().std(0) if unit is None else unit[1]
+    return tuple(
+        active_units(DiagGaussianMixture(q.loc.double() / scale, q.scale.double() / scale, q.log_weight)).tolist()
+    )
+
+
+def _moments(q: DiagGaussianMixture, loc: Tensor, scale: Tensor) -> Moments:
+    weight = q.double().log_weight.exp()
+    centred = (q.loc.double() - loc) / scale
+    mean, second = weight @ centred, weight @ (centred.square() + (q.scale.double() / scale).square())
+    worst = mean[mean.abs().argmax()], second[(second - 1).abs().argmax()]
+    return Moments(*(round(float(value), 9) + 0.0 for value in worst))  # no digits of rounding
+
+
+def _describe(prior: Any, dim: int) -> str:
+    unit = _units(prior)
+    if unit is not None and bool((unit[0] == 0).all() and (unit[1] == 1).all()):
+        return "standard normal"
+    return type(optional(prior, "source") or prior).__name__
+
+
+def _shown(
+    q: DiagGaussianMixture, other: DiagGaussianMixture | None, prior: Any, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Draw what the pictures show."""
+    q, (z, index) = q.double(), q.double().sample_with_index((SHOWN,), generator=generator)
+    shown = {"codes": z, "prior": prior.sample((SHOWN,), generator=generator).double()}
+    if q.num_components > 1:
+        shown |= {"own": q.log_prob(z), "leave_one_out": q.log_prob_leave_one_out(z, index)}
+        if other is not None:
+            shown["held_out"] = q.log_prob(other.double().sample((SHOWN,), generator=generator))
+    return shown

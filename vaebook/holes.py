@@ -1,0 +1,202 @@
+r"""Holes: parts of the prior where the codes of the population hardly ever come.
+
+    hole mass = max { p(A) : q_∞(A) <= p(A) / 10 },      over sets A of codes.
+
+It is the largest share of the prior's samples that land where codes land at most a tenth as often as the prior says.
+Where the population's codes follow the prior it is 0, for then q_∞(A) = p(A). The gaps between N narrow Gaussians are
+no holes: new codes fall there as well. So sets are found with two thirds of the data and judged by the codes of the
+third.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from sklearn.ensemble import HistGradientBoostingClassifier
+from torch import Tensor
+
+from vaebook._checks import check_all, check_generator, check_int
+from vaebook.adapters import adapt_prior
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.priors import fit_gmm
+
+RARER = 0.1
+"""A hole has at most this many times the codes that the prior says."""
+FALSE_ALARM = 0.01
+"""How often a hole may be reported where there is none."""
+FOLDS = 3
+LEVELS = np.geomspace(0.005, 0.95, 36)
+"""Shares of the prior that are tried as holes."""
+SIZES = (1, 5, 20)
+MOST = 20_000
+"""Codes that are used at most: of more, some at random."""
+LEAST = 60
+"""Codes below which nothing can be said."""
+
+
+class Coordinate(NamedTuple):
+    """Where a hole lies along one coordinate: from 10 to 90 % of its points, and of the prior's."""
+
+    index: int
+    low: float
+    high: float
+    prior_low: float
+    prior_high: float
+
+
+class Holes(NamedTuple):
+    """What `hole_mass` found."""
+
+    mass: float
+    """Share of the prior's samples that land in the hole; 0 if none is certain."""
+    stderr: float
+    codes: float
+    """Share of the population's codes that land there."""
+    codes_stderr: float
+    least: float
+    """The smallest hole that so many data can show; a smaller one would go unseen."""
+    points: Tensor
+    """Draws of the prior in the hole, (S, D)."""
+    where: tuple[Coordinate, ...]
+    """The coordinates, three at most, along which the hole differs most from the prior."""
+
+
+@torch.no_grad()
+def hole_mass(
+    q_agg: DiagGaussianMixture, prior: Any, *, num_samples: int = 6_000, generator: torch.Generator | None = None
+) -> Holes:
+    r"""Find the part of a prior where codes hardly ever come.
+
+    $\max\{p(A): q_\infty(A)\le p(A)/10\}$
+
+    Sets are those where an estimate of $\log q_\infty-\log p$ is low. The estimates are Gaussian mixtures fitted to
+    codes, the codes' own mixture, the product of its marginals, and a classifier that tells codes from draws of the
+    prior. Each is made without the third of the data that counts how many codes land in the set. A hole is reported
+    if the count certifies, over all sets that are tried and with a false alarm in at most one case of a hundred, that
+    codes are less than half as frequent there as the prior says. What is reported is a lower bound in so far as the
+    best set may not have been tried.
+
+    Args:
+        q_agg: one component a datum, the data independent of one another; of more than 20,000 some at random.
+        prior: p(z), as `vaebook.adapters.adapt` takes it.
+        num_samples: draws of the prior that measure each set.
+        generator: the source of randomness; None means torch's global one.
+
+    Returns:
+        The mass of the hole, the share of codes in it, both with standard errors, and where it is.
+
+    Raises:
+        TypeError: q_agg is not a DiagGaussianMixture, or another argument is of the wrong kind.
+        ValueError: there are fewer than 60 components, or the prior has another dimension.
+
+    Example:
+        >>> from vaebook.priors import StandardNormal
+        >>> angle = torch.linspace(0, 6.2832, 400)
+        >>> loc = 1.5 * torch.stack([angle.cos(), angle.sin()], 1)  # a ring; the prior is full in the middle
+        >>> ring = DiagGaussianMixture(loc, torch.full_like(loc, 0.1))
+        >>> holes = hole_mass(ring, StandardNormal(2), generator=torch.Generator().manual_seed(0))
+        >>> holes.mass > 0.5, holes.codes < 0.1
+        (True, True)
+
+    Source: Neyman & Pearson (1933) for the sets; Kim et al., Classification accuracy as a proxy for two-sample testing
+    (2021); what a divergence allows: this book, claim agg/hole-mass.
+    """
+    if not isinstance(q_agg, DiagGaussianMixture):
+        raise TypeError(f"q_agg: expected a DiagGaussianMixture, got {type(q_agg).__name__}")
+    check_int("num_samples", num_samples, minimum=100)
+    check_generator(generator)
+    if q_agg.num_components < LEAST:
+        raise ValueError(f"q_agg: expected at least {LEAST} components, one for each datum, got {q_agg.num_components}")
+    prior, num = adapt_prior(prior, q_agg.latent_dim), min(q_agg.num_components, MOST)
+    order = torch.randperm(q_agg.num_components, generator=generator)[:num]
+    q_agg = DiagGaussianMixture(q_agg.loc[order].double(), q_agg.scale[order].double())
+    z = q_agg.loc + q_agg.scale * torch.randn(q_agg.loc.shape, generator=generator, dtype=torch.float64)
+    reference, fresh = (prior.sample((num_samples,), generator=generator).double() for _ in range(2))
+    log_prior = [prior.log_prob(part).double() for part in (z, reference, fresh)]
+    check_all("prior.log_prob(z)", log_prior[0], log_prior[0].isfinite(), "finite values at draws of q_agg")
+    seed, fold = int(torch.randint(2**31, (), generator=generator)), torch.arange(num) % FOLDS
+    inside: dict[str, list[Tensor]] = {}
+    for f in range(FOLDS):
+        rest, own = q_agg[fold != f], (fold == f).nonzero()[:, 0]
+        parts = (z[own], reference, fresh)
+        priors = (log_prior[0][own], *log_prior[1:])
+        for name, values in _scores(rest, parts, z[fold != f], priors, seed):
+            # where codes are rarest: the cuts come from draws of the prior that count nothing
+            cuts = torch.from_numpy(np.quantile(values[1].numpy(), LEVELS))[:, None]
+            inside.setdefault(name, []).append(torch.cat([values[0] < cuts, values[2] < cuts], 1))
+    return _largest(inside, fold, fresh, num)
+
+
+def _scores(
+    q: DiagGaussianMixture, parts: tuple[Tensor, ...], codes: Tensor, log_prior: tuple[Tensor, ...], seed: int
+) -> Iterator[tuple[str, list[Tensor]]]:
+    """Estimate log q_∞ - log p, up to a constant, at codes of the fold that q lacks and at draws of the prior."""
+    dim, num = q.latent_dim, q.num_components
+    for size in SIZES:
+        if 2 * size > num:
+            continue
+        covariance = "full" if num > 5 * dim * size else "diag"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # EM that runs out of steps: what it found is judged by other data
+            fitted = fit_gmm(q, size, covariance=covariance, num_samples=min(5_000, 20 * num), seed=seed)
+        yield f"mixture of {size}", [fitted.log_prob(z) - p for z, p in zip(parts, log_prior, strict=True)]
+    yield "codes", [q.log_prob(z) - p for z, p in zip(parts, log_prior, strict=True)]
+    some = q[:500]
+    yield "marginals", [some.log_prob_marginals(z).sum(1) - p for z, p in zip(parts, log_prior, strict=True)]
+    trained = _classifier(codes, parts[1], seed)
+    yield "classifier", [torch.from_numpy(trained.decision_function(_features(z))) for z in parts]
+
+
+def _classifier(codes: Tensor, reference: Tensor, seed: int) -> HistGradientBoostingClassifier:
+    """Train a classifier to tell codes from draws of the prior, both weighing the same."""
+    num = min(len(codes), len(reference) // 2)  # not all of the reference, whose rest sets cuts
+    x = np.concatenate([_features(codes[:num]), _features(reference[:num])])
+    y = np.repeat([1, 0], num)
+    model = HistGradientBoostingClassifier(
+        max_iter=60, max_leaf_nodes=8, learning_rate=0.1, min_samples_leaf=min(20, max(2, num // 5)), random_state=seed
+    )
+    return model.fit(x, y)
+
+
+def _features(z: Tensor) -> np.ndarray:
+    """Coordinates, and the distance from the centre, which no single one shows."""
+    return torch.cat([z, z.square().sum(1, keepdim=True).sqrt()], 1).numpy()
+
+
+def _largest(inside: dict[str, list[Tensor]], fold: Tensor, fresh: Tensor, num: int) -> Holes:
+    """Choose the largest set that is certified; its estimates pool the folds."""
+    tail = FALSE_ALARM / (len(inside) * len(LEVELS))
+    least, best = float(stats.beta.isf(tail, 1, num)) / 0.5, None
+    sizes = fold.bincount(minlength=FOLDS)
+    for parts in inside.values():
+        count = sum(part[:, :size].sum(1) for part, size in zip(parts, sizes, strict=True)).numpy()
+        each = torch.stack([part[:, size:].double() for part, size in zip(parts, sizes, strict=True)]).mean(0)
+        mass, error = each.mean(1).numpy(), (each.std(1) / each.shape[1] ** 0.5).numpy()
+        highest = np.where(count < num, stats.beta.isf(tail, count + 1, np.maximum(num - count, 1)), 1.0)
+        certain = (highest < 0.5 * (mass - 4 * error)) & (count / num <= RARER * mass)
+        if certain.any():
+            level = int(np.flatnonzero(certain).max())
+            found = (float(mass[level]), float(error[level]), float(count[level]) / num, each[level] > 0.5)
+            best = found if best is None or found[0] > best[0] else best
+    if best is None:
+        return Holes(0.0, 0.0, 0.0, 0.0, least, fresh[:0], ())
+    mass, error, share, chosen = best
+    return Holes(mass, error, share, (share * (1 - share) / num) ** 0.5, least, fresh[chosen], _where(fresh, chosen))
+
+
+def _where(fresh: Tensor, chosen: Tensor) -> tuple[Coordinate, ...]:
+    """Order coordinates by how far the distribution in the hole is from the prior's, and keep those that differ."""
+    points = fresh[chosen]
+    distance = [float(stats.ks_2samp(points[:, j], fresh[~chosen][:, j]).statistic) for j in range(fresh.shape[1])]
+    ends = torch.tensor([0.1, 0.9], dtype=fresh.dtype)
+    far = sorted(range(len(distance)), key=lambda j: -distance[j])[:3]
+    return tuple(
+        Coordinate(j, *points[:, j].quantile(ends).tolist(), *fresh[:, j].quantile(ends).tolist())
+        for j in far
+        if distance[j] > max(0.2, 0.5 * distance[far[0]])
+    )

@@ -1,0 +1,294 @@
+r"""What a diagnosis found, and its forms: text, a table, JSON with a schema, one HTML page, four pictures.
+
+`vaebook.diagnosis.diagnose` makes it. Numbers are in nats unless it says otherwise, and carry their standard errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import textwrap
+import types
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from torch import Tensor
+
+from vaebook.estimators import Estimate
+from vaebook.holes import Holes
+from vaebook.memorisation import Memorisation
+from vaebook.page import page
+from vaebook.panels import Panel, panels
+from vaebook.population import Interval
+from vaebook.storage import check_path, write_atomically
+from vaebook.tables import Table, number, table
+
+VERSION = "vaebook.diagnosis/1"
+"""Name and version of the JSON's schema, which `json_schema` returns."""
+STATUS = {"ok": "ok", "look": "look", "problem": "problem", "unknown": "cannot tell"}
+"""What a verdict may be, and how it is written."""
+
+
+class Verdict(NamedTuple):
+    """One question and its answer."""
+
+    topic: str
+    """The question."""
+    status: str
+    """One of `STATUS`."""
+    finding: str
+    """The answer, in a sentence or two."""
+    decides: str
+    """The number that decides it, as text, with its standard error or interval."""
+    advice: str
+    """What to do."""
+
+
+class Moments(NamedTuple):
+    """Moments of q_agg, in units of the prior: at a stationary point of training means are 0, second moments 1."""
+
+    mean: float
+    """The mean of the latent where it is farthest from 0; exact."""
+    second: float
+    """The mean square of the latent where it is farthest from 1; exact."""
+
+
+class Sampling(NamedTuple):
+    """What the decoder makes of codes from each candidate: "prior", "gmm" (a fitted mixture) and "q_agg"."""
+
+    data: str
+    """What was scored: "held-out data", or "training data, each left out"."""
+    chosen: str
+    """The candidate to sample from."""
+    gains: dict[str, Estimate]
+    """Log-likelihood over that under the prior, nats per datum."""
+    log_likelihood: dict[str, Estimate]
+    """Log-likelihood of the data under each."""
+    training_log_likelihood: Estimate | None
+    """Log-likelihood of training data under the prior, where there are held-out data to compare it with."""
+    effective_samples: dict[str, float]
+    """Draws that count for a datum, the median, for the gains."""
+    copies: dict[str, Estimate]
+    """Share of decoded samples nearer to a training datum than 95 % of the yardstick is (reconstructions of others)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What `vaebook.diagnosis.diagnose` found out about a VAE's latent space."""
+
+    num_data: int
+    """N, the number of data."""
+    num_distinct: int
+    """How many of their codes are distinct; exact copies are merged."""
+    latent_dim: int
+    """D, the dimension of z."""
+    prior: str
+    """What the codes are compared with."""
+    rate: Estimate
+    """R, the KL term of the ELBO: mean KL(q(z|x) | p)."""
+    information: Estimate
+    """I(n; z), what a code tells about which of the N data it belongs to; at most log_num_data."""
+    log_num_data: float
+    """log N."""
+    distinguishable: Estimate
+    """exp(I), how many of the N codes can be told apart."""
+    information_population: Interval | None
+    """A 95 % bracket for I(x; z) in the population, which log N does not cap."""
+    mismatch: Estimate
+    """KL(q_agg | p) of the N data at hand; the gaps between their codes are part of it."""
+    mismatch_population: Interval | None
+    """A 95 % bracket for the mismatch of the population that the data were drawn from."""
+    population_from: str
+    """The codes that the two brackets are made from."""
+    total_correlation: Estimate
+    """What of the mismatch lies between coordinates, KL(q_agg | product of its marginals)."""
+    kl_per_dimension: tuple[float, ...] | None
+    """The rate of each latent; None where the prior is no Gaussian with independent dimensions. Exact."""
+    active: tuple[bool, ...]
+    """Which latents are in use: means of codes vary by more than a hundredth of the prior's variance."""
+    holes: Holes | None
+    """Where the prior is and codes are not."""
+    memorisation: Memorisation | None
+    """q_agg at codes of own, left-out and held-out data."""
+    moments: Moments | None
+    """What should be 0 and 1 at the end of training; None where the prior is not one Gaussian."""
+    sampling: Sampling | None
+    """What the decoder says; None without one."""
+    verdicts: tuple[Verdict, ...] = ()
+    """The answers."""
+    unknown: tuple[str, ...] = ()
+    """What could not be told, and what it would take."""
+    notes: tuple[str, ...] = ()
+    """What was done to the data, and warnings on the way."""
+    shown: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+    """Draws for the pictures: "codes" and "prior", (S, D); "own", "leave_one_out", "held_out", (S)."""
+
+    def numbers(self) -> list[tuple[str, Any, Any, str]]:
+        """List all numbers as (name, value, standard error, what it means), the order that of the page."""
+        rows = [
+            ("rate R", *_pair(self.rate), "KL term of the ELBO, mean over the data"),
+            ("information I", *_pair(self.information), f"of at most log N = {self.log_num_data:.2f}"),
+            ("distinguishable codes exp(I)", *_pair(self.distinguishable), f"of {self.num_distinct} distinct"),
+            *_bracket("information, population", self.information_population, "no log N caps it"),
+            ("mismatch, N data", *_pair(self.mismatch), "KL(q_agg | prior); includes gaps between the N codes"),
+            *_bracket("mismatch, population", self.mismatch_population, "what more data would leave of it"),
+            ("total correlation", *_pair(self.total_correlation), "of the N data, dependence between latents"),
+            ("latents in use", sum(self.active), "exact", f"of {self.latent_dim}"),
+        ]
+        if self.moments is not None:
+            rows.append(("mean farthest from 0", self.moments.mean, "exact", "should be 0 at the end of training"))
+            rows.append(("mean square farthest from 1", self.moments.second, "exact", "should be 1 there"))
+        if self.holes is not None:
+            rows.append(("hole: share of the prior", self.holes.mass, self.holes.stderr, "0 if none is certain"))
+            rows.append(("hole: share of the codes", self.holes.codes, self.holes.codes_stderr, "in the same place"))
+        if self.memorisation is not None:
+            m = self.memorisation
+            rows.append(("log q_agg, own codes", *_pair(m.own), "at codes of the data that it is made of"))
+            rows.append(("log q_agg, left out", *_pair(m.leave_one_out), "without the datum: as if it were new"))
+            if m.held_out is not None:
+                rows.append(("log q_agg, held out", *_pair(m.held_out), "at codes of new data"))
+            rows.append(
+                ("draws traced to their datum", *_pair(m.traced), "probability, 1 if each code names its datum")
+            )
+        return rows + _decoded(self.sampling)
+
+    def table(self) -> Table:
+        """Show all numbers, with standard errors or intervals and what they mean."""
+        names, values, errors, meanings = zip(*self.numbers(), strict=True)
+        return table({"quantity": names, "value": values, "std. error": errors, "meaning": meanings})
+
+    def verdict_table(self) -> Table:
+        """Show the answers and the numbers that decide them."""
+        return table(
+            {
+                "question": [v.topic for v in self.verdicts],
+                "answer": [STATUS[v.status] for v in self.verdicts],
+                "because": [v.decides for v in self.verdicts],
+            }
+        )
+
+    def __str__(self) -> str:
+        """Write the answers, the numbers and what could not be told, for a terminal."""
+        head = f"{self.num_data} data, {self.latent_dim} latent dimensions, prior: {self.prior}"
+        parts = [head, "=" * len(head), ""]
+        for v in self.verdicts:
+            parts.append(f"[{STATUS[v.status]}] {v.topic}")
+            parts += [_wrap(v.finding), _wrap(f"Decided by: {v.decides}."), _wrap(f"Do: {v.advice}"), ""]
+        parts += [str(self.table()), ""]
+        for title, lines in (("What it could not tell", self.unknown), ("Notes", self.notes)):
+            parts += [title, *(_wrap(line, "- ") for line in lines), ""] if lines else []
+        return "\n".join(parts).rstrip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what `to_json` writes, as `json_schema` describes it."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "shown"}
+        return {"schema": VERSION} | {name: _plain(value) for name, value in fields.items()}
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return the diagnosis as JSON, and write it to a file if one is named. `json_schema` describes it.
+
+        Args:
+            path: where to; the folder must exist. None writes nothing.
+
+        Returns:
+            The text.
+
+        Raises:
+            TypeError: path is not a path.
+            OSError: the file cannot be written.
+        """
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        if path is not None:
+            write_atomically(check_path(path), f"{text}\n".encode())
+        return text
+
+    def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Return one page that needs nothing else, and write it to a file if one is named; arguments as `to_json`."""
+        text = page(self, STATUS, self.panels())
+        if path is not None:
+            write_atomically(check_path(path), text.encode())
+        return text
+
+    def panels(self) -> list[Panel]:
+        """Draw the four pictures, each with a title, a description and the SVG."""
+        return panels(self)
+
+    def _repr_html_(self) -> str:
+        return page(self, STATUS, self.panels(), whole=False)
+
+
+def _pair(value: Estimate) -> tuple[float, float | str]:
+    return value.value, value.stderr if value.num_samples else "exact"
+
+
+def _bracket(name: str, value: Interval | None, meaning: str) -> list[tuple[str, Any, Any, str]]:
+    return [] if value is None else [(name, f"{number(value.low)} to {number(value.high)}", "95 % interval", meaning)]
+
+
+def _decoded(found: Sampling | None) -> list[tuple[str, Any, Any, str]]:
+    if found is None:
+        return []
+    rows = []
+    for name, gain in found.gains.items():
+        rows.append((f"log-likelihood, z from {name}", *_pair(found.log_likelihood[name]), found.data))
+        if name != "prior":
+            rows.append((f"gain over the prior, {name}", *_pair(gain), "nats per datum"))
+    if found.training_log_likelihood is not None:
+        rows.append(("log-likelihood, training data", *_pair(found.training_log_likelihood), "z from the prior"))
+    rows += [(f"effective draws, {name}", value, "", "median") for name, value in found.effective_samples.items()]
+    meaning = "share nearer to a training datum than 95 % of the yardstick"
+    return rows + [(f"copies among samples, {name}", *_pair(value), meaning) for name, value in found.copies.items()]
+
+
+def _wrap(text: str, mark: str = "  ") -> str:
+    return textwrap.fill(text, 100, initial_indent=mark, subsequent_indent=" " * len(mark))
+
+
+def _plain(value: Any) -> Any:
+    """Turn named tuples into objects, tuples into lists, draws into nothing, infinity into null."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        parts = zip(value._fields, value, strict=True)
+        return {name: _plain(part) for name, part in parts if not isinstance(part, Tensor)}
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema of `Diagnosis.to_json`, made of the types of its fields; their docstrings say the rest.
+
+    Returns:
+        The schema, of draft 2020-12, as a dictionary. A number that is not finite is null.
+
+    Example:
+        >>> json_schema()["properties"]["rate"]["required"]
+        ['value', 'stderr', 'num_samples']
+    """
+    schema = _object({"schema": None, **get_type_hints(Diagnosis)}, skip=("shown",))
+    schema["properties"]["schema"] = {"const": VERSION}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Diagnosis"} | schema
+
+
+def _object(fields: dict[str, Any], skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    parts = {name: _schema(kind) for name, kind in fields.items() if name not in skip and kind is not Tensor}
+    return {"type": "object", "properties": parts, "required": list(parts), "additionalProperties": False}
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    """Describe one type of a field."""
+    names = {int: "integer", str: "string", bool: "boolean", type(None): "null"}
+    if kind in names:
+        return {"type": names[kind]}
+    if hasattr(kind, "_fields"):
+        return _object(get_type_hints(kind))
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return {"anyOf": [_schema(part) for part in parts]}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema(parts[1])}
+    if origin is tuple and parts[1:] != (...,):
+        return {"type": "array", "prefixItems": [_schema(part) for part in parts], "items": False}
+    return {"type": "array", "items": _schema(parts[0])} if origin is tuple else {"type": ["number", "null"]}

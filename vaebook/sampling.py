@@ -1,0 +1,96 @@
+"""What a decoder says of codes from each candidate: log-likelihoods, and samples that copy training data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vaebook.adapters import AdaptedVAE
+from vaebook.estimators import Estimate, estimate
+from vaebook.evaluation import Condition, take
+from vaebook.likelihood import importance_log_prob
+from vaebook.report import Sampling
+from vaebook.selection import Choice, choose_prior
+
+SCORED = 64
+"""Data whose log-likelihood is estimated."""
+DRAWS = 500
+"""Draws of z for each of them."""
+SAMPLES = 400
+"""Decoded samples from each candidate."""
+AGAINST = 20_000
+"""Training data at most that they are compared with."""
+
+Given = tuple[Tensor, Condition]
+"""Data and their condition."""
+
+
+@torch.no_grad()
+def decode_candidates(
+    vae: AdaptedVAE, given: Given, new: Given | None, num_data: int, generator: torch.Generator | None
+) -> Sampling:
+    """Score the candidates of `vaebook.selection.choose_prior` and compare their samples with training data.
+
+    Args:
+        vae: the model, adapted.
+        given: the training data and their condition.
+        new: data that had no part in training, or None.
+        num_data: how many data to score for the choice.
+        generator: the source of randomness.
+
+    Returns:
+        What was found.
+    """
+    x, condition = given
+    held_out, held_out_condition = (None, None) if new is None else new
+    held = {"held_out": held_out, "held_out_condition": held_out_condition}
+    choice = choose_prior(vae, x, condition=condition, **held, num_data=num_data, generator=generator)
+    known = _log_likelihood(vae, given, generator)
+    base = known if new is None else _log_likelihood(vae, new, generator)
+    total = {name: _sum(base, gain) for name, gain in choice.gains.items()}
+    data = "training data, each left out" if new is None else "held-out data"
+    # A conditional decoder needs a condition for each sample, and codes that belong to it.
+    copies = {} if condition is not None else _copies(vae, given, new, choice, generator)
+    told = None if new is None else known
+    return Sampling(data, choice.name, choice.gains, total, told, choice.effective_samples, copies)
+
+
+def _log_likelihood(vae: AdaptedVAE, given: Given, generator: torch.Generator | None) -> Estimate:
+    x, condition = given
+    rows = torch.randperm(len(x), generator=generator)[:SCORED]
+    found = importance_log_prob(vae, x[rows], DRAWS, condition=take(condition, rows), generator=generator)
+    return estimate(found.log_prob)
+
+
+def _sum(base: Estimate, gain: Estimate) -> Estimate:
+    return Estimate(base.value + gain.value, (base.stderr**2 + gain.stderr**2) ** 0.5, base.num_samples)
+
+
+def _copies(
+    vae: AdaptedVAE, given: Given, new: Given | None, choice: Choice, generator: torch.Generator | None
+) -> dict[str, Estimate]:
+    """Compare samples' distances to the nearest training datum with those of reconstructions of other data.
+
+    Both sides are means of the decoder, so that its noise is in neither. Without held-out data a training datum stands
+    in, of which the nearest *other* one counts.
+    """
+    x = given[0][torch.randperm(len(given[0]), generator=generator)[:AGAINST]]
+    flat, probe = x.flatten(1).double(), (x if new is None else new[0])[:SAMPLES]
+    with vae.evaluating():
+        if not vae.decoder(vae.encode(x[:2]).base_dist.loc).has_moments:
+            return {}
+        again = vae.decoder(vae.encode(probe).base_dist.loc).mean.flatten(1).double()
+        yardstick = _nearest(again, flat, torch.arange(len(probe)) if new is None else None)
+        near, found = yardstick.quantile(0.05), {}
+        for name, candidate in choice.candidates.items():
+            z = candidate.sample((SAMPLES,), generator=generator)
+            samples = vae.decoder(z).mean.flatten(1).double()
+            found[name] = estimate((_nearest(samples, flat) < near).double())
+    return found
+
+
+def _nearest(points: Tensor, data: Tensor, own: Tensor | None = None) -> Tensor:
+    distance = torch.cdist(points, data)
+    if own is not None:
+        distance[torch.arange(len(points)), own] = torch.inf
+    return distance.amin(1)

@@ -1,0 +1,219 @@
+"""From numbers to answers: each names what was found, the number that decides it, and what to do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vaebook.estimators import Estimate
+from vaebook.report import Diagnosis, Verdict
+from vaebook.tables import number
+
+SMALL = 0.5
+"""Nats of mismatch that hardly show: at most half of the samples could be told from decoded codes, usually few."""
+LARGE_HOLE = 0.05
+"""Share of the prior's samples from which on a hole is a problem."""
+STATIONARY = 0.1
+"""How far moments may be from those of the prior, or 5/√N, which chance does where the data did not train the model."""
+SURE = 3
+"""Standard errors from which on a difference is taken to be one."""
+COPIES = 0.2
+"""Share of samples near training data that is a problem; 0.05 are expected."""
+
+
+def verdicts(found: Diagnosis) -> tuple[Verdict, ...]:
+    """Answer the questions that the numbers allow to answer.
+
+    Args:
+        found: a diagnosis with its numbers.
+
+    Returns:
+        One verdict a question, those on what to do first.
+    """
+    given = (_sample(found), _match(found), _holes(found), _collapse(found), _memory(found), _overfit(found))
+    return tuple(verdict for verdict in (*given, _copied(found), _trained(found)) if verdict is not None)
+
+
+def plus(value: Estimate, unit: str = " nats") -> str:
+    """Write an estimate with its standard error."""
+    error = f" ± {number(value.stderr)}" if value.num_samples else ""
+    return f"{number(value.value)}{error}{unit}"
+
+
+def _sample(found: Diagnosis) -> Verdict:
+    topic, names = "Which distribution should I draw codes from?", {
+        "prior": "The prior will do", "gmm": "A Gaussian mixture fitted to the codes", "q_agg": "The codes of the data"
+    }  # fmt: skip
+    if found.sampling is not None:
+        s = found.sampling
+        few = min(s.effective_samples.values()) < 10
+        others = [f"{name} {plus(gain)}" for name, gain in s.gains.items() if name != "prior"]
+        advice = {
+            "prior": "Draw z from the prior, as before.",
+            "gmm": "Draw z from the fitted mixture: vaebook.selection.choose_prior returns it, save_density keeps it.",
+            "q_agg": "Take a training datum at random, encode it, draw z and decode; aggregated_posterior does it.",
+        }[s.chosen]
+        finding = f"{names[s.chosen]}, judged by the log-likelihood of {s.data}."
+        if few:
+            finding += " But few draws count, so that the gains may be off by more than their errors."
+        status = "unknown" if few else "ok" if s.chosen == "prior" else "look"
+        return Verdict(topic, status, finding, f"gain over the prior: {', '.join(others)} per datum", advice)
+    if found.mismatch_population is None:
+        return Verdict(topic, "unknown", "There are too few distinct codes to tell.", "no interval", "Give more data.")
+    best = best_of_codes(found.mismatch_population.candidates, found.population_from == "held-out codes")
+    decides = f"log-density of new codes over that of the prior: {best['value']:.3g} ± {best['stderr']:.2g} nats"
+    if best["name"] == "prior":
+        finding = "The prior describes new codes as well as anything that was fitted to them."
+        return Verdict(topic, "ok", finding, decides, "Draw z from the prior, as before.")
+    what = "the aggregated posterior" if best["name"] == "q_agg" else f"a Gaussian {best['name']} components"
+    finding = f"New codes are described better by {what} than by the prior."
+    advice = "Draw z from it. With the decoder, vaebook can say whether samples gain by it."
+    if best["name"] != "q_agg":
+        size = best["name"].split()[-1]
+        advice = f"Fit one, vaebook.priors.fit_gmm(q_agg, {size}), and draw z from it. " + advice.split(". ")[1]
+    return Verdict(topic, "look", finding, decides, advice)
+
+
+def _match(found: Diagnosis) -> Verdict:
+    topic, interval, own = "Do codes follow the prior?", found.mismatch_population, found.mismatch
+    if interval is None:
+        finding = f"For these {found.num_data} data they differ by {plus(own)}; nothing can be said of other data."
+        return Verdict(topic, "unknown", finding, f"mismatch of the N data: {plus(own)}", "Give more data.")
+    decides = f"mismatch of the population between {number(interval.low)} and {number(interval.high)} nats"
+    gaps = f" (The {plus(own)} of the N data at hand include the gaps between their codes.)"
+    if interval.low > SMALL:
+        finding = f"No: new codes, too, differ from the prior by {number(interval.low)} nats or more." + gaps
+        advice = "Samples from the prior are off; draw z from another distribution, or learn the prior with the model."
+        return Verdict(topic, "problem" if interval.low > 2 else "look", finding, decides, advice)
+    if interval.high <= SMALL:
+        return Verdict(topic, "ok", "Yes, so far as any sample can show.", decides, "Nothing.")
+    if interval.low > 0:
+        finding = f"Not quite: there is some mismatch for certain, {number(interval.low)} nats or more." + gaps
+        return Verdict(topic, "look", finding, decides, "See whether there is a hole, and look at samples.")
+    finding = "It cannot be told: all of the mismatch may come from the gaps between the N codes." + gaps
+    advice = "More data narrow the interval. As it is, nothing speaks against the prior."
+    return Verdict(topic, "unknown", finding, decides, advice)
+
+
+def _holes(found: Diagnosis) -> Verdict | None:
+    topic, h = "Are there holes, parts of the prior without codes?", found.holes
+    if h is None:
+        return None
+    if not h.mass:
+        finding = f"None was found. One that takes less than {number(h.least)} of the prior would go unseen."
+        advice = "Nothing." if h.least < 0.1 else "Give more data to see smaller holes."
+        return Verdict(topic, "ok" if h.least < 0.1 else "unknown", finding, "share of the prior in a hole: 0", advice)
+    places = [
+        f"latent {c.index + 1} from {c.low:.2g} to {c.high:.2g} (prior: {c.prior_low:.2g} to {c.prior_high:.2g})"
+        for c in h.where
+    ]
+    where = f" It lies at {'; '.join(places)}." if places else " No single latent shows where; many together do."
+    finding = (
+        f"Yes: {100 * h.mass:.0f} % of the prior's samples, but only {100 * h.codes:.1f} % of codes, lie in one "
+        f"place.{where}"
+    )
+    decides = f"share of the prior in the hole: {number(h.mass)} ± {number(h.stderr)}"
+    advice = "The decoder was never trained there. Draw z from a distribution fitted to the codes."
+    return Verdict(topic, "problem" if h.mass > LARGE_HOLE else "look", finding, decides, advice)
+
+
+def _collapse(found: Diagnosis) -> Verdict:
+    topic, used, dim = "Are latents in use, or collapsed?", sum(found.active), found.latent_dim
+    decides = f"{used} of {dim} latents in use; information {plus(found.information)}"
+    if used == 0 or found.information.value + SURE * found.information.stderr < SMALL / 10:
+        finding = "All are collapsed: codes do not tell data apart, and the decoder ignores them."
+        advice = "Train with KL warm-up, free bits, a smaller beta or a weaker decoder, and diagnose again."
+        return Verdict(topic, "problem", finding, decides, advice)
+    told = f"about {found.distinguishable.value:,.0f} of {found.num_distinct} codes can be told apart"
+    if used < dim:
+        finding = f"{used} are in use, {dim - used} have collapsed onto the prior; {told}."
+        return Verdict(topic, "ok", finding, decides, "Nothing: collapsed latents cost nothing, and do no harm.")
+    return Verdict(topic, "ok", f"All are in use; {told}.", decides, "Nothing.")
+
+
+def _memory(found: Diagnosis) -> Verdict | None:
+    m = found.memorisation
+    if m is None:
+        return None
+    topic = "Do draws of the aggregated posterior repeat training data?"
+    gap = m.own.value - m.leave_one_out.value
+    decides = (
+        f"{100 * m.traced.value:.1f} ± {100 * m.traced.stderr:.1g} % of draws can be traced to their datum; leaving "
+        f"the datum out costs {gap:.3g} nats"
+    )
+    if m.traced.value > 0.5:
+        finding = "Yes: most draws lie where only one datum's code is. Decoded, they are reconstructions of that datum."
+        advice = "Expected of codes that tell much. Do not take such samples for new ones, nor for private ones."
+        return Verdict(topic, "look", finding, decides, advice)
+    finding = "Mostly not: a draw is usually shared by several data."
+    return Verdict(topic, "ok", finding, decides, "Nothing.")
+
+
+def _overfit(found: Diagnosis) -> Verdict | None:
+    """Compare training with held-out data: under the decoder where there is one, else by their codes."""
+    topic, s, m = "Does the model treat new data as it treats training data?", found.sampling, found.memorisation
+    if s is not None and s.training_log_likelihood is not None:
+        one, two, what = s.training_log_likelihood, s.log_likelihood["prior"], "log-likelihood"
+    elif m is not None and m.held_out is not None:
+        one, two, what = m.leave_one_out, m.held_out, "log-density of codes"
+    else:
+        return None
+    gap, error = one.value - two.value, (one.stderr**2 + two.stderr**2) ** 0.5
+    decides = f"{what} of training data less that of held-out data: {gap:.3g} ± {error:.2g} nats"
+    if gap > max(SMALL, SURE * error):
+        finding = "No: training data fare clearly better, so that it has learned some of them by heart."
+        advice = "Stop training earlier, add data or regularise; trust numbers from held-out data only."
+        return Verdict(topic, "problem", finding, decides, advice)
+    return Verdict(topic, "ok", "Yes, within what chance does.", decides, "Nothing.")
+
+
+def _copied(found: Diagnosis) -> Verdict | None:
+    s = found.sampling
+    if s is None or s.chosen not in s.copies:
+        return None
+    topic, copies = "Are samples copies of training data?", s.copies[s.chosen]
+    decides = (
+        f"{plus(copies, '')} of samples from {s.chosen} are as near to a training datum as the nearest 5 % of other "
+        "data's reconstructions"
+    )
+    if copies.value - SURE * copies.stderr > COPIES:
+        finding = "Many are nearer to a training datum than new data would be."
+        return Verdict(topic, "problem", finding, decides, "Compare some with their nearest training data by eye.")
+    return Verdict(topic, "ok", "No more than new data would be.", decides, "Nothing.")
+
+
+def _trained(found: Diagnosis) -> Verdict | None:
+    if found.moments is None:
+        return None
+    topic, (mean, second) = "Has training converged?", found.moments
+    decides = f"mean farthest from 0: {number(mean)}; mean square farthest from 1: {number(second)}; exact"
+    if max(abs(mean), abs(second - 1)) > max(STATIONARY, 5 / found.num_data**0.5):
+        finding = (
+            "It does not look so, or something besides the ELBO was optimised: at its optimum each latent has mean 0 "
+            "and mean square 1 over the training data, in units of the prior."
+        )
+        advice = "Train longer. Weight decay, free bits, clamps or a beta that changes explain it, too."
+        return Verdict(topic, "look", finding, decides, advice)
+    finding = "Moments are those of the end of training. They do not show that codes follow the prior."
+    return Verdict(topic, "ok", finding, decides, "Nothing.")
+
+
+def best_of_codes(candidates: dict[str, tuple[float, float]], held_out: bool) -> dict[str, Any]:
+    """Say which density describes new codes best, without a decoder, from the ends of a bracket.
+
+    Args:
+        candidates: estimate and standard error of the log-density over that of the prior, nats per code, by name.
+        held_out: whether they were scored on held-out codes, so that the training mixture is ``densities[0]``.
+
+    Returns:
+        ``name``, ``value`` and ``stderr``; the prior where nothing is better by two standard errors.
+    """
+    q_agg = candidates["densities[0]" if held_out else "leave-one-out"]
+    fitted = {name: pair for name, pair in candidates.items() if name.startswith("mixture")}
+    best = {"q_agg": q_agg}
+    if fitted:
+        name = max(fitted, key=lambda key: fitted[key][0])
+        best[name] = fitted[name]
+    name, (value, error) = max(best.items(), key=lambda item: item[1][0])
+    if value <= 2 * error:
+        return {"name": "prior", "value": value, "stderr": error}
+    return {"name": name, "value": value, "stderr": error}
