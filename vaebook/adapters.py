@@ -16,19 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
+from vaebook import evaluation
 from vaebook._checks import check_generator, check_int, check_tensor
-from vaebook.evaluation import (
-    Condition,
-    Data,
-    accepted,
-    batches,
-    check_condition,
-    dtype_of,
-    evaluation_mode,
-    modules_of,
-    take,
-    whole,
-)
+from vaebook.evaluation import Condition, Data, take
 from vaebook.outputs import Likelihood, Spread, check_spread
 from vaebook.parts import PROBE, Decoder, Encoder, Prior, adapt_prior, check_event
 
@@ -52,9 +42,9 @@ class AdaptedVAE(nn.Module):
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
         self._sources = [part.source for part in (encoder, decoder) if part is not None]
-        self.parts = nn.ModuleList(modules_of(*self._sources, *modules))
+        self.parts = nn.ModuleList(evaluation.modules_of(*self._sources, *modules))
         self.training = any(part.training for module in self.parts for part in module.modules())
-        self.dtype = dtype_of(*self.parts)
+        self.dtype = evaluation.dtype_of(*self.parts)
         if decoder is not None:
             decoder.dtype = decoder.dtype or self.dtype
             decoder.encoder = decoder.encoder or encoder
@@ -89,7 +79,7 @@ class AdaptedVAE(nn.Module):
 
     def data(self, x: object, condition: object = None, *, name: str = "x", least: int = 1) -> tuple[Tensor, Condition]:
         """Check data (N, …), in one piece or in batches, and their condition."""
-        x = self._shaped(whole(name, x, self.dtype), name)
+        x = self._shaped(evaluation.whole(name, x, self.dtype), name)
         if len(x) < least:
             raise ValueError(f"{name}: expected at least {least} data, got {len(x)}")
         condition = self.condition(condition, len(x))
@@ -100,7 +90,7 @@ class AdaptedVAE(nn.Module):
 
     def batches(self, data: Data, size: int, condition: Any = None, name: str = "x") -> Iterator[Any]:
         """Yield batches of data and of their condition, each datum in the shape that the model expects."""
-        for x, rows in batches(data, size, self.condition(condition, None), self.dtype, name):
+        for x, rows in evaluation.batches(data, size, self.condition(condition, None), self.dtype, name):
             yield self._shaped(x, name), rows
 
     def _shaped(self, x: Tensor, name: str) -> Tensor:
@@ -119,12 +109,12 @@ class AdaptedVAE(nn.Module):
         given = list(condition) if isinstance(condition, Mapping) else type(condition).__name__
         if self._names and (isinstance(given, str) or not self._needed() <= set(given) <= set(self._names)):
             raise ValueError(f"condition: expected {', '.join(self._names)} by name, got {given}")
-        return check_condition(condition, num, *self._sources)
+        return evaluation.check_condition(condition, num, *self._sources)
 
     def _needed(self) -> set[str]:
         """Names of conditions that the parts at hand take: the others may be left out."""
         sources = [part.source for part in (self.encoder, self.decoder) if part is not None]
-        return {name for name in self._names if any(accepted(source, {name: None}) for source in sources)}
+        return {name for name in self._names if any(evaluation.accepted(source, {name: None}) for source in sources)}
 
     def only(self, **changes: Any) -> AdaptedVAE:
         """Return the same without one of its parts: conditions that only that part takes may be left out."""
@@ -154,7 +144,7 @@ class AdaptedVAE(nn.Module):
     @contextmanager
     def evaluating(self, x: Tensor | None = None, condition: Condition = None) -> Iterator[None]:
         """Run what is inside in evaluation mode, after two passes over the first of the data that must agree."""
-        with evaluation_mode(self, *self._sources, self._prior):
+        with evaluation.evaluation_mode(self, *self._sources, self._prior):
             if x is not None:
                 with torch.no_grad():
                     self.check(x, condition)
@@ -259,7 +249,7 @@ def adapt_vae(vae: Any) -> AdaptedVAE:
             "vae: expected an object with .encoder, .decoder and .prior (vaebook.adapters.adapt makes one of parts), "
             f"got {type(vae).__name__} without .{missing[0]}"
         )
-    return AdaptedVAE(Encoder(vae.encoder), Decoder(vae.decoder), vae.prior, modules=modules_of(vae))
+    return AdaptedVAE(Encoder(vae.encoder), Decoder(vae.decoder), vae.prior, modules=evaluation.modules_of(vae))
 
 
 def adapt_encoder(encoder: Any, spread: Spread = "std") -> Encoder:

@@ -247,10 +247,6 @@ class ExemplarPrior(_CodePrior):
         """
         return self.mixture().log_prob_leave_one_out(z, index)
 
-    def leave_one_out(self, index: Tensor) -> LeaveOneOut:
-        """Return the density that leaves out an exemplar for each of B data, by `log_prob_leave_one_out`."""
-        return LeaveOneOut(self, index)
-
     def config(self) -> dict[str, int]:
         """Return what describes this prior besides its tensors and the exemplars."""
         return {"num_exemplars": len(self.exemplars)}

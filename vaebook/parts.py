@@ -156,12 +156,8 @@ class _Outside(nn.Module):
         with explained(self.name, "draws from sample(shape)"), seeded(None if own else generator):
             z = density.sample(shape, **own)
         wanted, got = (*shape, self.latent_dim or "D"), tuple(getattr(z, "shape", ()))
-        if (
-            not isinstance(z, Tensor)
-            or got[:-1] != shape
-            or len(got) != len(wanted)
-            or self.latent_dim not in (None, got[-1])
-        ):
+        fits = isinstance(z, Tensor) and got[:-1] == shape and len(got) == len(wanted)
+        if not fits or self.latent_dim not in (None, got[-1]):
             raise ValueError(f"{self.name}: expected draws of shape {wanted}, got {got or type(z).__name__}")
         return z
 
