@@ -19,7 +19,6 @@ CODE_LINES = 5_475
 FILE_LINES = 300
 LONG = {
     "selection.py": 322,
-    "agg_surgery.py": 303,
 }
 """Files that are longer still, and may only shrink."""
 DOORS = {"adapters.py", "parts.py", "outputs.py", "evaluation.py"}

@@ -159,7 +159,6 @@ def small_kl_hole(generator: torch.Generator) -> Measurement:
     edge = float(torch.rand((), generator=generator)) - 0.5
     z = torch.linspace(edge, edge + 16, 400_001, dtype=torch.float64)
     log_p = torch.from_numpy(stats.norm.logpdf(z.numpy()))
-    mass = 1 - stats.norm.cdf(edge)  # 1 - h
 
     def kl(density: stats.rv_continuous) -> float:
         log_q = torch.from_numpy(density.logpdf(z.numpy()))
@@ -167,7 +166,7 @@ def small_kl_hole(generator: torch.Generator) -> Measurement:
 
     rest = kl(stats.truncnorm(edge, math.inf))
     other = kl(stats.truncnorm((edge - 0.4) / 0.9, math.inf, loc=0.4, scale=0.9))
-    bound = -math.log(mass)
+    bound = -math.log(1 - stats.norm.cdf(edge))  # -log(1 - h)
     return Measurement(  # equality as two inequalities; e^-KL is 0 if KL is infinite
         lhs=torch.tensor([rest, bound, bound + 1e-3], dtype=torch.float64),
         rhs=torch.tensor([bound, rest, other], dtype=torch.float64),
@@ -194,10 +193,8 @@ def tc_split(generator: torch.Generator) -> Measurement:
     q_agg, correlation = _codes(12, 2, generator), torch.tensor([[1.0, -0.7], [-0.7, 1.0]], dtype=torch.float64)
     parts = decompose_kl(q_agg, StandardNormal(2), num_samples=SAMPLES, marginals=True, generator=generator)
     total = parts.total_correlation
-    single = 0.0
-    for j in range(2):
-        marginal = DiagGaussianMixture(q_agg.loc[:, [j]], q_agg.scale[:, [j]], q_agg.log_weight)
-        single += _integrated_kl(marginal)
+    loc, scale, log_weight = q_agg.loc, q_agg.scale, q_agg.log_weight
+    single = sum(_integrated_kl(DiagGaussianMixture(loc[:, [j]], scale[:, [j]], log_weight)) for j in range(2))
     mismatch = _kl(q_agg, _standard(2), generator)
     wrong = _kl(q_agg, MultivariateNormal(torch.zeros(2, dtype=torch.float64), correlation), generator)
     return Measurement(
