@@ -61,8 +61,8 @@ def _entries(root: Path, before: str, name: str, module: str, title: str) -> dic
     behind = {
         "_toc.yml": (rf"( *- file: book/){before}\.ipynb\n", rf"\g<0>\g<1>{name}.ipynb\n"),
         "README.md": (
-            rf"\|[^|\n]*\| \[[^\]]+\]\(book/{before}\.md\).*\n",
-            rf"\g<0>| | [{title}](book/{name}.md) | … |\n",
+            rf"\|[^|\n]*\| \[[^\]]+\]\(book/{before}\.ipynb\).*\n",
+            rf"\g<0>| | [{title}](book/{name}.ipynb) | … |\n",
         ),
         "book/intro.md": (rf"\{{doc\}}`{before}`\n: .*\n", rf"\g<0>\n{{doc}}`{name}`\n: …\n"),
         "vaebook/claims/__init__.py": (r"\n# isort: on\n", rf"from vaebook.claims import {module}\n\g<0>"),

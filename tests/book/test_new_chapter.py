@@ -77,7 +77,7 @@ def test_bad_names_change_nothing(root, name, message):
 
 def test_a_list_without_the_neighbour_changes_nothing(root):
     readme = root / "README.md"
-    readme.write_text(readme.read_text(encoding="utf-8").replace("book/practice/scale.md", "book/elsewhere.md"))
+    readme.write_text(readme.read_text(encoding="utf-8").replace("book/practice/scale.ipynb", "book/elsewhere.ipynb"))
     with pytest.raises(ValueError, match=r"README\.md: expected one line to put the chapter behind, got 0"):
         lay("practice/toy", "Toy", root)
     assert not (root / "book" / "practice" / "toy.md").exists()
