@@ -18,7 +18,8 @@ READY = "() => !window.MathJax || (window.MathJax.startup?.promise && window.Mat
 def site():
     """The site as `make test` has just built it, or a new one where it is older than what it is made of."""
     html = ROOT / "_build" / "check" / "_build" / "html"
-    sources = [ROOT / "_config.yml", ROOT / "_toc.yml", *(p for p in (ROOT / "book").rglob("*") if is_source(p))]
+    sources = [ROOT / "_config.yml", ROOT / "_toc.yml", *(ROOT / "vaebook").rglob("*.py")]
+    sources += [path for path in (ROOT / "book").rglob("*") if is_source(path)]
     html.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(html.with_suffix(".lock")):  # two workers must not build it at the same time
         index = html / "index.html"

@@ -1,5 +1,6 @@
 """Every page in a browser, with the network closed: formulas, console, accessibility, width of a phone."""
 
+import importlib.util
 from contextlib import suppress
 
 import pytest
@@ -96,6 +97,18 @@ def test_notebooks_download(visit):
         link = page.locator('a[href$=".ipynb"]').first
         assert link.get_attribute("download") is not None
         assert link.get_attribute("href").endswith(f"{chapter.split('/')[-1]}.ipynb")
+
+
+def test_reference_has_every_public_name_and_notation_links_to_it(site):
+    spec = importlib.util.spec_from_file_location("api", ROOT / "book" / "_ext" / "api.py")
+    api = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(api)
+    page = (site / f"{api.PAGE}.html").read_text(encoding="utf-8")
+    names = [f"vaebook.{module}.{name}" for row, _ in api.layers() for module in row for name in api.public(module)]
+    assert len(names) > 100
+    assert [name for name in names if f'id="{name}"' not in page] == []
+    notation = (site / "book" / "notation.html").read_text(encoding="utf-8")
+    assert 'href="appendix/api.html#vaebook.mixture.DiagGaussianMixture"' in notation
 
 
 @pytest.mark.slow

@@ -1,0 +1,120 @@
+"""The reference of the package: generated from its docstrings when the site is built, and linked from the chapters.
+
+Which modules there are, in which order, and what they do is read from the table of layers in the package's docstring.
+Docstrings are Markdown with Google's sections; they are turned into what autodoc reads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from sphinx.application import Sphinx
+
+import vaebook
+
+PAGE = "book/appendix/api"
+PLACE = "<!-- modules -->"
+TABLE = re.compile(r"^( *)=+ +=.*?\n *=+ +=.*?\n *=+ +=[= ]*$", re.MULTILINE | re.DOTALL)
+PIECES = re.compile(r"(``[^`]+``|`[^`]+`|\$[^$]+\$|^ *>>>.*$|\*\w[^*\n]*\w\*)", re.MULTILINE)
+
+
+def layers() -> list[tuple[list[str], str]]:
+    """Rows of the table of layers, from the top down: names of modules, and what they do."""
+    rows = re.findall(r"^((?:`\w+` ?)+)\n((?:    .+\n)+)", f"{vaebook.__doc__}\n", re.MULTILINE)
+    return [(re.findall(r"\w+", names), " ".join(text.split())) for names, text in rows]
+
+
+@cache
+def public(module: str) -> list[str]:
+    """Names of the functions and classes that a module defines for others."""
+    loaded = importlib.import_module(f"vaebook.{module}")
+    own = [name for name, value in vars(loaded).items() if getattr(value, "__module__", "").startswith(loaded.__name__)]
+    return [
+        name
+        for name in own
+        if name[0] != "_" and (inspect.isclass(vars(loaded)[name]) or inspect.isroutine(vars(loaded)[name]))
+    ]
+
+
+@cache
+def homes() -> dict[str, str]:
+    """Where each public name is described: name → full name, for names that stand in one module."""
+    found = [(name, f"vaebook.{module}.{name}") for names, _ in layers() for module in names for name in public(module)]
+    return {name: full for name, full in found if sum(name == other for other, _ in found) == 1}
+
+
+def users(module: str, book: Path) -> list[str]:
+    """Pages that import from a module, without their suffix."""
+    pattern = re.compile(rf"^from vaebook\.{module} import|^from vaebook import .*\b{module}\b", re.MULTILINE)
+    pages = (md for md in sorted(book.rglob("*.md")) if md.with_suffix(".ipynb").exists())
+    return [
+        md.relative_to(book).with_suffix("").as_posix()
+        for md in pages
+        if pattern.search(md.read_text(encoding="utf-8"))
+    ]
+
+
+def write_modules(app: Sphinx, page: str, source: list[str]) -> None:
+    """Put one section for each module in the place that the page leaves for them."""
+    if page != PAGE:
+        return
+    parts = []
+    for names, text in layers():
+        parts += [f"## {' · '.join(names)}\n", f"{text[0].upper()}{text[1:]}.\n"]
+        for module in names:
+            parts.append(f"### vaebook.{module}\n")
+            if found := users(module, Path(app.srcdir, "book")):
+                parts.append("Used in " + ", ".join(f"{{doc}}`../{page}`" for page in found) + ".\n")
+            members = ", ".join(public(module))
+            parts.append(f"```{{eval-rst}}\n.. automodule:: vaebook.{module}\n   :members: {members}\n```\n")
+    source[0] = source[0].replace(PLACE, "\n".join(parts))
+
+
+def as_rst(piece: str) -> str:
+    """Turn one piece of Markdown into reStructuredText."""
+    if piece.startswith("$"):
+        return f":math:`{piece[1:-1]}`"
+    if piece.startswith("`") and not piece.startswith("``"):
+        return f"`{piece}`"
+    if PIECES.fullmatch(piece):
+        return piece
+    return re.sub(r"([*|\\]|\b_\B)", r"\\\1", piece)
+
+
+def read_markdown(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """Rewrite a docstring before napoleon takes its sections apart."""
+    text = TABLE.sub(
+        lambda rows: f"{rows[1]}::\n\n" + re.sub("^", "    ", rows[0], flags=re.MULTILINE), "\n".join(lines)
+    )
+    shown = TABLE.search(text)
+    pieces = [text] if shown is None else [text[: shown.start()], shown[0], text[shown.end() :]]
+    rewritten = ["".join(map(as_rst, PIECES.split(piece))) for piece in pieces[::2]]
+    lines[:] = (rewritten[0] if shown is None else shown[0].join(rewritten)).split("\n")
+
+
+def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """Let code in the text that names something of the package lead to its entry."""
+    if page == PAGE:
+        return
+    for literal in list(doctree.findall(nodes.literal)):
+        name = re.fullmatch(r"(?:vaebook\.(?:\w+\.)?)?(\w+)(?:\(.*\))?", literal.astext(), re.DOTALL)
+        full = homes().get(name[1]) if name else None
+        if full and not isinstance(literal.parent, nodes.reference):
+            address = app.builder.get_relative_uri(page, PAGE) + f"#{full}"
+            literal.replace_self(nodes.reference("", "", literal.deepcopy(), refuri=address, internal=True))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Use autodoc and napoleon, with docstrings turned into what they read."""
+    for extension in ("sphinx.ext.autodoc", "sphinx.ext.napoleon"):
+        app.setup_extension(extension)
+    app.connect("source-read", write_modules)
+    app.connect("autodoc-process-docstring", read_markdown, priority=400)
+    app.connect("doctree-resolved", link_names)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
