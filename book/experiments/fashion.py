@@ -1,35 +1,34 @@
-"""Fashion-MNIST at real scale: test log-likelihood under three priors, against published figures.
+"""Fashion-MNIST under the published protocol of Exemplar VAE: three priors, several seeds; then other priors.
 
-Two hidden layers of 300 units, 40 latents, Bernoulli pixels, stochastic binarisation; the priors are the standard
-normal, a VampPrior of 500 pseudo-inputs and an Exemplar prior of all 50,000 training images. Each model is trained
-for a fixed number of epochs, keeps the weights of the best validation ELBO, rounds them to float16 (what is
-committed is what is scored) and is then scored by importance sampling.
+Two hidden layers of 300 gated units, 40 latents, Bernoulli pixels, binarisation in every batch; the priors are the
+standard normal, a VampPrior of 500 pseudo-inputs and an Exemplar prior of all 50,000 training images. `_batched.py`
+trains all models, and keeps for each the weights of the best validation ELBO, rounded to float16: what is scored is
+what is stored. The package's own `iwae_bound` scores them. After that, on the same models, the prior is exchanged: for
+the aggregated posterior of all 60,000 images, and for a flow fitted to codes.
 
-Matrix products of training run in bfloat16, everything else and all scores in float32 and float64.
+A GPU is used if there is one. There matrix products of training run in TF32, the rest and all scores in float32 and
+float64. VAEBOOK_SECONDS limits the training of one call, which the next one takes up again.
 """
 
 from __future__ import annotations
 
-import copy
-import json
 import math
 import os
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
+from _batched import Batched, best_and_end, train
 from harness import Experiment
-from scipy import stats
 from torch import Tensor, nn
-from tqdm import tqdm
+from torch.distributions import Normal
 
-from vaebook import DiagGaussianMixture, data, training
+from vaebook import DiagGaussianMixture, data, kernels, training
+from vaebook.aggregate import aggregated_posterior
 from vaebook.bounds import elbo, iwae_bound
+from vaebook.evaluation import seeded
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.priors import ExemplarPrior, StandardNormal, VampPrior
 
@@ -37,210 +36,36 @@ CONFIG: dict[str, Any] = {
     "data": "Fashion-MNIST, 50,000 training, 10,000 validation, 10,000 test images",
     "hidden": [300, 300],
     "latent_dim": 40,
+    "log_variance_range": [-6, 2],
     "priors": ["normal", "vamp", "exemplar"],
     "num_pseudo_inputs": 500,
-    "neighbours": 5,
-    "refresh_every": 4,
-    "seeds": [0],
-    "epochs": {"normal": 300, "vamp": 300, "exemplar": 200},
-    "warm_up": 20,
-    "batch_size": 250,
-    "learning_rate": 1e-3,
-    "validate_every": 5,
+    "num_exemplars": 25_000,
+    "neighbours": 10,
+    "seeds": [0, 1, 2],
+    "max_epochs": 2000,
+    "patience": 50,
+    "warm_up": 100,
+    "batch_size": 100,
+    "learning_rate": 5e-4,
     "num_samples": 5000,
-    "test_images": {"normal": 10_000, "vamp": 10_000, "exemplar": 1000},
+    "num_test": 10_000,
     "slice_images": 50,
-    "doubling": [625, 1250, 2500, 5000, 10_000],
+    "doubling": [1250, 2500, 5000, 10_000],
+    "afterwards_images": 2000,
+    "afterwards_draws": 5,
+    "flow": {"transforms": 3, "hidden": [128, 128], "batch_size": 1000, "steps": 3000, "learning_rate": 1e-3},
 }
-"""What is run. Learning rate: cosine to 0; warm_up: epochs in which the weight of the KL rises to 1."""
+"""What is run; num_exemplars and neighbours are of training alone, the prior that is scored has all exemplars."""
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-CHUNK, PIECE = 50, 500
-"""Images that share one stream of noise, and images that are scored between two savings."""
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+BATCH, CHUNK = (500, 50) if DEVICE.type == "cuda" else (50, None)
+"""Test images that share one stream of noise, and samples of each that are decoded at once."""
 
 
-class NearestExemplars(ExemplarPrior):
-    r"""An Exemplar prior that scores training data by near exemplars alone, a lower bound on its log-density.
-
-    $\log\frac1{N-1}\sum_{n\in S\setminus i}\mathcal N(z\mid\mu(x_n), s^2I)$, S the nearest of all data of the batch
-
-    Which exemplars are near is looked up in a table made from the means of some epochs ago.
-    """
-
-    neighbours: Tensor
-
-    @torch.no_grad()
-    def look_up(self, num_neighbours: int) -> None:
-        """Make the table anew: for each exemplar the nearest others, by the distance of their means."""
-        loc = torch.cat([self.encoder(part).base_dist.loc for part in self.exemplars.split(5000)])
-        half_norm, found = 0.5 * loc.square().sum(1), []
-        for rows in torch.arange(len(loc)).split(500):
-            score = torch.addmm(-half_norm, loc[rows], loc.mT)
-            score[torch.arange(len(rows)), rows] = -torch.inf
-            found.append(score.topk(num_neighbours).indices)
-        self.neighbours = torch.cat(found)
-
-    def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
-        """Score z (1, B, D) by the neighbours of all data of the batch, each without itself."""
-        near = torch.unique(self.neighbours[index[0]])
-        loc, variance = self.encoder(self.exemplars[near]).base_dist.loc, (2 * self.log_scale).exp()
-        square = z[0].square().sum(1)[:, None] - 2 * z[0] @ loc.mT + loc.square().sum(1)
-        terms = (-0.5 * square / variance).masked_fill(near == index[0][:, None], -torch.inf)
-        constant = 0.5 * self.latent_dim * (math.log(2 * math.pi) + 2 * self.log_scale)
-        return (terms.logsumexp(1) - constant - math.log(len(self.exemplars) - 1))[None]
-
-
-def build(prior: str, seed: int, x: Tensor) -> VAE:
-    """Build an untrained model."""
-    generator, dim, hidden = torch.Generator().manual_seed(seed), CONFIG["latent_dim"], CONFIG["hidden"]
-    encoder = GaussianEncoder(x.shape[1], dim, hidden, generator=generator)
-    decoder = BernoulliDecoder(dim, x.shape[1], hidden, generator=generator)
-    if prior == "normal":
-        return VAE(encoder, decoder, StandardNormal(dim))
-    if prior == "vamp":
-        chosen = torch.randperm(len(x), generator=generator)[: CONFIG["num_pseudo_inputs"]]
-        return VAE(encoder, decoder, VampPrior(encoder, x[chosen]))
-    return VAE(encoder, decoder, NearestExemplars(encoder, x))
-
-
-def in_bfloat16(module: nn.Module) -> None:
-    """Let a module compute in bfloat16 and return float32."""
-    forward = module.forward
-
-    def call(x: Tensor) -> Tensor:
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            return forward(x).float()
-
-    module.forward = call
-
-
-def train(experiment: Experiment, prior: str, seed: int, split: data.Split) -> dict[str, Any]:
-    """Train one model, from its last checkpoint if there is one; leave its best weights in the scratch folder."""
-    vae, generator = build(prior, seed, split.train), torch.Generator().manual_seed(1000 + seed)
-    optimizer = torch.optim.Adam(vae.parameters(), lr=CONFIG["learning_rate"], fused=True)
-    state = State(experiment.folder / f"{prior}-{seed}.safetensors", vae, optimizer, generator)
-    state.resume()
-    for module in (vae.encoder.body, vae.decoder.body, vae.decoder.logits):
-        in_bfloat16(module)
-    validation = data.binarize(split.validation, torch.Generator().manual_seed(0))
-    num_epochs = CONFIG["epochs"][prior]
-    bar = tqdm(range(state.log["epoch"], num_epochs), f"{prior} {seed}", initial=state.log["epoch"], total=num_epochs)
-    for epoch in bar:
-        start = time.perf_counter()
-        if prior == "exemplar" and (epoch % CONFIG["refresh_every"] == 0 or not hasattr(vae.prior, "neighbours")):
-            vae.prior.look_up(CONFIG["neighbours"])
-        loss = train_epoch(vae, optimizer, batches(split.train, generator), epoch / num_epochs, epoch, prior, generator)
-        state.log["seconds"] += time.perf_counter() - start
-        state.log["epoch"] = epoch + 1
-        state.log["train"].append(round(loss, 3))
-        if (epoch + 1) % CONFIG["validate_every"] == 0 or epoch + 1 == num_epochs:
-            state.log["validation"].append([epoch + 1, round(validate(vae, validation), 3)])
-            state.keep_best()
-            state.save()
-            bar.set_postfix(train=f"{loss:.2f}", validation=f"{state.log['validation'][-1][1]:.2f}")
-    # "seconds" is the piece's own, which is little where training was only taken up again.
-    return state.log | {"training_seconds": round(state.log["seconds"])}
-
-
-def batches(x: Tensor, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield indices and freshly binarised images."""
-    for index in torch.randperm(len(x), generator=generator).split(CONFIG["batch_size"]):
-        yield index, torch.bernoulli(x[index], generator=generator)
-
-
-def train_epoch(
-    vae: VAE,
-    optimizer: torch.optim.Optimizer,
-    steps: Iterator[tuple[Tensor, Tensor]],
-    progress: float,
-    epoch: int,
-    prior: str,
-    generator: torch.Generator,
-) -> float:
-    """Make one pass and return the mean negative ELBO."""
-    for group in optimizer.param_groups:
-        group["lr"] = CONFIG["learning_rate"] * 0.5 * (1 + math.cos(math.pi * progress))
-    beta, losses = min(1.0, (epoch + 1) / CONFIG["warm_up"]), []
-    for index, batch in steps:
-        own = index if prior == "exemplar" else None
-        loss = -elbo(vae, batch, beta=beta, index=own, generator=generator).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.detach())
-    return float(torch.stack(losses).mean())
-
-
-@torch.no_grad()
-def validate(vae: VAE, x: Tensor) -> float:
-    """Return the mean negative ELBO under the whole prior, each time with the same noise."""
-    generator, fixed = torch.Generator().manual_seed(0), frozen(vae)
-    return -float(torch.cat([elbo(fixed, part, generator=generator) for part in x.split(1000)]).mean())
-
-
-def frozen(vae: VAE) -> VAE:
-    """Return the same model with its prior's components computed once and for all."""
-    if isinstance(vae.prior, StandardNormal):
-        return vae
-    with torch.no_grad():
-        q = vae.prior.mixture()
-    return VAE(vae.encoder, vae.decoder, DiagGaussianMixture(q.loc.double(), q.scale.double()))
-
-
-class State:
-    """Everything that training needs to go on after an interruption, in one file without pickle."""
-
-    def __init__(self, path: Path, vae: VAE, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
-        self.path, self.vae, self.optimizer, self.generator = path, vae, optimizer, generator
-        self.best: dict[str, Tensor] = {}
-        self.log: dict[str, Any] = {"epoch": 0, "seconds": 0.0, "train": [], "validation": []}
-
-    def keep_best(self) -> None:
-        """Keep the weights if the last validation was the best; those of the warm-up do not count."""
-        done = [(loss, epoch) for epoch, loss in self.log["validation"] if epoch > CONFIG["warm_up"]]
-        if done and min(done)[1] == self.log["epoch"]:
-            self.best = {name: t.detach().clone() for name, t in self.vae.state_dict().items()}
-
-    def save(self) -> None:
-        """Write all or nothing."""
-        tensors = {f"vae/{name}": t for name, t in self.vae.state_dict().items()}
-        tensors |= {f"best/{name}": t for name, t in self.best.items()}
-        for number, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"adam/{number}/{name}": t for name, t in entry.items()}
-        tensors["generator"] = self.generator.get_state()
-        part = self.path.with_suffix(".part")
-        safetensors.torch.save_file(
-            {n: t.contiguous().clone() for n, t in tensors.items()}, part, {"log": json.dumps(self.log)}
-        )
-        os.replace(part, self.path)
-
-    def resume(self) -> None:
-        """Take up what was saved; a file that cannot be read is reported, removed, and training starts anew."""
-        if not self.path.exists():
-            return
-        try:
-            with safetensors.safe_open(self.path, framework="pt") as file:
-                log, tensors = json.loads(file.metadata()["log"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
-            print(f"{self.path}: truncated or corrupted ({error}); training starts anew", file=sys.stderr)
-            self.path.unlink()
-            return
-        weights = {n.removeprefix("vae/"): t for n, t in tensors.items() if n.startswith("vae/")}
-        wanted, got = ({n: tuple(t.shape) for n, t in group.items()} for group in (self.vae.state_dict(), weights))
-        if wanted != got:
-            name = next(n for n in sorted(wanted.keys() | got.keys()) if wanted.get(n) != got.get(n))
-            raise ValueError(
-                f"{self.path}: {name}: expected shape {wanted.get(name, 'none')}, got {got.get(name, 'none')}; "
-                "this is the checkpoint of another model: remove it"
-            )
-        self.log, self.best = log, {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
-        self.vae.load_state_dict(weights)
-        self.generator.set_state(tensors["generator"])
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("adam/"):
-                _, number, key = name.split("/")
-                moments.setdefault(int(number), {})[key] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+def split_of_images() -> data.Split:
+    """Read the data, from Debian's folder if they are there."""
+    folder = data.FASHION_SYSTEM_FOLDER
+    return data.fashion_mnist(folder if folder.is_dir() else None)
 
 
 def test_images(split: data.Split) -> Tensor:
@@ -248,59 +73,237 @@ def test_images(split: data.Split) -> Tensor:
     return data.binarize(split.test, torch.Generator().manual_seed(1))
 
 
-def finished(experiment: Experiment, prior: str, seed: int, x: Tensor) -> VAE:
-    """Return a trained model, its weights rounded to float16, with the whole of its prior."""
-    vae = build(prior, seed, x)
-    if prior == "exemplar":
-        vae = VAE(vae.encoder, vae.decoder, ExemplarPrior(vae.encoder, x))
-    with safetensors.safe_open(experiment.folder / f"{prior}-{seed}.safetensors", framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith("best/")]  # noqa: SIM118 (not a dict)
-        best = {name.removeprefix("best/"): file.get_tensor(name) for name in names}
-    vae.load_state_dict({name: t.half().float() for name, t in best.items()})
-    return vae.eval()
+def all_images(split: data.Split) -> Tensor:
+    """Binarise training and validation images, once and for all: those of which q_agg is made."""
+    return data.binarize(torch.cat([split.train, split.validation]), torch.Generator().manual_seed(2))
+
+
+def groups(experiment: Experiment, split: data.Split) -> list[Batched]:
+    """Make the models of every prior, as far as they are trained."""
+    images = (split.train * 255).round().to(torch.uint8).to(DEVICE)
+    validation = data.binarize(split.validation, torch.Generator().manual_seed(0)).to(DEVICE)
+    path = experiment.folder
+    return [Batched(p, CONFIG, images, validation, path / f"train-{p}.safetensors") for p in CONFIG["priors"]]
+
+
+def train_all(experiment: Experiment, split: data.Split) -> dict[str, Any]:
+    """Train all models, and leave the weights of each in the scratch folder."""
+    made = groups(experiment, split)
+    ended = train(made, float(os.environ.get("VAEBOOK_SECONDS", math.inf)))
+    for group in made:
+        for r, seed in enumerate(CONFIG["seeds"]):
+            path = experiment.folder / f"{group.prior}-{seed}.safetensors"
+            safetensors.torch.save_file({n: t.contiguous() for n, t in group.weights(r).items()}, path)
+    if not ended:
+        raise SystemExit("fashion: the time is over; the same command goes on")
+    return {"logs": {group.prior: group.log for group in made}}
+
+
+def build(prior: str, x: Tensor) -> VAE:
+    """Build an untrained model of the package."""
+    dim, hidden, (low, high) = CONFIG["latent_dim"], CONFIG["hidden"], CONFIG["log_variance_range"]
+    encoder = GaussianEncoder(x.shape[1], dim, hidden, gated=True, log_scale_range=(low / 2, high / 2))
+    decoder = BernoulliDecoder(dim, x.shape[1], hidden, gated=True)
+    if prior == "normal":
+        return VAE(encoder, decoder, StandardNormal(dim))
+    if prior == "vamp":
+        return VAE(encoder, decoder, VampPrior(encoder, x[: CONFIG["num_pseudo_inputs"]]))
+    return VAE(encoder, decoder, ExemplarPrior(encoder, x))
+
+
+def finished(folder: Path, prior: str, seed: int, x: Tensor) -> VAE:
+    """Return a trained model, its weights as they are stored, with the whole of its prior."""
+    vae = build(prior, x)
+    weights = safetensors.torch.load_file(folder / f"{prior}-{seed}.safetensors")
+    vae.load_state_dict({name: t.float() for name, t in weights.items()})
+    return vae.eval().requires_grad_(False)
+
+
+def moved(vae: VAE) -> VAE:
+    """Move a model to the device, its exemplars too."""
+    if isinstance(vae.prior, ExemplarPrior):
+        vae.prior.exemplars = vae.prior.exemplars.to(DEVICE)
+    return vae.to(DEVICE)
+
+
+def frozen(vae: VAE, prior: Any = None) -> VAE:
+    """Return the model with another prior, or with its own, its components computed once and for all."""
+    if prior is None:
+        prior = vae.prior
+        if not isinstance(prior, StandardNormal):
+            q = prior.mixture()
+            prior = DiagGaussianMixture(q.loc.double(), q.scale.double())
+    return VAE(vae.encoder, vae.decoder, prior)
 
 
 @torch.no_grad()
-def score(vae: VAE, x: Tensor, first: int, num_samples: int) -> dict[str, Any]:
-    """Estimate log p(x) of test images that start at position `first`; the noise depends on the position alone."""
-    vae, values, lower = frozen(vae), [], []
-    for start, part in zip(range(first, first + len(x), CHUNK), x.split(CHUNK), strict=True):
-        generator = torch.Generator().manual_seed(start)
-        values += iwae_bound(vae, part, num_samples, generator=generator).tolist()
+def score(vae: VAE, x: Tensor, num_samples: int) -> dict[str, list[float]]:
+    """Estimate log p(x); the noise of a batch depends on its position alone, and is the same under every prior."""
+    values, lower = [], []
+    for number, part in enumerate(x.split(BATCH)):
+        generator = torch.Generator(part.device).manual_seed(number)
+        values += iwae_bound(vae, part, num_samples, generator=generator, chunk_size=CHUNK).tolist()
         lower += elbo(vae, part, num_samples=10, generator=generator).tolist()
     return {"log_prob": [round(v, 4) for v in values], "elbo": [round(v, 3) for v in lower]}
 
 
-def score_all(experiment: Experiment, vae: VAE, name: str, x: Tensor) -> dict[str, list[float]]:
-    """Score in pieces, so that an interruption loses little."""
-    found: dict[str, list[float]] = {"log_prob": [], "elbo": []}
-    for first in range(0, len(x), PIECE):
-        part = experiment.piece(
-            f"score-{name}-{first}",
-            lambda first=first: score(vae, x[first : first + PIECE], first, CONFIG["num_samples"]),
-        )
-        found = {key: values + part[key] for key, values in found.items()}
-    return found
-
-
-def doubling(experiment: Experiment, vae: VAE, name: str, x: Tensor) -> list[dict[str, Any]]:
+def doubling(vae: VAE, x: Tensor) -> dict[str, Any]:
     """Score a few images with ever more samples: what doubling them still changes."""
-    rows = []
-    for num in CONFIG["doubling"]:
-        part = experiment.piece(f"doubling-{name}-{num}", lambda num=num: score(vae, x, 0, num))
-        rows.append({"model": name, "num_samples": num, "nll": mean_and_error(part["log_prob"])[0]})
-    return rows
+    vae = frozen(vae)
+    return {"nll": [mean_and_error(score(vae, x, num)["log_prob"])[0] for num in CONFIG["doubling"]]}
 
 
-def mean_and_error(log_prob: list[float]) -> tuple[float, float]:
+class Flow(nn.Module):
+    """A neural spline flow behind a shift and a scale of every coordinate."""
+
+    def __init__(self, q: DiagGaussianMixture) -> None:
+        import zuko  # here, because who only trains and scores needs none
+
+        super().__init__()
+        settings, self.latent_dim = CONFIG["flow"], q.latent_dim
+        self.register_buffer("loc", q.mean.float())
+        self.register_buffer("scale", q.variance.float().sqrt())
+        sizes = {"transforms": settings["transforms"], "hidden_features": settings["hidden"]}
+        self.flow = zuko.flows.NSF(self.latent_dim, **sizes)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return the log-density in nats."""
+        return self.flow().log_prob((z.float() - self.loc) / self.scale) - self.scale.log().sum()
+
+    def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """Draw."""
+        with seeded(generator):
+            return self.loc + self.scale * self.flow().sample(sample_shape)
+
+
+def fit_flow(q: DiagGaussianMixture, seed: int) -> Flow:
+    """Fit a flow to draws of q, in each step new ones; the rate falls along a cosine to 0."""
+    settings, loc, scale, device = CONFIG["flow"], q.loc.float(), q.scale.float(), q.loc.device
+    torch.manual_seed(seed)
+    flow, on_gpu = Flow(q).to(device), device.type == "cuda"
+    torch.distributions.Distribution.set_default_validate_args(not on_gpu)  # its checks make a GPU wait
+    rate = torch.tensor(settings["learning_rate"], device=device)
+    optimizer = torch.optim.Adam(flow.parameters(), lr=rate, fused=True, capturable=on_gpu)
+    generator = torch.Generator(device).manual_seed(seed)
+
+    def step() -> None:
+        rows = torch.randint(len(loc), (settings["batch_size"],), generator=generator, device=device)
+        noise = torch.empty(len(rows), q.latent_dim, device=device).normal_(generator=generator)
+        optimizer.zero_grad(set_to_none=True)
+        (-flow.log_prob(loc[rows] + scale[rows] * noise).mean()).backward()
+        optimizer.step()
+
+    advance = captured(step, generator) if on_gpu else step
+    for number in range(settings["steps"]):
+        rate.fill_(settings["learning_rate"] * 0.5 * (1 + math.cos(math.pi * number / settings["steps"])))
+        advance()
+    torch.distributions.Distribution.set_default_validate_args(True)
+    return flow.eval().requires_grad_(False)
+
+
+def captured(step: Callable[[], None], generator: torch.Generator) -> Callable[[], None]:
+    """Capture a step as a graph, after three of them."""
+    stream = torch.cuda.Stream()
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    with torch.cuda.graph(graph, stream=stream):
+        step()
+    return graph.replay
+
+
+def afterwards(vae: VAE, seed: int, split: data.Split) -> dict[str, Any]:
+    """Exchange the prior of a trained model: for q_agg of all 60,000 images, and for a flow fitted to codes.
+
+    "codes" has the mean over images of log p(z) less the log-density of the model's own prior, z drawn from q(z|x),
+    with its standard error over images. Training codes are scored under q_agg, and exemplars, without themselves.
+    """
+    num, x = len(split.train), test_images(split).to(DEVICE)
+    q = aggregated_posterior(vae.encoder, all_images(split).to(DEVICE)).double()
+    new = aggregated_posterior(vae.encoder, x).double()
+    flow = fit_flow(q[:num], seed)
+    own, generator = frozen(vae).prior, torch.Generator(DEVICE).manual_seed(seed)
+    everyone, rows = (
+        torch.arange(len(q.loc), device=DEVICE),
+        {"training": slice(0, num), "validation": slice(num, None)},
+    )
+    gains: dict[str, list[Tensor]] = {}
+    rate: dict[str, list[Tensor]] = {}
+    for _ in range(CONFIG["afterwards_draws"]):
+        z, z_new = (c.loc + c.scale * torch.empty_like(c.loc).normal_(generator=generator) for c in (q, new))
+        others, by_flow = q.log_prob_leave_one_out(z, everyone), flow.log_prob(z)
+        base = own.log_prob(z)
+        if isinstance(vae.prior, ExemplarPrior):
+            base[:num] = own.log_prob_leave_one_out(z[:num], everyone[:num])
+        log_q = Normal(q.loc, q.scale).log_prob(z).sum(-1)
+        for part, index in rows.items():
+            gains.setdefault(f"q_agg, {part}", []).append((others - base)[index])
+            gains.setdefault(f"flow, {part}", []).append((by_flow - base)[index])
+            rate.setdefault(part, []).append((log_q - base)[index])
+        rate.setdefault("information", []).append(log_q - q.log_prob(z))
+        base = own.log_prob(z_new)
+        gains.setdefault("q_agg, test", []).append(q.log_prob(z_new) - base)
+        gains.setdefault("flow, test", []).append(flow.log_prob(z_new) - base)
+        rate.setdefault("test", []).append(Normal(new.loc, new.scale).log_prob(z_new).sum(-1) - base)
+    found = {name: mean_and_error(-torch.stack(parts).mean(0)) for name, parts in gains.items()}
+    rates = {name: round(float(torch.stack(parts).mean()), 3) for name, parts in rate.items()}
+    some = x[: CONFIG["afterwards_images"]]
+    scores = {
+        name: score(frozen(vae, prior), some, CONFIG["num_samples"]) for name, prior in (("q_agg", q), ("flow", flow))
+    }
+    return {"codes": found, "rates": rates, "log_prob": {name: s["log_prob"] for name, s in scores.items()}}
+
+
+def mean_and_error(log_prob: list[float] | Tensor) -> tuple[float, float]:
     """Return the mean negative log-likelihood of some images and its standard error."""
-    values = -torch.tensor(log_prob, dtype=torch.float64)
+    values = -torch.as_tensor(log_prob, dtype=torch.float64)
     return round(float(values.mean()), 3), round(float(values.std() / math.sqrt(len(values))), 3)
+
+
+def pieces(experiment: Experiment, split: data.Split) -> dict[str, dict[str, Any]]:
+    """Train and score all models, on the device."""
+    torch.backends.cuda.matmul.allow_tf32 = True
+    made = {"train": experiment.piece("train", lambda: train_all(experiment, split))}
+    torch.backends.cuda.matmul.allow_tf32 = False
+    if DEVICE.type == "cuda":
+        kernels.ROWS, kernels.COLUMNS = 2**14, 2**16  # blocks of a size that suits a GPU
+    x = test_images(split)[: CONFIG["num_test"]].to(DEVICE)
+    names = [(seed, prior) for seed in CONFIG["seeds"] for prior in CONFIG["priors"]]
+    for what in ("score", "doubling", "afterwards"):
+        for seed, prior in names:
+            name = f"{what}-{prior}-{seed}"
+            if what == "doubling" and seed != CONFIG["seeds"][0]:
+                continue
+            vae = moved(finished(experiment.folder, prior, seed, split.train))
+            compute = {
+                "score": lambda v=vae: score(frozen(v), x, CONFIG["num_samples"]),
+                "doubling": lambda v=vae: doubling(v, x[: CONFIG["slice_images"]]),
+                "afterwards": lambda v=vae, s=seed: afterwards(v, s, split),
+            }[what]
+            made[name] = experiment.piece(name, compute)
+    return made
+
+
+def on_cpu(experiment: Experiment, prior: str, split: data.Split) -> dict[str, Any]:
+    """Score the first images once more, on the CPU, with other noise; the tests do it again."""
+    x = test_images(split)[: CONFIG["slice_images"]]
+
+    def compute() -> dict[str, Any]:
+        return score(
+            frozen(finished(experiment.folder, prior, CONFIG["seeds"][0], split.train)), x, CONFIG["num_samples"]
+        )
+
+    return experiment.piece(f"slice-{prior}", compute)
 
 
 def row(prior: str, seed: int, log: dict[str, Any], scores: dict[str, list[float]]) -> dict[str, Any]:
     """Sum up one model."""
-    best = min(log["validation"][CONFIG["warm_up"] // CONFIG["validate_every"] :], key=lambda entry: entry[1])
+    losses = [entry[CONFIG["seeds"].index(seed)] for entry in log["validation"]]
+    best, end = best_and_end(losses, CONFIG)
     nll, stderr = mean_and_error(scores["log_prob"])
     return {
         "prior": prior,
@@ -309,53 +312,58 @@ def row(prior: str, seed: int, log: dict[str, Any], scores: dict[str, list[float
         "nll": nll,
         "stderr": stderr,
         "negative_elbo": mean_and_error(scores["elbo"])[0],
-        "validation": best[1],
-        "best_epoch": best[0],
-        "epochs": log["epoch"],
-        "training_seconds": log["training_seconds"],
+        "validation": round(losses[best - 1], 3),
+        "best_epoch": best,
+        "epochs": end or len(losses),
+        "patience_ended": end is not None and end < CONFIG["max_epochs"],
     }
 
 
-def gap(first: list[float], second: list[float]) -> dict[str, Any]:
-    """Return by how much the second NLL is lower, on the images that both scored, with its standard error."""
-    num = min(len(first), len(second))
-    value, stderr = mean_and_error([a - b for a, b in zip(first[:num], second[:num], strict=True)])
-    return {"images": num, "nats": value, "stderr": stderr}
+def over_seeds(values: list[float]) -> dict[str, Any]:
+    """Return mean, standard deviation and standard error over seeds."""
+    values = torch.tensor(values, dtype=torch.float64)
+    spread = float(values.std())
+    return {
+        "seeds": len(values),
+        "mean": round(float(values.mean()), 3),
+        "sd": round(spread, 3),
+        "stderr": round(spread / math.sqrt(len(values)), 3),
+    }
 
 
-def summarise(rows: list[dict[str, Any]], scores: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
-    """Bring every prior to all test images: where only some were scored, by the paired gap to the standard normal.
-
-    NLL(all) is estimated by NLL_normal(all) minus the mean gap on the images scored under both, whose standard
-    error is far below that of the images' own NLL.
-    """
-    summary = []
-    for prior in CONFIG["priors"]:
-        estimates, errors = [], []
-        for entry in (entry for entry in rows if entry["prior"] == prior):
-            base = scores[f"normal-{entry['seed']}"]["log_prob"]
-            paired = gap(base, scores[f"{prior}-{entry['seed']}"]["log_prob"])
-            estimates.append(mean_and_error(base)[0] - paired["nats"])
-            errors.append(paired["stderr"] if paired["images"] < len(base) else 0.0)
-        mean, count = sum(estimates) / len(estimates), len(estimates)
-        spread = math.sqrt(sum((e - mean) ** 2 for e in estimates) / max(1, count - 1))
-        half = float(stats.t.ppf(0.975, count - 1)) * spread / math.sqrt(count) if count > 1 else None
-        summary.append(
-            {
-                "prior": prior,
-                "seeds": count,
-                "nll": round(mean, 2),
-                "subset_stderr": round(math.sqrt(sum(e**2 for e in errors)) / count, 3),
-                "interval": None if half is None else [round(mean - half, 2), round(mean + half, 2)],
-            }
-        )
-    return summary
+def gap(first: str, second: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return by how much the second prior's mean NLL is lower; its standard error is over seeds, as if independent."""
+    a, b = (over_seeds([r["nll"] for r in rows if r["prior"] == prior]) for prior in (first, second))
+    return {
+        "from": first,
+        "to": second,
+        "nats": round(a["mean"] - b["mean"], 3),
+        "stderr": round(math.hypot(a["stderr"], b["stderr"]), 3),
+    }
 
 
-def store(experiment: Experiment, split: data.Split, models: dict[str, VAE], content: dict[str, Any]) -> None:
+def exchanged(prior: str, made: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sum up, over seeds, what another prior would have gained in nats an image, on codes and in log-likelihood."""
+    found, seeds = [], CONFIG["seeds"]
+    for other in ("q_agg", "flow"):
+        entry: dict[str, Any] = {"prior": prior, "instead": other}
+        for part in ("training", "validation", "test"):
+            values = [made[f"afterwards-{prior}-{seed}"]["codes"][f"{other}, {part}"][0] for seed in seeds]
+            entry[part] = over_seeds(values)["mean"]
+            entry[f"{part} stderr"] = over_seeds(values)["stderr"]
+        gains = []
+        for seed in seeds:
+            after = torch.tensor(made[f"afterwards-{prior}-{seed}"]["log_prob"][other])
+            gains.append(float((after - torch.tensor(made[f"score-{prior}-{seed}"]["log_prob"])[: len(after)]).mean()))
+        entry |= {"log_likelihood": over_seeds(gains)["mean"], "log_likelihood stderr": over_seeds(gains)["stderr"]}
+        found.append(entry)
+    return found
+
+
+def store(experiment: Experiment, split: data.Split, content: dict[str, Any]) -> None:
     """Write the weights of the first seed, the images of the slice, and the numbers."""
     for prior in CONFIG["priors"]:
-        vae = copy.deepcopy(models[f"{prior}-{CONFIG['seeds'][0]}"]).half()
+        vae = finished(experiment.folder, prior, CONFIG["seeds"][0], split.train).half()
         training.save(RESULTS / f"fashion-{prior}.safetensors", vae, {"prior": prior, "seed": CONFIG["seeds"][0]})
     images = test_images(split)[: CONFIG["slice_images"]].to(torch.uint8)
     safetensors.torch.save_file({"images": images}, RESULTS / "fashion-images.safetensors")
@@ -363,41 +371,45 @@ def store(experiment: Experiment, split: data.Split, models: dict[str, VAE], con
 
 
 def main() -> None:
-    """Train all models, score them, and store the results."""
+    """Train all models, score them, exchange their priors, and store the results."""
     torch.set_num_threads(1)
-    split, experiment = data.fashion_mnist(), Experiment("fashion", CONFIG)
-    x, logs, scores, models, curve = test_images(split), {}, {}, {}, []
-    for seed in CONFIG["seeds"]:
-        for prior in CONFIG["priors"]:
-            name = f"{prior}-{seed}"
-            logs[name] = experiment.piece(f"train-{name}", lambda p=prior, s=seed: train(experiment, p, s, split))
-            models[name] = finished(experiment, prior, seed, split.train)
-            scores[name] = score_all(experiment, models[name], name, x[: CONFIG["test_images"][prior]])
-            if seed == CONFIG["seeds"][0]:
-                curve += doubling(experiment, models[name], name, x[: CONFIG["slice_images"]])
-    rows = [row(*_parts(name), logs[name], scores[name]) for name in models]
-    gaps = [
-        {"seed": seed, "from": a, "to": b} | gap(scores[f"{a}-{seed}"]["log_prob"], scores[f"{b}-{seed}"]["log_prob"])
-        for seed in CONFIG["seeds"]
-        for a, b in (("normal", "vamp"), ("vamp", "exemplar"), ("normal", "exemplar"))
-    ]
-    first = {prior: scores[f"{prior}-{CONFIG['seeds'][0]}"]["log_prob"] for prior in CONFIG["priors"]}
+    split, experiment = split_of_images(), Experiment("fashion", CONFIG, DEVICE)
+    made = pieces(experiment, split)
+    names = [(prior, seed) for prior in CONFIG["priors"] for seed in CONFIG["seeds"]]
+    logs = made["train"]["logs"]
+    rows = [row(prior, seed, logs[prior], made[f"score-{prior}-{seed}"]) for prior, seed in names]
+    first, slices = CONFIG["seeds"][0], []
+    for prior in CONFIG["priors"]:
+        there = made[f"score-{prior}-{first}"]["log_prob"][: CONFIG["slice_images"]]
+        here = on_cpu(experiment, prior, split)["log_prob"]
+        slices.append({"prior": prior, "log_prob": here, "log_prob_on_device": there})
     content = {
         "rows": rows,
-        "summary": summarise(rows, scores),
-        "gaps": gaps,
-        "doubling": curve,
-        "curves": [
-            {"model": name, "train": log["train"], "validation": log["validation"]} for name, log in logs.items()
+        "summary": [
+            {"prior": prior} | over_seeds([r["nll"] for r in rows if r["prior"] == prior]) for prior in CONFIG["priors"]
         ],
-        "slice": [{"prior": prior, "log_prob": values[: CONFIG["slice_images"]]} for prior, values in first.items()],
+        "gaps": [gap(a, b, rows) for a, b in (("normal", "vamp"), ("vamp", "exemplar"), ("normal", "exemplar"))],
+        "afterwards": [entry for prior in CONFIG["priors"] for entry in exchanged(prior, made)],
+        "rates": [
+            {"prior": prior, "seed": seed} | made[f"afterwards-{prior}-{seed}"]["rates"] for prior, seed in names
+        ],
+        "doubling": [
+            {"prior": prior, "num_samples": num, "nll": nll}
+            for prior in CONFIG["priors"]
+            for num, nll in zip(CONFIG["doubling"], made[f"doubling-{prior}-{first}"]["nll"], strict=True)
+        ],
+        "seconds_of_training": {prior: round(log["seconds"]) for prior, log in logs.items()},
+        "curves": [
+            {
+                "prior": prior,
+                "epoch": list(range(1, len(log["validation"]) + 1))[::5],
+                "validation": [round(entry[0], 2) for entry in log["validation"]][::5],
+            }
+            for prior, log in logs.items()
+        ],
+        "slice": slices,
     }
-    store(experiment, split, models, content)
-
-
-def _parts(name: str) -> tuple[str, int]:
-    prior, seed = name.split("-")
-    return prior, int(seed)
+    store(experiment, split, content)
 
 
 if __name__ == "__main__":
