@@ -168,7 +168,7 @@ def provenance(packages: Iterable[str] = PACKAGES) -> dict[str, Any]:
     status = _git("status", "--porcelain", "--", ".", ":!book/results")
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": _git("rev-parse", "HEAD") or os.environ.get("VAEBOOK_COMMIT"),  # a copy without history may be told
+        "commit": os.environ.get("VAEBOOK_COMMIT") or _git("rev-parse", "HEAD"),  # a copy without history may be told
         "dirty": None if status is None else bool(status),
         "machine": f"{_processor()}, {os.cpu_count()} cores, {platform.system()}",
         "threads": torch.get_num_threads(),
