@@ -379,11 +379,15 @@ def exchanged(prior: str, made: dict[str, dict[str, Any]]) -> list[dict[str, Any
             values = [made[f"afterwards-{prior}-{seed}"]["codes"][f"{other}, {part}"][0] for seed in seeds]
             entry[part] = over_seeds(values)["mean"]
             entry[f"{part} stderr"] = over_seeds(values)["stderr"]
-        gains = []
+        gains, errors = [], []
         for seed in seeds:
             after = torch.tensor(made[f"afterwards-{prior}-{seed}"]["log_prob"][other])
-            gains.append(float((after - torch.tensor(made[f"score-{prior}-{seed}"]["log_prob"])[: len(after)]).mean()))
+            before = torch.tensor(made[f"score-{prior}-{seed}"]["log_prob"])[: len(after)]
+            loss, error = mean_and_error(after - before)
+            gains.append(-loss)
+            errors.append(error)
         entry |= {"log_likelihood": over_seeds(gains)["mean"], "log_likelihood stderr": over_seeds(gains)["stderr"]}
+        entry["stderr over images"] = max(errors)
         found.append(entry)
     return found
 

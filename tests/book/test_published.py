@@ -24,8 +24,25 @@ def test_reasons_follow_from_the_protocol():
         assert ("static" in reasons) == (row["binarisation"] == "static"), row["id"]
         assert ("other data" in reasons) == (row["data"] != "Fashion-MNIST"), row["id"]
         assert ("few samples" in reasons) == (row["samples"] < 5000), row["id"]
-        assert ("two layers of latents" in reasons) == ("HVAE" in row["model"]), row["id"]
+        assert ("two layers of latents" in reasons) == ("HVAE" in row["model"] or row["model"] == "PixelSNAIL"), row[
+            "id"
+        ]
+        assert ("convolutions" in reasons) == (row["model"] in ("ConvHVAE", "PixelSNAIL")), row["id"]
+        assert ("quoted there" in reasons) == (row["prior"] == "lars"), row["id"]
         assert (row["ours"] is not None) == (row["data"] == "Fashion-MNIST" and row["model"] == "VAE"), row["id"]
+
+
+def test_what_was_not_seen_at_its_source_says_so():
+    assert all(row["seen"] in ("repository", "elsewhere") for row in ROWS)
+    assert {row["source"] for row in ROWS if row["seen"] == "repository"} == {"norouzi2020exemplar"}
+
+
+def test_the_order_of_priors_has_the_one_exception_that_the_chapter_names():
+    value = {(r["model"], r["data"], r["prior"]): r["value"] for r in PUBLISHED["nll"] if r["seen"] == "repository"}
+    kinds = {key[:2] for key in value}
+    assert len(kinds) == 12
+    ordered = {kind for kind in kinds if value[*kind, "normal"] > value[*kind, "vamp"] > value[*kind, "exemplar"]}
+    assert kinds - ordered == {("PixelSNAIL", "MNIST")}
 
 
 def test_numbers_are_told_apart():
