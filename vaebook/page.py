@@ -57,7 +57,8 @@ def page(found: Any, status: Mapping[str, str], pictures: Sequence[Panel], *, wh
     """
     level = 2 if whole else 3
     head = f"{found.num_data:,} data, {found.latent_dim} latent dimensions, prior: {found.prior}"
-    parts = [f"<p class=soft>{escape(head)}</p>", *(_card(verdict, status, level + 1) for verdict in found.verdicts)]
+    cards = [_card(verdict, status, level + 1) for verdict in found.verdicts]
+    parts = [f"<p class=soft>{escape(head)}</p>", _title("Answers", level), *cards]
     parts += [_title("Pictures", level), "<div class=grid>", *map(_figure, pictures), "</div>"]
     parts += [_title("All numbers", level), _numbers(found)]
     for title, lines in (("What it could not tell", found.unknown), ("Notes", found.notes)):
