@@ -155,7 +155,7 @@ SLOW = {
     ),
     "choose_prior": (
         selection.choose_prior,
-        {"vae": HOUSE, "x": MANY, "held_out": None, "num_components": (1,), "num_data": 12, "caution": 1.0,
+        {"vae": HOUSE, "x": MANY, "held_out": None, "num_components": (1,), "num_data": 12,
          "generator": SEEDED},
     ),
     "inference_gap": (

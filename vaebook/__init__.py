@@ -19,8 +19,8 @@ The layers, from the top down; each imports only from those below it:
     log p(x) under any prior, by importance sampling that adapts to each datum
 `inference` `bounds` `laplace` `information`
     an encoder's distance from the exact posterior; ELBO and IWAE; maxima of p(x, z); what the KL term consists of
-`population` `integrals` `checkpoint` `ppca` `tilted`
-    brackets for the population; integrals over one or two latents; files; probabilistic PCA; tilted mixtures
+`population` `integrals` `checkpoint` `ppca`
+    brackets for the population; integrals over one or two latents; files; probabilistic PCA
 `holes` `memorisation` `testing`
     parts of the prior without codes; own and new data; a density against its sampler
 `page`

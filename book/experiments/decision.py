@@ -84,7 +84,7 @@ def summary(rows: list[dict]) -> dict[str, dict]:
         less = by_data(rows, lambda row, p=policy: row["regret"][p][0] - row["regret"]["gmm"][0])
         worst = max(rows, key=lambda row, p=policy: row["regret"][p][0])
         found[policy] = over_data(regret) | {
-            "less_gmm": over_data(less),
+            "less_gmm": over_data(less) | {"num_better": sum(value < 0 for value in less.values())},
             "largest": worst["regret"][policy][0],
             "worst_case": worst["case"],
             "by_data": regret,
