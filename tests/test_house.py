@@ -14,12 +14,10 @@ import vaebook
 PACKAGE = Path(vaebook.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))
 ALL = sorted(PACKAGE.rglob("*.py"))
-CODE_LINES = 5_460
+CODE_LINES = 5_353
 """Of the package without docstrings and claims. The aim is 2,400: this number may only fall."""
 FILE_LINES = 300
-LONG = {
-    "selection.py": 322,
-}
+LONG = {}
 """Files that are longer still, and may only shrink."""
 DOORS = {"adapters.py", "parts.py", "outputs.py", "evaluation.py"}
 OUTSIDE = ("prior", "latent", "encoder", "decoder", "encode", "decode", "vae", "model", "decoded", "q_x")
