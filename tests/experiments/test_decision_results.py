@@ -24,7 +24,7 @@ def test_cases_come_out_again(case, allowed):
         assert row["test"][key] == pytest.approx(stored["test"][key], abs=allowed), key
     for source, gains in row["gain"].items():
         assert gains["gmm_full"] == pytest.approx(stored["gain"][source]["gmm_full"], abs=3 * allowed), source
-        assert gains["flow"] == pytest.approx(stored["gain"][source]["flow"], abs=3 * allowed), source
+        assert gains["gmm_diag"] == pytest.approx(stored["gain"][source]["gmm_diag"], abs=3 * allowed), source
 
 
 def equal(made, stored, key=""):
