@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vaebook._checks import check_positive, check_tensor, check_type
 from vaebook.adapters import adapt_codes
-from vaebook.evaluation import Data
+from vaebook.evaluation import Data, explained
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.outputs import Spread
 
@@ -121,7 +121,8 @@ def as_codes(name: str, codes: Any) -> DiagGaussianMixture:
     flat = {
         key: value.reshape(len(value), -1) if value.ndim > 2 and len(value) else value for key, value in arrays.items()
     }
-    return DiagGaussianMixture.from_arrays(**flat)
+    with explained(name, "dense arrays of real numbers"):
+        return DiagGaussianMixture.from_arrays(**flat)
 
 
 def _log_sum_by_group(log_weight: Tensor, group: Tensor, num_groups: int) -> Tensor:
