@@ -188,6 +188,8 @@ def _own_names(tree: ast.Module) -> set[str]:
 
 
 def _is_re_export(node: ast.stmt) -> bool:
+    if isinstance(node, ast.If):  # names that are imported when they are asked for, told to type checkers
+        return ast.unparse(node.test) == "TYPE_CHECKING" and all(map(_is_re_export, node.body))
     return isinstance(node, ast.ImportFrom) or (
         isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets)
     )
