@@ -46,12 +46,12 @@ def test_a_perfect_model_has_no_hole(num, dim, scale):
 @pytest.mark.slow
 @pytest.mark.parametrize("dim", [1, 2, 4, 8, 16, 32, 64])
 def test_at_most_one_in_twenty_perfect_models_is_said_to_have_a_hole(dim):
-    reported = 0
-    for seed in range(100):
+    reported, trials = 0, 100 if dim < 16 else 40  # which take seconds each
+    for seed in range(trials):
         scale = (0.1, 0.3, 0.6, 0.9)[seed % 4]
         q_agg = perfect(seed, (100, 300, 1_000)[seed % 3], dim, scale)
         reported += hole_mass(q_agg, StandardNormal(dim), generator=seeded(seed + 1_000)).mass > 0
-    assert reported <= 5
+    assert reported <= trials // 20
 
 
 @pytest.mark.parametrize("dim", [1, 2, 16])
