@@ -124,7 +124,7 @@ def mws(generator: torch.Generator) -> Measurement:
 
 @claim(
     "est/mss",
-    falsehood=r"The matrix in circulation is unbiased (each row but the first; B well below N); the stratified weights "
+    falsehood=r"The matrix widely copied is unbiased (each row but the first; B well below N); the stratified weights "
     r"are exact at $B=N\ge3$.",
     kind="exact",
     source="the stratified weights: Chen et al. (2018); equal weights: Rao-Blackwell, this book",
