@@ -60,15 +60,20 @@ def users(module: str, book: Path) -> list[str]:
     ]
 
 
+def _plain(name: str) -> str:
+    """Keep Markdown from reading the underscores of `__main__` as bold."""
+    return name.replace("_", r"\_")
+
+
 def write_modules(app: Sphinx, page: str, source: list[str]) -> None:
     """Put one section for each module in the place that the page leaves for them."""
     if page != PAGE:
         return
     parts = []
     for names, text in layers():
-        parts += [f"## {' · '.join(names)}\n", f"{text[0].upper()}{text[1:]}.\n"]
+        parts += [f"## {_plain(' · '.join(names))}\n", f"{text[0].upper()}{text[1:]}.\n"]
         for module in names:
-            parts.append(f"### vaebook.{module}\n")
+            parts.append(f"### vaebook.{_plain(module)}\n")
             if found := users(module, Path(app.srcdir, "book")):
                 parts.append("Used in " + ", ".join(f"{{doc}}`../{page}`" for page in found) + ".\n")
             members = ", ".join(public(module))
