@@ -72,7 +72,7 @@ def elbo(
     vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
     check_int("num_samples", num_samples, minimum=1, maximum=MOST)
-    check_number("beta", beta, minimum=0)
+    beta = check_number("beta", beta, minimum=0)
     _check_passes(vae, x, condition)
     q = encode(vae, x, condition)
     joint = Joint(vae, x, condition, _without(vae.prior, index, len(x)), q.loc.dtype)

@@ -124,8 +124,8 @@ def mismatch_bound(rate: float, num_data: int) -> float:
 
     Source: this book, chapter aggregated/surgery (claim agg/hole-bound); it follows from Hoffman & Johnson (2016).
     """
-    check_number("rate", rate, minimum=0)
-    return max(0.0, float(rate) - math.log(check_int("num_data", num_data, minimum=1)))
+    rate = check_number("rate", rate, minimum=0)
+    return max(0.0, rate - math.log(check_int("num_data", num_data, minimum=1)))
 
 
 def mmd_squared(q_agg: DiagGaussianMixture, bandwidth: float) -> float:

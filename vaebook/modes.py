@@ -50,8 +50,8 @@ def find_modes(
     Source: Carreira-Perpiñán, Mode-finding for mixtures of Gaussian distributions (2000), section 3.
     """
     check_int("max_steps", max_steps, minimum=1)
-    check_number("tolerance", tolerance, above=0)
-    check_number("separation", separation, above=0)
+    tolerance = check_number("tolerance", tolerance, above=0)
+    separation = check_number("separation", separation, above=0)
     log_weight, loc, scale = (x.detach() for x in check_type("q", q, DiagGaussianMixture).components())
     z = loc if starts is None else check_tensor("starts", starts, ("S", q.latent_dim)).double()
     # About the origin and in units of the smallest scale: elsewhere the last digits would never come to rest.

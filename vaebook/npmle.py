@@ -79,8 +79,8 @@ def fit_npmle(
     Source: Lindsay (1983) for the theory; Wang (2007) for the rounds; climbing and moving, this book.
     """
     candidates = check_tensor("candidates", candidates, ("M", "D")).detach().double()
-    check_number("tolerance", tolerance, above=0)
-    check_number("separation", separation, minimum=0)
+    tolerance = check_number("tolerance", tolerance, above=0)
+    separation = check_number("separation", separation, minimum=0)
     check_int("max_rounds", max_rounds, minimum=1)
     with torch.no_grad():
         table = _evaluate(log_likelihood, candidates)

@@ -71,7 +71,7 @@ def assert_density_matches_sampler(
     Source: the identity behind bridge sampling, Meng & Wong, Simulating ratios of normalizing constants (1996).
     """
     num = check_int("num_samples", num_samples, minimum=1_000)
-    check_number("false_alarm", false_alarm, above=0, below=1)
+    false_alarm = check_number("false_alarm", false_alarm, above=0, below=1)
     source = adapt_prior(distribution, None, "distribution")
     drawn = [source.sample((num,), generator=check_generator(generator)) for _ in range(2)]
     for part in drawn:

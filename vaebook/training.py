@@ -104,8 +104,8 @@ def fit(
     """
     check_int("num_epochs", num_epochs, minimum=1)
     check_int("batch_size", batch_size, minimum=1)
-    check_number("learning_rate", learning_rate, above=0)
-    check_number("beta", beta, minimum=0)
+    learning_rate = check_number("learning_rate", learning_rate, above=0)
+    beta = check_number("beta", beta, minimum=0)
     check_generator(generator)
     check_bool("progress", progress)
     check_bool("binarize", binarize)

@@ -113,7 +113,7 @@ def fit_weights(log_likelihood: Tensor, *, tolerance: float = 1e-9, max_steps: i
     Source: Wang, JRSS B 69 (2007), the constrained Newton method.
     """
     terms = check_log_likelihood(log_likelihood).detach()
-    check_number("tolerance", tolerance, above=0)
+    tolerance = check_number("tolerance", tolerance, above=0)
     check_int("max_steps", max_steps, minimum=0)
     # A factor for each datum changes neither the weights nor D: with the largest term at 1 nothing overflows.
     likelihood = (terms - terms.amax(1, keepdim=True)).exp().cpu().numpy()
