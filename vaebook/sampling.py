@@ -31,6 +31,8 @@ def decode_candidates(
 ) -> Sampling:
     """Score the candidates of `vaebook.selection.choose_prior` and compare their samples with training data.
 
+    Chosen is the one of most gain, which may be the prior; chapter aggregated/sampling has what single choices give away.
+
     Args:
         vae: the model, adapted.
         given: the training data and their condition.
@@ -52,7 +54,8 @@ def decode_candidates(
     # A conditional decoder needs a condition for each sample, and codes that belong to it.
     copies = {} if condition is not None else _copies(vae, given, new, choice, generator)
     told = None if new is None else known
-    return Sampling(data, choice.name, choice.gains, total, told, choice.effective_samples, copies)
+    chosen = max(choice.gains, key=lambda name: choice.gains[name].value)
+    return Sampling(data, chosen, choice.gains, total, told, choice.effective_samples, copies)
 
 
 def _log_likelihood(vae: AdaptedVAE, given: Given, generator: torch.Generator | None) -> Estimate:

@@ -19,7 +19,7 @@ from sphinx.application import Sphinx
 import vaebook
 
 PAGE = "book/appendix/api"
-PLACE = "<!-- modules -->"
+PLACE = "% modules"
 TABLE = re.compile(r"^( *)=+ +=.*?\n *=+ +=.*?\n *=+ +=[= ]*$", re.MULTILINE | re.DOTALL)
 PIECES = re.compile(r"(``[^`]+``|`[^`]+`|\$[^$]+\$|^ *>>>.*$|\*\w[^*\n]*\w\*)", re.MULTILINE)
 

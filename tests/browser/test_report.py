@@ -3,14 +3,8 @@
 import pytest
 import torch
 from axe_playwright_python.sync_playwright import Axe
-from pdf import find_browser
-from playwright.sync_api import sync_playwright
 
 from vaebook.diagnosis import diagnose
-
-BROWSER = find_browser()
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="neither Chromium nor Chrome is installed")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +14,6 @@ def page_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
     diagnose({"loc": loc, "scale": torch.full_like(loc, 0.1)}).to_html(path)
     return path
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 390)])
