@@ -31,7 +31,7 @@ def decode_candidates(
 ) -> Sampling:
     """Score the candidates of `vaebook.selection.choose_prior` and compare their samples with training data.
 
-    Chosen is the one of most gain, which may be the prior; chapter aggregated/sampling has what single choices give away.
+    Chosen is the one of most gain, which may be the prior; chapter aggregated/sampling has what such choices cost.
 
     Args:
         vae: the model, adapted.
