@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from test_kernels import oracle_log_prob, oracle_terms
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from tests.test_kernels import oracle_log_prob, oracle_terms
 from vaebook import DiagGaussianMixture, clusters, kernels
 
 
