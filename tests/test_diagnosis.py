@@ -18,6 +18,7 @@ from vaebook import report as report_module
 from vaebook.adapters import adapt
 from vaebook.diagnosis import diagnose
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.population import FEWEST
 from vaebook.ppca import PPCA
 from vaebook.report import Diagnosis, json_schema
 
@@ -160,7 +161,7 @@ def test_few_data_and_any_dimension(num, dim):
     assert report.unknown
     json.loads(report.to_json())
     assert "nan" not in str(report)
-    assert (report.mismatch_population is None) == (num < 40)
+    assert (report.mismatch_population is None) == (num < FEWEST)
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64, np.longdouble])

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed
 
+from vaebook import shards
 from vaebook.distributed import ShardedMixture
 from vaebook.information import active_units, decompose_kl, kl_per_dimension, mutual_information
 from vaebook.mixture import DiagGaussianMixture
@@ -240,3 +241,29 @@ def test_bad_numbers_of_components():
         q.log_prob_given(torch.zeros(1, 2), torch.tensor([3]))
     with pytest.raises(ValueError, match="z: expected shape"):
         q.log_prob(torch.zeros(1, 3))
+
+
+def test_where_nothing_is_left_it_says_so():
+    one = ShardedMixture(torch.zeros(1, 2), torch.ones(1, 2))
+    with pytest.raises(ValueError, match="index: expected other components of positive weight to remain"):
+        one.log_prob_leave_one_out(torch.zeros(1, 2), torch.tensor([0]))
+    weights = torch.tensor([0.0, -torch.inf]).double()
+    other = ShardedMixture(torch.zeros(2, 2), torch.ones(2, 2), weights)
+    with pytest.raises(ValueError, match="index: expected other components of positive weight to remain"):
+        other.log_prob_leave_one_out(torch.zeros(1, 2), torch.tensor([0]))
+
+
+def test_far_off_everything_no_number_is_undetermined():
+    q = ShardedMixture([torch.zeros(2, 1), torch.ones(1, 1)], [torch.ones(2, 1), torch.ones(1, 1)])
+    far = torch.full((1, 1), 1e200, dtype=torch.float64)
+    assert q.log_prob(far) == -torch.inf
+    with pytest.raises(ValueError, match="z: expected points at which the score is finite"):
+        q.log_prob_and_score(far)
+
+
+def test_drawing_reads_each_part_once(monkeypatch):
+    read, reads = shards.Part.read, []
+    monkeypatch.setattr(shards.Part, "read", lambda part: (reads.append(part.first), read(part))[1])
+    loc = np.zeros((30, 2), dtype=np.float32)
+    ShardedMixture(loc, np.ones_like(loc), part_size=10).sample((50,), generator=torch.Generator().manual_seed(0))
+    assert reads == [0, 10, 20]

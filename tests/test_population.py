@@ -10,7 +10,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from vaebook.estimators import estimate
 from vaebook.information import mutual_information_quadrature
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.population import LEAST, bracket_information, bracket_mismatch
+from vaebook.population import FEWEST, bracket_information, bracket_mismatch
 from vaebook.priors import StandardNormal
 
 QUICK = {"num_components": (1,), "num_samples": 200}
@@ -180,7 +180,7 @@ def test_a_torch_mixture_is_a_prior():
 
 
 GOOD = gaussian(0)[0]
-ONE = torch.ones(LEAST - 1, 1)
+ONE = torch.ones(FEWEST - 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,10 @@ def check_positive(name: str, value: Tensor) -> Tensor:
     return value
 
 
-def check_index(name: str, value: object, shape: Sequence[int], like: Tensor | None = None) -> Tensor:
-    """Check for a tensor of indices of a given shape, on the device of another tensor."""
+def check_index(
+    name: str, value: object, shape: Sequence[int], like: Tensor | None = None, size: int | None = None
+) -> Tensor:
+    """Check for a tensor of indices of a given shape, on the device of another tensor, each below a size."""
     if not isinstance(value, Tensor) or value.dtype != torch.long:
         got = getattr(value, "dtype", type(value).__name__)
         raise TypeError(f"{name}: expected a tensor of dtype torch.int64, got {got}")
@@ -93,6 +95,9 @@ def check_index(name: str, value: object, shape: Sequence[int], like: Tensor | N
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
     if like is not None and value.device != like.device:
         raise ValueError(f"{name}: expected all arguments on one device, {like.device}, got {value.device}")
+    low, high = (int(end) for end in value.aminmax()) if size is not None and value.numel() else (0, -1)
+    if size is not None and not (low >= 0 and high < size):
+        raise ValueError(f"{name}: expected values in [0, {size}), got {low} to {high}")
     return value
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import check_generator, check_int
+from vaebook._checks import check_generator, check_index, check_int
 from vaebook.adapters import adapt_prior, adapt_vae
 from vaebook.evaluation import take
 from vaebook.integrals import Joint, encode
@@ -171,8 +171,4 @@ def _check_names(priors: object, leave_out: object, drawn_from: object) -> None:
 def _check_own(prior: Any, own: object, num: int) -> None:
     if optional(prior, "leave_one_out") is None:
         raise ValueError(f"leave_out: expected a DiagGaussianMixture, got {prior}")
-    last = prior.num_components - 1
-    if not isinstance(own, Tensor) or own.dtype != torch.long or own.shape != (num,):
-        raise TypeError(f"leave_out: expected a long tensor of shape ({num},), got {own}")
-    if num and not 0 <= int(own.min()) <= int(own.max()) <= last:
-        raise ValueError(f"leave_out: expected components from 0 to {last}, got {int(own.min())} to {int(own.max())}")
+    check_index("leave_out", own, (num,), size=prior.num_components)

@@ -22,7 +22,7 @@ from vaebook.information import active_units, decompose_kl, kl_per_dimension
 from vaebook.memorisation import memorisation
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import components, optional
-from vaebook.population import GROUPS, bracket_information, bracket_mismatch
+from vaebook.population import FEWEST, bracket_information, bracket_mismatch
 from vaebook.priors import StandardNormal
 from vaebook.report import Diagnosis, Moments, Sampling
 from vaebook.sampling import Given, decode_candidates
@@ -34,6 +34,8 @@ MOST = 50_000
 """Codes at most that the brackets for the population are made from."""
 WIDE = 50
 """Dimensions from which on only one Gaussian is fitted for the brackets: larger mixtures have too many parameters."""
+ENOUGH = 40
+"""Held-out codes from which on the population is judged by them, not by those at hand."""
 SHOWN = 1_000
 """Draws for pictures."""
 Result = TypeVar("Result")
@@ -194,7 +196,7 @@ def _codes(work: _Work, q_agg: DiagGaussianMixture, other: DiagGaussianMixture |
     work.next()
     distinct = DiagGaussianMixture(merged.loc, merged.scale, validate_args=False)
     equal = bool((q_agg.log_weight + math.log(num)).abs().max() < 1e-5)
-    sample = other if other is not None and other.num_components >= 2 * GROUPS else distinct
+    sample = other if other is not None and other.num_components >= ENOUGH else distinct
     mismatch, information, holes = _population(work, sample, distinct, prior, equal)
     told = math.exp(parts.mutual_information.value)
     unit = _units(prior)
@@ -229,9 +231,9 @@ def _population(
     if not equal:
         work.unknown.append("The population: codes came with unequal weights, and are no independent draws from it.")
         return None, None, None
-    if sample.num_components < 2 * GROUPS:
+    if sample.num_components < FEWEST:
         num = sample.num_components
-        work.unknown.append(f"The population: that takes {2 * GROUPS} distinct codes at least; there are {num}.")
+        work.unknown.append(f"The population: that takes {FEWEST} distinct codes at least; there are {num}.")
         return None, None, None
     part = sample
     if sample.num_components > MOST:

@@ -17,13 +17,22 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from vaebook._checks import at_least_single, check_generator, check_int, check_shape, check_tensor
+from vaebook._checks import (
+    at_least_single,
+    check_all,
+    check_generator,
+    check_index,
+    check_int,
+    check_shape,
+    check_tensor,
+)
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.shards import cut
 from vaebook.sums import log_sum_of_others
 
 POINTS = 2**14
 """Points that one pass over all components, and one exchange between processes, serves."""
+LOWEST = torch.finfo(torch.float64).min
 
 
 class ShardedMixture:
@@ -55,8 +64,8 @@ class ShardedMixture:
         >>> ShardedMixture(loc, torch.ones(2, 1)).log_prob(torch.zeros(1, 1))
         tensor([-2.9189])
 
-    Source: the sums over parts, Milakov & Gimelshein, Online normalizer calculation for softmax (2018), section 3.1;
-    between processes, this book, chapter practice/scale.
+    Source: Milakov & Gimelshein, Online normalizer calculation for softmax (2018), whose sums over blocks are sums over
+    parts here.
     """
 
     def __init__(
@@ -109,6 +118,7 @@ class ShardedMixture:
             return torch.cat([value[:, None], score], 1)
 
         value, score = self._sums(z, of, averages=self.latent_dim)
+        check_all("z", z, score.reshape(z.shape).isfinite(), "points at which the score is finite")
         return value, score.reshape(z.shape)
 
     def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
@@ -131,12 +141,18 @@ class ShardedMixture:
             logs[left, 0] = q.log_prob_leave_one_out(rows[left], chosen[left] - first) + logs[left, 1]
             return logs
 
-        density, rest = self._sums(z, of, self._numbers(index, z.shape[:-1]), logarithms=2)
+        flat = check_index("index", index, z.shape[:-1], size=self.num_components).reshape(-1)
+        density, rest = self._sums(z, of, flat, logarithms=2)
+        if bool(rest.isneginf().any()):
+            raise ValueError(
+                "index: expected other components of positive weight to remain, got a mixture in which "
+                f"the component left out is the only one (N = {self.num_components})"
+            )
         return density - rest
 
     def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
         """Log-density, (*s), of one component each, log N(z | mu_n, sigma_n²), for z (*s, D) and numbers n (*s)."""
-        flat = self._numbers(index, z.shape[:-1])
+        flat = check_index("index", index, z.shape[:-1], size=self.num_components).reshape(-1)
         value, points = torch.zeros(len(flat), dtype=torch.float64), z.reshape(-1, self.latent_dim)
         for q, _, first in self.parts():
             own = _inside(flat, first, q)
@@ -165,7 +181,7 @@ class ShardedMixture:
         Returns:
             z, (*s, D), float64, and n, (*s), long.
         """
-        shape, num = check_shape("sample_shape", sample_shape), 0
+        shape = check_shape("sample_shape", sample_shape)
         check_generator(generator)
         seed = self._gather(torch.randint(2**50, (1,), generator=generator).double())[0]
         common, own = (torch.Generator().manual_seed(int(seed) + k) for k in (0, 1 + self._rank))
@@ -174,8 +190,8 @@ class ShardedMixture:
         mine = (process == self._rank).nonzero()[:, 0]
         z, index = torch.zeros(num, self.latent_dim, dtype=torch.float64), torch.zeros(num, dtype=torch.float64)
         if len(mine):
-            weight = torch.tensor([log_mass for _, log_mass, _ in self.parts()], dtype=torch.float64).softmax(0)
-            place = torch.multinomial(weight, len(mine), True, generator=own)
+            masses = [part.log_mass for part in self._parts if part.log_mass > -math.inf]  # those that are gone through
+            place = torch.tensor(masses, dtype=torch.float64).softmax(0).multinomial(len(mine), True, generator=own)
             for k, (q, _, first) in enumerate(self.parts()):
                 rows = mine[place == k]
                 z[rows], number = q.double().sample_with_index((len(rows),), generator=own)
@@ -196,11 +212,11 @@ class ShardedMixture:
         r"""$\sum_n w_n(\mathrm{diag}\,\sigma_n^2 + (\mu_n-m)(\mu_n-m)^\top)$ with m the mean, (D, D), float64."""
         mean = self.mean
         within = self.average(lambda log_weight, loc, scale: scale.square())
-        total = torch.zeros(2 * within.shape)
+        total = torch.zeros(2 * within.shape, dtype=torch.float64)
         for q, log_mass, _ in self.parts():
             log_weight, loc, _ = q.components()
-            total = total + ((loc - mean) * (log_weight + log_mass).exp()[:, None]).mT @ (loc - mean)
-        return torch.diag(within) + self._reduced(total.double())
+            total += ((loc - mean) * (log_weight + log_mass).exp()[:, None]).mT @ (loc - mean)
+        return torch.diag(within) + self._reduced(total)
 
     def average(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """Average over all components; see `DiagGaussianMixture.average`."""
@@ -240,22 +256,9 @@ class ShardedMixture:
         if top[-1] != -top[-2]:
             raise ValueError("z: expected the same points in all processes, got different ones")
         top = top[:-2].reshape(logs.shape)
-        shares = (logs - top).exp()
+        shares = (logs - top.clamp(min=LOWEST)).exp()  # 0 where no process has anything
         sums = self._reduced(torch.cat([shares, local[:, logarithms:] * shares[:, :1]], 1))
         return torch.cat([sums[:, :logarithms].log() + top, sums[:, logarithms:] / sums[:, :1]], 1)
-
-    def _numbers(self, index: Tensor, shape: torch.Size) -> Tensor:
-        if not isinstance(index, Tensor) or index.dtype != torch.long:
-            raise TypeError(
-                f"index: expected a tensor of dtype torch.int64, got {getattr(index, 'dtype', type(index))}"
-            )
-        if index.shape != shape:
-            raise ValueError(f"index: expected shape {tuple(shape)}, got {tuple(index.shape)}")
-        if index.numel() and not bool((index.min() >= 0) & (index.max() < self.num_components)):
-            raise ValueError(
-                f"index: expected values in [0, {self.num_components}), got {index.min()} to {index.max()}"
-            )
-        return index.reshape(-1)
 
     def _gather(self, mine: Tensor) -> Tensor:
         """Rows of all processes, in their order."""
@@ -280,7 +283,7 @@ def _added(local: Tensor, logs: Tensor, averages: Tensor) -> Tensor:
     """Add a part's logarithms and averages to what the parts before it came to."""
     before = local[:, : logs.shape[1]]
     total = torch.logaddexp(before, logs)
-    old, new = ((x - total)[:, :1].exp() for x in (before, logs))
+    old, new = ((x - total.clamp(min=LOWEST))[:, :1].exp() for x in (before, logs))
     return torch.cat([total, old * local[:, logs.shape[1] :] + new * averages], 1)
 
 

@@ -20,7 +20,7 @@ from scipy import stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Tensor
 
-from vaebook._checks import check_all, check_generator, check_int
+from vaebook._checks import check_all, check_generator, check_int, check_type
 from vaebook.adapters import adapt_prior
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import fit_gmm
@@ -106,8 +106,7 @@ def hole_mass(
     Source: Neyman & Pearson (1933) for the sets; Kim et al., Classification accuracy as a proxy for two-sample testing
     (2021); what a divergence allows: this book, claim agg/hole-mass.
     """
-    if not isinstance(q_agg, DiagGaussianMixture):
-        raise TypeError(f"q_agg: expected a DiagGaussianMixture, got {type(q_agg).__name__}")
+    check_type("q_agg", q_agg, DiagGaussianMixture)
     check_int("num_samples", num_samples, minimum=100)
     check_generator(generator)
     if q_agg.num_components < LEAST:

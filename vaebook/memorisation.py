@@ -9,10 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.distributions import Normal
 
-from vaebook._checks import check_generator, check_int
+from vaebook._checks import check_generator, check_int, check_type
 from vaebook.aggregate import merge_duplicates
 from vaebook.estimators import Estimate, estimate
 from vaebook.mixture import DiagGaussianMixture
@@ -68,10 +66,8 @@ def memorisation(
 
     Source: leaving one out: Stone, Cross-validatory choice (1974); this book, chapter aggregated/sampling.
     """
-    for name, value in (("q_agg", q_agg), ("held_out", held_out)):
-        if not isinstance(value, DiagGaussianMixture) and (name == "q_agg" or value is not None):
-            raise TypeError(f"{name}: expected a DiagGaussianMixture, got {type(value).__name__}")
-    if held_out is not None and held_out.latent_dim != q_agg.latent_dim:
+    check_type("q_agg", q_agg, DiagGaussianMixture)
+    if held_out is not None and check_type("held_out", held_out, DiagGaussianMixture).latent_dim != q_agg.latent_dim:
         raise ValueError(f"held_out: expected dimension {q_agg.latent_dim}, got {held_out.latent_dim}")
     check_int("num_samples", num_samples, minimum=2)
     check_generator(generator)
@@ -79,11 +75,9 @@ def memorisation(
     if int((q.log_weight > -torch.inf).sum()) < 2:
         raise ValueError("q_agg: expected at least 2 distinct components, got 1")
     z, index = q.sample_with_index((num_samples,), generator=generator)
-    log_own = Normal(q.loc[index], q.scale[index]).log_prob(z).sum(1) + q.log_weight[index]
+    log_own = q.log_prob_given(z, index) + q.log_weight[index]
     log_all, others = q.log_prob(z), q.log_prob_leave_one_out(z, index)
-    new = None if held_out is None else _at(q, held_out.double().sample((num_samples,), generator=generator))
+    new = None
+    if held_out is not None:
+        new = estimate(q.log_prob(held_out.double().sample((num_samples,), generator=generator)))
     return Memorisation(estimate(log_all), estimate(others), new, estimate((log_own - log_all).clamp(max=0).exp()))
-
-
-def _at(q: DiagGaussianMixture, z: Tensor) -> Estimate:
-    return estimate(q.log_prob(z))

@@ -145,11 +145,7 @@ class DiagGaussianMixture(WeightedGaussians):
             tensor([-0.9189])
         """
         rows = self._rows(z)
-        check_index("index", index, z.shape[:-1], like=self.loc)
-        flat = index.reshape(-1)
-        low, high = (int(end) for end in flat.aminmax()) if len(flat) else (0, 0)
-        if not (low >= 0 and high < self.num_components):
-            raise ValueError(f"index: expected values in [0, {self.num_components}), got {low} to {high}")
+        flat = check_index("index", index, z.shape[:-1], like=self.loc, size=self.num_components).reshape(-1)
         remaining = sums.log_sum_of_others(self._log_weight)[flat]
         if bool(torch.isneginf(remaining).any()):
             raise ValueError(

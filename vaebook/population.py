@@ -31,7 +31,7 @@ from vaebook.priors import GaussianMixture, fit_gmm
 
 GROUPS = 20
 """Groups of data that the jackknife leaves out, one at a time; of fewer than 40 data, half as many as data."""
-LEAST = 10
+FEWEST = 10
 """Fewest data from which a bracket is made."""
 
 
@@ -159,8 +159,8 @@ class _Drawn:
         q, num = check_type("q_agg", q_agg, DiagGaussianMixture).double(), q_agg.num_components
         weight = q.log_weight + math.log(num)
         check_all("q_agg", weight, weight.abs() < 1e-5, "components of equal weight, one for each datum")
-        if num < LEAST:
-            raise ValueError(f"q_agg: expected at least {LEAST} components, one for each datum, got {num}")
+        if num < FEWEST:
+            raise ValueError(f"q_agg: expected at least {FEWEST} components, one for each datum, got {num}")
         groups = min(GROUPS, num // 2)
         order = torch.randperm(num, generator=generator)
         rows = order[:num_samples].repeat(max(1, num_samples // num))

@@ -62,11 +62,6 @@ class Choice(NamedTuple):
     effective_samples: dict[str, float]
     """How many of the 250 samples for a datum count under each, by name: the median over the data."""
 
-    @property
-    def name(self) -> str:
-        """Which of `candidates` it is that `prior` is: "gmm"."""
-        return "gmm"
-
     def table(self) -> Table:
         """Show the gains and their standard errors."""
         value, error = zip(*[(g.value, g.stderr) for g in self.gains.values()], strict=True)
