@@ -29,13 +29,13 @@ from vaebook.sampling import Given, decode_candidates
 from vaebook.verdicts import verdicts
 
 PAIRS = 1e10
-"""Codes × draws × dimensions that the parts of the KL term may take."""
+"""Budget for splitting the KL term: codes × draws × dimensions."""
 MOST = 50_000
-"""Codes at most that the brackets for the population are made from."""
+"""The most codes from which the brackets for the population are computed."""
 WIDE = 50
-"""Dimensions from which on only one Gaussian is fitted for the brackets: larger mixtures have too many parameters."""
+"""From this many dimensions on, the brackets fit a single Gaussian: larger mixtures have too many parameters."""
 ENOUGH = 40
-"""Held-out codes from which on the population is judged by them, not by those at hand."""
+"""With at least this many held-out codes, these describe the population, and not the codes at hand."""
 SHOWN = 1_000
 """Draws for pictures."""
 Result = TypeVar("Result")
@@ -56,28 +56,26 @@ def diagnose(
 ) -> Diagnosis:
     r"""Diagnose a VAE, or codes from anywhere.
 
-    Given codes alone, it compares them with the prior: rate, information and mismatch, of the N data and of the
-    population that they were drawn from; holes; collapsed latents; memorisation; convergence. Given a model with a
-    decoder, it also says which distribution of codes gives data the highest log-likelihood, and whether samples copy
-    training data. What cannot be told is said.
+    Codes alone are compared with the prior: rate, information and mismatch, of the N data and of their population;
+    holes; collapsed latents; memorisation; convergence. With a decoder, the result also names the distribution of
+    codes that gives data the highest log-likelihood, and says whether samples copy training data.
 
     Args:
-        subject: a model, that is what `vaebook.adapters.adapt` makes, with a decoder or without, or an object with
-            ``encoder``, ``decoder`` and ``prior``; or codes: a `DiagGaussianMixture`, or a mapping with ``loc`` and one
-            of ``scale``, ``var`` and ``log_var``, each (N, D), of any arrays, such as `numpy.load` of an npz gives.
-        x: the training data, (N, …), where the subject is a model.
-        held_out: data that had no part in training, or their codes, of the same kind as the training ones.
-        condition: what the model takes beside x, a row for each datum.
-        held_out_condition: that of the data that were held out.
-        prior: what codes are compared with, where they come without a model; None is the standard normal. A model
-            has its own.
-        num_data: how many data the decoder scores at most.
-        progress: whether to show a bar after two seconds; None shows it where messages go to a terminal.
+        subject: a model or codes. A model is what `vaebook.adapters.adapt` makes, or an object with ``encoder``,
+            ``decoder`` and ``prior``. Codes are a `DiagGaussianMixture`, or a mapping (`numpy.load` of an npz, say)
+            with ``loc`` and one of ``scale``, ``var`` and ``log_var``, arrays (N, D).
+        x: the training data, (N, …), if the subject is a model.
+        held_out: data not used in training, or their codes; of the same kind as the training data or codes.
+        condition: further input of the model beside x, one row for each datum.
+        held_out_condition: the condition of the held-out data.
+        prior: the prior to compare codes with; None means the standard normal. Only for codes: a model has its own.
+        num_data: the most data that the decoder scores.
+        progress: whether to show a bar after two seconds; None shows it only if messages go to a terminal.
         generator: the source of randomness; None makes the result the same at every call.
 
     Returns:
-        The numbers, the answers, and what could not be told. ``print`` it, or take ``.table()``, ``.to_json()`` or
-        ``.to_html()``; notebooks show it with pictures.
+        The numbers, the verdicts, and what could not be determined. ``print`` it, or call ``.table()``, ``.to_json()``
+        or ``.to_html()``; notebooks show it with pictures.
 
     Raises:
         TypeError: subject is neither a model nor codes, or an argument is of the wrong kind.
@@ -110,7 +108,7 @@ def diagnose(
 
 
 class _Work:
-    """What goes along: progress, randomness, and what is to be said of the work itself."""
+    """State of the work: the progress bar, the generator, and remarks for the report."""
 
     def __init__(self, bar: tqdm, generator: torch.Generator) -> None:
         self.bar, self.generator = bar, generator
@@ -121,7 +119,7 @@ class _Work:
         self.bar.update()
 
     def attempt(self, what: str, function: Callable[[], Result]) -> Result | None:
-        """Try a part of the work; if it cannot be done, say so and go on. Warnings become notes."""
+        """Run one part of the work; if it fails, record why and go on. Warnings become notes."""
         result = None
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
@@ -135,7 +133,7 @@ class _Work:
         return result
 
     def missing(self, found: Diagnosis, decoder: bool, held_out: bool) -> None:
-        """Say what was not given, and what it would tell."""
+        """Record which inputs were missing, and what they would show."""
         if not decoder:
             self.unknown.append("Whether samples gain by another distribution of codes: that takes the decoder.")
         if not held_out:
@@ -152,7 +150,7 @@ class _Work:
 
 
 def _read(subject: Any, x: Any, held_out: Any, condition: Any, held_out_condition: Any) -> tuple[Any, ...]:
-    """Tell a model from codes; return the model, its data, the held-out data, and the codes of both."""
+    """Distinguish a model from codes; return the model, its data, the held-out data, and the codes of both."""
     if isinstance(subject, DiagGaussianMixture | Mapping):
         for name, value in (("x", x), ("condition", condition), ("held_out_condition", held_out_condition)):
             if value is not None:
@@ -188,7 +186,7 @@ def _prior(vae: AdaptedVAE | None, prior: Any, latent_dim: int) -> Any:
 
 
 def _codes(work: _Work, q_agg: DiagGaussianMixture, other: DiagGaussianMixture | None, prior: Any) -> Diagnosis:
-    """Find out all that codes alone tell."""
+    """Compute everything that needs codes alone."""
     merged = merge_duplicates(q_agg)[0]
     num, dim = q_agg.num_components, q_agg.latent_dim
     draws = int(min(10_000, max(1_000, PAIRS / (merged.num_components * dim))))
@@ -292,7 +290,7 @@ def _describe(prior: Any, dim: int) -> str:
 def _shown(
     q: DiagGaussianMixture, other: DiagGaussianMixture | None, prior: Any, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Draw what the pictures show."""
+    """Draw the points that the pictures show."""
     q, (z, index) = q.double(), q.double().sample_with_index((SHOWN,), generator=generator)
     shown = {"codes": z, "prior": prior.sample((SHOWN,), generator=generator).double()}
     if q.num_components > 1:

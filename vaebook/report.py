@@ -1,6 +1,6 @@
-r"""What a diagnosis found, and its forms: text, a table, JSON with a schema, one HTML page, four pictures.
+r"""The result of a diagnosis, as text, a table, JSON with a schema, one HTML page and four pictures.
 
-`vaebook.diagnosis.diagnose` makes it. Numbers are in nats unless it says otherwise, and carry their standard errors.
+`vaebook.diagnosis.diagnose` makes it. Numbers are in nats unless stated otherwise, and have standard errors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from vaebook.tables import Table, number, table
 VERSION = "vaebook.diagnosis/1"
 """Name and version of the JSON's schema, which `json_schema` returns."""
 STATUS = {"ok": "ok", "look": "look", "problem": "problem", "unknown": "cannot tell"}
-"""What a verdict may be, and how it is written."""
+"""The possible statuses of a verdict, and how each is written."""
 
 
 class Verdict(NamedTuple):
@@ -49,33 +49,33 @@ class Moments(NamedTuple):
     """Moments of q_agg, in units of the prior: at a stationary point of training means are 0, second moments 1."""
 
     mean: float
-    """The mean of the latent where it is farthest from 0; exact."""
+    """Of the means of all latents, the one farthest from 0; exact."""
     second: float
-    """The mean square of the latent where it is farthest from 1; exact."""
+    """Of the mean squares of all latents, the one farthest from 1; exact."""
 
 
 class Sampling(NamedTuple):
-    """What the decoder makes of codes from each candidate: "prior", "gmm" (a fitted mixture) and "q_agg"."""
+    """The decoder's scores of the candidates for drawing codes: "prior", "gmm" (a fitted mixture) and "q_agg"."""
 
     data: str
-    """What was scored: "held-out data", or "training data, each left out"."""
+    """The data that were scored: "held-out data", or "training data, each left out"."""
     chosen: str
     """The candidate to sample from."""
     gains: dict[str, Estimate]
-    """Log-likelihood over that under the prior, nats per datum."""
+    """Log-likelihood less that under the prior, nats per datum."""
     log_likelihood: dict[str, Estimate]
     """Log-likelihood of the data under each."""
     training_log_likelihood: Estimate | None
-    """Log-likelihood of training data under the prior, where there are held-out data to compare it with."""
+    """Log-likelihood of training data under the prior; None without held-out data to compare it with."""
     effective_samples: dict[str, float]
-    """Draws that count for a datum, the median, for the gains."""
+    """Effective number of draws behind each gain, the median over the data."""
     copies: dict[str, Estimate]
-    """Share of decoded samples nearer to a training datum than 95 % of the yardstick is (reconstructions of others)."""
+    """Share of decoded samples closer to a training datum than 95 % of the reconstructions of other data are."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Diagnosis:
-    """What `vaebook.diagnosis.diagnose` found out about a VAE's latent space."""
+    """What `vaebook.diagnosis.diagnose` found about a VAE's latent space."""
 
     num_data: int
     """N, the number of data."""
@@ -84,11 +84,11 @@ class Diagnosis:
     latent_dim: int
     """D, the dimension of z."""
     prior: str
-    """What the codes are compared with."""
+    """The prior that the codes are compared with."""
     rate: Estimate
     """R, the KL term of the ELBO: mean KL(q(z|x) | p)."""
     information: Estimate
-    """I(n; z), what a code tells about which of the N data it belongs to; at most log_num_data."""
+    """I(n; z), the information of a code about which of the N data it belongs to; at most log_num_data."""
     log_num_data: float
     """log N."""
     distinguishable: Estimate
@@ -100,32 +100,32 @@ class Diagnosis:
     mismatch_population: Interval | None
     """A 95 % bracket for the mismatch of the population that the data were drawn from."""
     population_from: str
-    """The codes that the two brackets are made from."""
+    """The codes from which the two brackets are computed."""
     total_correlation: Estimate
-    """What of the mismatch lies between coordinates, KL(q_agg | product of its marginals)."""
+    """The part of the mismatch that is dependence between latents, KL(q_agg | product of its marginals)."""
     kl_per_dimension: tuple[float, ...] | None
     """The rate of each latent; None where the prior is no Gaussian with independent dimensions. Exact."""
     active: tuple[bool, ...]
-    """Which latents are in use: means of codes vary by more than a hundredth of the prior's variance."""
+    """Which latents are in use: the variance of the codes' means exceeds a hundredth of the prior's variance."""
     holes: Holes | None
-    """Where the prior is and codes are not."""
+    """The largest hole found: where the prior has mass and codes are rare."""
     memorisation: Memorisation | None
-    """q_agg at codes of own, left-out and held-out data."""
+    """Log-density of q_agg at codes of its own data, of own data left out, and of held-out data."""
     moments: Moments | None
-    """What should be 0 and 1 at the end of training; None where the prior is not one Gaussian."""
+    """Moments that should be 0 and 1 at the end of training; None unless the prior is one Gaussian."""
     sampling: Sampling | None
-    """What the decoder says; None without one."""
+    """The decoder's scores; None without a decoder."""
     verdicts: tuple[Verdict, ...] = ()
     """The answers."""
     unknown: tuple[str, ...] = ()
-    """What could not be told, and what it would take."""
+    """What could not be determined, and what that would need."""
     notes: tuple[str, ...] = ()
     """What was done to the data, and warnings on the way."""
     shown: dict[str, Tensor] = dataclasses.field(default_factory=dict, repr=False, compare=False)
     """Draws for the pictures: "codes" and "prior", (S, D); "own", "leave_one_out", "held_out", (S)."""
 
     def numbers(self) -> list[tuple[str, Any, Any, str]]:
-        """List all numbers as (name, value, standard error, what it means), the order that of the page."""
+        """List all numbers as (name, value, standard error, meaning), in the order of the page."""
         rows = [
             ("rate R", *_pair(self.rate), "KL term of the ELBO, mean over the data"),
             ("information I", *_pair(self.information), f"of at most log N = {self.log_num_data:.2f}"),
@@ -154,12 +154,12 @@ class Diagnosis:
         return rows + _decoded(self.sampling)
 
     def table(self) -> Table:
-        """Show all numbers, with standard errors or intervals and what they mean."""
+        """Show all numbers, with their standard errors or intervals and their meaning."""
         names, values, errors, meanings = zip(*self.numbers(), strict=True)
         return table({"quantity": names, "value": values, "std. error": errors, "meaning": meanings})
 
     def verdict_table(self) -> Table:
-        """Show the answers and the numbers that decide them."""
+        """Show the verdicts and the numbers that decide them."""
         return table(
             {
                 "question": [v.topic for v in self.verdicts],
@@ -169,7 +169,7 @@ class Diagnosis:
         )
 
     def __str__(self) -> str:
-        """Write the answers, the numbers and what could not be told, for a terminal."""
+        """Write the verdicts, the numbers and what could not be determined, for a terminal."""
         head = f"{self.num_data} data, {self.latent_dim} latent dimensions, prior: {self.prior}"
         parts = [head, "=" * len(head), ""]
         for v in self.verdicts:
@@ -189,7 +189,7 @@ class Diagnosis:
         """Return the diagnosis as JSON, and write it to a file if one is named. `json_schema` describes it.
 
         Args:
-            path: where to; the folder must exist. None writes nothing.
+            path: the file; its folder must exist. None writes nothing.
 
         Returns:
             The text.
@@ -204,7 +204,7 @@ class Diagnosis:
         return text
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
-        """Return one page that needs nothing else, and write it to a file if one is named; arguments as `to_json`."""
+        """Return one self-contained HTML page, and write it to a file if one is named; arguments as `to_json`."""
         text = page(self, STATUS, self.panels())
         if path is not None:
             write_atomically(check_path(path), text.encode())
@@ -258,10 +258,11 @@ def _plain(value: Any) -> Any:
 
 
 def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of `Diagnosis.to_json`, made of the types of its fields; their docstrings say the rest.
+    """Return the JSON Schema of `Diagnosis.to_json`, built from the types of its fields.
 
     Returns:
-        The schema, of draft 2020-12, as a dictionary. A number that is not finite is null.
+        The schema, of draft 2020-12, as a dictionary. A number that is not finite is null. The docstrings of
+        `Diagnosis` and its parts say what each field means.
 
     Example:
         >>> json_schema()["properties"]["rate"]["required"]

@@ -1,4 +1,4 @@
-"""From numbers to answers: each names what was found, the number that decides it, and what to do."""
+"""Verdicts from the numbers: each states the finding, the number that decides it, and what to do."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from vaebook.report import Diagnosis, Verdict
 from vaebook.tables import number
 
 SMALL = 0.5
-"""Nats of mismatch that hardly show: at most half of the samples could be told from decoded codes, usually few."""
+"""A mismatch, in nats, that is hardly visible: total variation is then at most one half, by Pinsker's inequality."""
 LARGE_HOLE = 0.05
-"""Share of the prior's samples from which on a hole is a problem."""
+"""A hole with more than this share of the prior's samples is a problem."""
 STATIONARY = 0.1
-"""How far moments may be from those of the prior, or 5/√N, which chance does where the data did not train the model."""
+"""Allowed distance of moments from 0 and 1; or 5/√N if larger, which is chance for data that trained no model."""
 SURE = 3
-"""Standard errors from which on a difference is taken to be one."""
+"""A difference counts if it exceeds this many standard errors."""
 COPIES = 0.2
-"""Share of samples near training data that is a problem; 0.05 are expected."""
+"""A larger share of samples near training data is a problem; 0.05 is expected."""
 
 
 def verdicts(found: Diagnosis) -> tuple[Verdict, ...]:
-    """Answer the questions that the numbers allow to answer.
+    """Answer every question for which there are numbers.
 
     Args:
         found: a diagnosis with its numbers.
 
     Returns:
-        One verdict a question, those on what to do first.
+        One verdict for each question; the one on sampling comes first.
     """
     given = (_sample(found), _match(found), _holes(found), _collapse(found), _memory(found), _overfit(found))
     return tuple(verdict for verdict in (*given, _copied(found), _trained(found)) if verdict is not None)
@@ -198,14 +198,14 @@ def _trained(found: Diagnosis) -> Verdict | None:
 
 
 def best_of_codes(candidates: dict[str, tuple[float, float]], held_out: bool) -> dict[str, Any]:
-    """Say which density describes new codes best, without a decoder, from the ends of a bracket.
+    """Choose, without a decoder, the density that describes new codes best, from the candidates of a bracket.
 
     Args:
-        candidates: estimate and standard error of the log-density over that of the prior, nats per code, by name.
-        held_out: whether they were scored on held-out codes, so that the training mixture is ``densities[0]``.
+        candidates: by name, the log-density less that of the prior, nats per code, and its standard error.
+        held_out: whether held-out codes were scored; the training mixture is then ``densities[0]``.
 
     Returns:
-        ``name``, ``value`` and ``stderr``; the prior where nothing is better by two standard errors.
+        ``name``, ``value`` and ``stderr`` of the best; the name is "prior" if its lead is within two standard errors.
     """
     q_agg = candidates["densities[0]" if held_out else "leave-one-out"]
     fitted = {name: pair for name, pair in candidates.items() if name.startswith("mixture")}
