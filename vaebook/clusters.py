@@ -1,10 +1,10 @@
 r"""The same sums as in `vaebook.kernels`, but only over the components that can matter to a point.
 
-Components are put in order once, so that neighbours stand together in clusters (`cluster`). For each point all
-log-terms are made by one matrix product in float32, or in float64 if that would be too rough, and only the largest of
-each cluster is kept. A cluster whose largest term is below that of the best one by more than log N - log `NEGLIGIBLE`,
-and twice the rounding error, adds together with all others like it at most a share `NEGLIGIBLE` to the sum. It is left
-out; the others are summed exactly, by the functions of the kernel.
+Components are sorted once into clusters of neighbours (`cluster`). For each point one matrix product in float32, or in
+float64 where float32 is too rough, computes all log-terms, and only the largest of each cluster is kept. A cluster is
+left out if its largest term is below that of the best one by more than log N - log `NEGLIGIBLE` plus twice the rounding
+error. All clusters left out add at most a share `NEGLIGIBLE` to the sum. The others are summed exactly, by the
+functions of `vaebook.kernels`.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from vaebook import kernels
 SIZE = 256
 """Largest number of components in a cluster."""
 PAIRS, COMPONENTS = 2**21, 2**11
-"""Pairs of a point and a component, and components, from which on choosing clusters may be faster than all pairs."""
+"""With fewer pairs of a point and a component, or no more components than this, all pairs are visited."""
 BAND, ROWS, COLUMNS = 4096, 512, 2048
-"""Points of which the largest terms are held at once; points and components of which all terms are, for the cache."""
+"""Points whose cluster maxima are held at once; points and components whose log-terms are, to fit the cache."""
 NEGLIGIBLE = 1e-10
-"""What all clusters that are left out may add to the log-density, in nats."""
+"""The most that all clusters left out may add to the sum, as a share of it."""
 ROUGH = 8.0
-"""Nats by which a term may be off, by its bound, if clusters are to be chosen by it: more would leave out too few."""
+"""Largest error bound, in nats, of terms that choose clusters: with a larger one too few could be left out."""
 EACH = ("loc", "scale", "normaliser", "keys")
-"""What `kernels.Components` hold of each component."""
+"""The fields of `kernels.Components` with a row for each component."""
 SAMPLE, WORTH = 64, 0.45
-"""Points on which is tried whether choosing saves work, and the share of clusters that may be needed if it does."""
+"""Points of a trial: choosing is worth its cost if they need at most this share of the clusters."""
 
 
 class Clusters(NamedTuple):
@@ -43,7 +43,7 @@ class Clusters(NamedTuple):
 
 
 def worth(num_components: int, num_points: int, device: torch.device) -> bool:
-    """Whether clusters may make it faster; on other devices than the processor they never do."""
+    """Return whether choosing clusters may be faster; on devices other than the processor it never is."""
     return device.type == "cpu" and num_components > COMPONENTS and num_components * num_points >= PAIRS
 
 
@@ -54,7 +54,7 @@ def cluster(points: Tensor) -> Tensor:
         points: (N, D).
 
     Returns:
-        The places of the points of each cluster, (clusters, size), long; N where a cluster has fewer than others.
+        The indices of the points of each cluster, (clusters, size), long; N fills clusters that have fewer.
 
     Example:
         >>> cluster(torch.arange(6.0)[:, None])
@@ -72,7 +72,7 @@ def cluster(points: Tensor) -> Tensor:
 
 
 def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor, places: Tensor) -> Clusters:
-    """Prepare components, given as for `kernels.prepare`, in the clusters that `cluster` found."""
+    """Prepare components, given as for `kernels.prepare`, in the clusters returned by `cluster`."""
     index = places.flatten().clamp(max=len(loc) - 1)
     log_weight = log_weight[index].masked_fill(places.flatten() == len(loc), -torch.inf)
     components = kernels.prepare(loc[index], scale[index], log_weight)
@@ -81,7 +81,7 @@ def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor, places: Tensor) -> C
 
 
 def evaluate(z: Tensor, clusters: Clusters, *, score: bool = False) -> Tensor:
-    """Compute what `kernels.all_pairs` does, without visiting all pairs where they need not be visited.
+    """Compute what `kernels.all_pairs` does, over the clusters that can matter to each point.
 
     Args:
         z: points, (M, D), float64.
@@ -139,7 +139,7 @@ def _chosen(z: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype, *,
 
 
 def needed(points: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Largest term of each point, (M, 1), roughly, and which clusters can matter to it, (M, clusters)."""
+    """Return each point's largest term, (M, 1), roughly, and which clusters can matter to it, (M, clusters)."""
     keys, size, points = clusters.keys[dtype], clusters.size, points.to(dtype)
     step, count = max(1, COLUMNS // size), len(keys) // size
     maxima, buffer = points.new_empty(len(points), count), points.new_empty(min(ROWS, len(points)) * step * size)

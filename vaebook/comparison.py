@@ -3,7 +3,7 @@ r"""The log-likelihood of the same data under several priors of one decoder, fro
     log p_c(x) = log E_r [ p(x|z) c(z) / r(z) ]      for each c, with one r for all.
 
 The proposal r is that of `vaebook.likelihood` for the prior c̄ = (1/J) sum_j c_j, so that no weight under c_j is
-more than J times that under c̄. What the priors have in common cancels in differences, noise included.
+more than J times that under c̄. All priors share the draws, so common noise cancels in their differences.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vaebook.parts import components, optional
 from vaebook.priors import as_mixture, from_components
 
 NUM_STARTS, ROUND_SAMPLES = 4, 200
-"""As those of `vaebook.likelihood`; fewer do, since draws of many priors, q_agg among them, are shared."""
+"""Smaller than in `vaebook.likelihood`: the draws of several priors, often q_agg among them, are shared."""
 
 
 def compare_priors(
@@ -44,23 +44,23 @@ def compare_priors(
 
     $\hat p_c(x) = \frac1S\sum_{s=1}^S \frac{p(x\mid z_s)\,c(z_s)}{r(z_s)},\quad z_s\sim r$
 
-    Each estimate has the properties that `vaebook.likelihood.importance_log_prob` tells of, and differences between
-    priors have smaller errors than their own.
+    Each estimate has the properties of `vaebook.likelihood.importance_log_prob`. Differences between priors have
+    smaller errors than the estimates themselves, as a rule.
 
     Args:
         vae: what `vaebook.adapters.adapt` makes, or an object with `.encoder`, `.decoder` and `.prior`.
         x: data, (B, …).
         priors: priors, torch distributions or flows, by name.
-        num_samples: S, for each datum, besides those for the adaptation.
-        leave_out: for priors that are a `DiagGaussianMixture`, by name: which component each datum is not to see, its
+        num_samples: S, the draws for each datum, besides those for the adaptation.
+        leave_out: by name of a prior that is a `DiagGaussianMixture`: for each datum the component to leave out, its
             own, (B), long.
-        drawn_from: names of the priors whose mean c̄ is; None means all. The others should not be far from all of
-            these.
-        condition: what encoder or decoder take beside x or z, a row for each datum.
+        drawn_from: names of the priors of which c̄ is the mean; None means all. Each of the others should be close
+            to one of these.
+        condition: further input of encoder or decoder beside x or z, one row for each datum.
         generator: the source of randomness; None means torch's global one.
 
     Returns:
-        By name what `importance_log_prob` returns.
+        What `importance_log_prob` returns, by name of the prior.
 
     Warns:
         UserWarning: the effective number of samples is below 50 for some data.
@@ -112,7 +112,7 @@ def compare_priors(
 
 
 class _Pool:
-    """The mean of some priors, of which some leave out a component for each row of a batch."""
+    """The mean of several priors; some of them leave out a component for each row of a batch."""
 
     def __init__(self, priors: dict[str, Any], own: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
         self.priors, self.own, self.generator = priors, {n: own[n] for n in priors if n in own}, generator
@@ -148,7 +148,7 @@ class _Pool:
         return z
 
     def gaussians(self, draws: Tensor) -> DiagGaussianMixture:
-        """Return components near to those of all priors, with diagonal covariances; of others, the draws' moments."""
+        """Return all priors' components with diagonal covariances; for a prior without any, the draws' Gaussian."""
         parts = []
         for prior in self.priors.values():
             found = components(prior)

@@ -2,9 +2,9 @@ r"""How far an encoder's Gaussian is from the exact posterior, and why, for one 
 
     log p(x) - ELBO(x)  =  KL(q(z|x) ‖ p(z|x))  =  approximation gap  +  amortisation gap
 
-The approximation gap is what the best of all Gaussians with diagonal covariance leaves; the amortisation gap is what
+The approximation gap is the KL divergence of the best Gaussian with diagonal covariance. The amortisation gap is what
 this datum would gain by a mean and scales of its own instead of the network's. Everything is in float64 and nats, and
-nothing is sampled. Decoders and priors are all that `vaebook.adapters.adapt` takes.
+nothing is sampled. Decoders and priors may be whatever `vaebook.adapters.adapt` takes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from vaebook.adapters import adapt_decoder, adapt_vae
 from vaebook.integrals import Joint, encode, grid_averages, integrand, log_evidence, refine, refine_grid
 
 MOST_NODES = 100
-"""Beyond this many nodes a side NumPy's Gauss-Hermite rule is not tested."""
+"""NumPy's Gauss-Hermite rule is tested up to this many nodes per dimension."""
 Gaussian = tuple[Tensor, Tensor]
 """Means and standard deviations, each (B, D)."""
 
 
 class InferenceGap(NamedTuple):
-    """The two parts of log p(x) - ELBO(x), each (B), nats; and the best Gaussian that was found, each (B, D)."""
+    """The two parts of log p(x) - ELBO(x), each (B), nats, and loc and scale of the best Gaussian found, (B, D)."""
 
     approximation: Tensor
     amortisation: Tensor
@@ -46,22 +46,22 @@ def elbo_quadrature(
     tolerance: float = 1e-9,
     max_nodes: int = MOST_NODES,
 ) -> Tensor:
-    r"""Integrate the ELBO of one given Gaussian a datum, for D <= 2.
+    r"""Compute the ELBO of one given Gaussian for each datum, by quadrature, for D <= 2.
 
     $\mathrm{ELBO}(x) = \mathbb E_q[\log p(x\mid z)+\log p(z)-\log q(z)]$, $q=\mathcal N(\mu,\mathrm{diag}\,\sigma^2)$
 
-    By the Gauss-Hermite rule, which with n nodes a side is exact for polynomials in z of degree 2n - 1; n grows by
-    half until no value changes by more than the tolerance.
+    The Gauss-Hermite rule with n nodes per dimension is exact for polynomials in z of degree 2n - 1. n grows by half
+    until no value changes by more than the tolerance.
 
     Args:
-        decoder: maps rows of codes to a distribution of x; all that `vaebook.adapters.adapt` takes, or makes.
+        decoder: maps rows of codes to a distribution of x; whatever `vaebook.adapters.adapt` takes or makes.
         prior: a prior, torch distribution or flow, D <= 2.
         x: data, (B, …); float64, as the decoder's parameters, unless tolerance >= 1e-4.
         loc: the mean of q for each datum, (B, D).
         scale: its standard deviations, (B, D).
-        condition: what the decoder takes beside z, a row for each datum.
-        tolerance: nats, at least 1e-14; the last change.
-        max_nodes: the most nodes a side, at most 100.
+        condition: further input of the decoder beside z, one row for each datum.
+        tolerance: the largest last change, nats, at least 1e-14.
+        max_nodes: the most nodes per dimension, at most 100.
 
     Returns:
         The ELBO, (B), float64, without gradient.
@@ -69,7 +69,7 @@ def elbo_quadrature(
     Raises:
         TypeError: an argument is of the wrong kind.
         ValueError: a shape, dtype or number is out of range, or D > 2.
-        RuntimeError: max_nodes do not reach the tolerance.
+        RuntimeError: the tolerance is not reached within max_nodes.
 
     Example:
         >>> from vaebook.ppca import PPCA
@@ -98,18 +98,18 @@ def posterior_moments(
     tolerance: float = 1e-6,
     max_nodes: int = 1_000_000,
 ) -> tuple[Tensor, Tensor]:
-    r"""Integrate mean and covariance of the exact posterior, for D <= 2.
+    r"""Compute mean and covariance of the exact posterior, by quadrature, for D <= 2.
 
-    $p(z\mid x)\propto p(x\mid z)\,p(z)$, by the trapezoid rule on a grid over z, whose step shrinks by a third until
-    no entry changes by more than the tolerance.
+    $p(z\mid x)\propto p(x\mid z)\,p(z)$ is integrated by the trapezoid rule on a grid over z. The step shrinks by a
+    third until no entry changes by more than the tolerance.
 
     Args:
-        decoder: maps rows of codes to a distribution of x; all that `vaebook.adapters.adapt` takes, or makes.
+        decoder: maps rows of codes to a distribution of x; whatever `vaebook.adapters.adapt` takes or makes.
         prior: a prior, torch distribution or flow, D <= 2.
         x: data, (B, …); float64, as the decoder's parameters, unless tolerance >= 1e-4.
-        condition: what the decoder takes beside z, a row for each datum.
+        condition: further input of the decoder beside z, one row for each datum.
         limit: the box is [-limit, limit]^D; what lies outside is cut off.
-        tolerance: the last change, in units of z and z², at least 1e-14.
+        tolerance: the largest last change, in units of z and z², at least 1e-14.
         max_nodes: the finest grid allowed.
 
     Returns:
@@ -145,19 +145,19 @@ def inference_gap(
 
     $\log p(x)-\mathrm{ELBO}(x)=[\log p(x)-\mathrm{ELBO}^*(x)]+[\mathrm{ELBO}^*(x)-\mathrm{ELBO}(x)]$
 
-    with ELBO* the largest over all Gaussians with diagonal covariance. It is sought by L-BFGS for each datum, from the
-    encoder's Gaussian, from the moments of the exact posterior, and from one standard deviation of it to either
-    side, and the best is taken. So neither gap is negative by more than the tolerance; a better maximum elsewhere
-    would move nats from the first to the second.
+    ELBO* is the largest over all Gaussians with diagonal covariance. L-BFGS searches for it, for each datum, from
+    several starts, of which the best result is taken: the encoder's Gaussian, one with the moments of the exact
+    posterior, and narrower ones a standard deviation to either side of its mean. So neither gap is negative by more
+    than the tolerance. A better maximum elsewhere would move nats from the first gap to the second.
 
     Args:
         vae: what `vaebook.adapters.adapt` makes, or an object with `.encoder`, `.decoder` and `.prior`.
         x: data, (B, …); float64, as the model's parameters, unless tolerance >= 1e-4.
-        condition: what encoder or decoder take beside x or z, a row for each datum.
+        condition: further input of encoder or decoder beside x or z, one row for each datum.
         limit: the box of the integrals over z is [-limit, limit]^D.
-        tolerance: nats, at least 1e-14; of each integral, and of the maximum.
-        num_nodes: Gauss-Hermite nodes a side while climbing; the result is evaluated to the tolerance.
-        max_steps: of L-BFGS.
+        tolerance: of each integral and of the maximum, nats, at least 1e-14.
+        num_nodes: Gauss-Hermite nodes per dimension during the search; the result is evaluated to the tolerance.
+        max_steps: the most steps of L-BFGS.
 
     Returns:
         Both gaps, (B), and the best Gaussian's loc and scale, (B, D).

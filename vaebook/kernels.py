@@ -11,12 +11,11 @@ and averages under that softmax. The matrix is never kept. A log-term has two fo
 
 so that the log-density is the log-sum-exp of an attention, and its score can be read off that attention's output. This
 is fast, but subtracts large numbers where sigma is small. *Direct*, it sums ((z - mu)/sigma)² and loses nothing.
-`rounding_bound` decides, point
-by point.
+`rounding_bound` decides for each point.
 
 `attend` sums the expanded form over all components, a block of them at a time. `dense` takes all components at once and
 few points, in either form: for points at which the expanded one would lose too much, and for derivatives with respect
-to components, for which it computes again on the way back. The tests hold both to one oracle.
+to components, which recompute the terms in the backward pass. The tests compare both with the same reference.
 """
 
 from __future__ import annotations
@@ -30,19 +29,19 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 TOLERANCE = 1e-8
-"""Nats that rounding may cost in the expanded form, by its bound; where it may cost more the direct form is taken."""
+"""Where the bound on the rounding error of the expanded form exceeds this, in nats, the direct form is used."""
 ROWS, COLUMNS = 512, 2048
-"""Points and components of which `attend` makes the log-terms at once: 8 MiB, which stays in a processor's cache."""
+"""Points and components in a block of log-terms of `attend`: 8 MiB, which stays in a processor's cache."""
 POINTS = 2**14
-"""Points that one pass over all components serves: little is held for each of them, but there may be millions."""
+"""The most points in one pass over all components: each takes little memory, but there may be millions."""
 ENTRIES = 2**21
-"""Numbers in an array of `dense` (16 MiB), which holds those of all components for some points, one at the least."""
+"""The most numbers in an array of `dense` (16 MiB), unless a single point with all components needs more."""
 FAR = -1e8
-"""Log-terms below this have no digits left for their differences, which the responsibilities are made of."""
+"""Log-terms below this have too few digits left for their differences, which determine the responsibilities."""
 
 
 class Components(NamedTuple):
-    """What both forms need of the components; see `prepare`."""
+    """Components as both forms need them; made by `prepare`."""
 
     loc: Tensor  # (N, D), as given
     scale: Tensor  # (N, D), as given
@@ -56,7 +55,7 @@ class Components(NamedTuple):
 def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor) -> Components:
     """Prepare components for the functions below.
 
-    The expanded form shifts points and means by the middle of the means: their differences stay, the numbers shrink.
+    The expanded form shifts points and means by the middle of the means: differences stay the same, numbers shrink.
 
     Args:
         loc: means, (N, D), float64.
@@ -82,18 +81,18 @@ def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor) -> Components:
 
 
 def rounding_bound(z: Tensor, components: Components, dtype: torch.dtype = torch.float64) -> Tensor:
-    r"""Bound, row by row, the rounding error in nats of the expanded form.
+    r"""Bound the rounding error of the expanded form, for each point, in nats.
 
     $(2D + 12)\,u\,\bigl((\sqrt A + \sqrt B)^2 + \max_n|c_n|\bigr)$ with $A = \sum_j z_j^2 \max_n 1/(2\sigma_{nj}^2)$
     and $B = \max_n\sum_j \mu_{nj}^2/(2\sigma_{nj}^2)$, z and mu centred, c the normalisers, and u the unit roundoff,
     $2^{-53}$ in float64. A scalar product of 2D + 1 numbers may lose u times the sum of their sizes at every step. By
-    the triangle inequality that sum is at most the one in brackets, which takes the worst component: so the bound is
-    far above the usual error.
+    the triangle inequality that sum is at most the expression in brackets. It is taken at the worst component, so the
+    bound is far above the usual error.
 
     Args:
         z: points, (M, D), float64.
         components: from `prepare`.
-        dtype: in which the scalar product is taken.
+        dtype: the precision of the scalar product.
 
     Returns:
         The bound, (M), in nats.
@@ -113,7 +112,7 @@ def rounding_bound(z: Tensor, components: Components, dtype: torch.dtype = torch
 
 
 def all_pairs(z: Tensor, components: Components, exclude: Tensor | None = None, *, score: bool = False) -> Tensor:
-    r"""Log-sum-exp of the log-terms over components and, behind it, its gradient in z, the score.
+    r"""Compute the log-sum-exp of the log-terms over components and, if asked, its gradient in z, the score.
 
     $\nabla_z \log\sum_n e^{t_n} = \sum_n r_n\,(\mu_n - z)/\sigma_n^2$ with responsibilities $r = \mathrm{softmax}(t)$.
 
@@ -144,9 +143,9 @@ def all_pairs(z: Tensor, components: Components, exclude: Tensor | None = None, 
 def attend(z: Tensor, components: Components, exclude: Tensor | None = None, *, score: bool = False) -> Tensor:
     r"""Compute what `all_pairs` does in the expanded form, in z's dtype, a block of points and components at a time.
 
-    For every point it keeps the largest log-term so far and sums about it, so that no exponential overflows. Beside
-    the 1 of the keys stands minus that largest term in the queries: so the product subtracts it. Only when a block
-    brings terms so large that their sum would nearly overflow, the largest term is raised.
+    For every point it keeps a reference, the largest log-term of the first block, and sums exponentials of the terms
+    minus it, so that none overflows. The queries hold minus the reference opposite the 1 of the keys: the matrix
+    product subtracts it. It is raised only when a block's terms are so large that their sum would nearly overflow.
 
     Args:
         z: points, (M, D), in the dtype of the components.
@@ -193,22 +192,22 @@ def attend(z: Tensor, components: Components, exclude: Tensor | None = None, *, 
 
 
 def queries(z: Tensor, components: Components) -> Tensor:
-    """[z², z, 0, 1] with z minus the middle, (M, 2D + 2); in place of the 0 stands what is added to every log-term."""
+    """Return [z², z, 0, 1] with z minus the middle, (M, 2D + 2); what replaces the 0 is added to every log-term."""
     z = z - components.middle
     return torch.cat([z.square(), z, torch.zeros_like(z[:, :1]), torch.ones_like(z[:, :1])], -1)
 
 
 def weigh(terms: Tensor, keys: Tensor, *, score: bool) -> Tensor:
-    """Sum the exponentials of log-terms, (M, 1), and before it, for the score, the keys under these weights.
+    """Sum the exponentials of log-terms, (M, 1); for the score, put the sums of the keys so weighted before it.
 
-    In place. Exponentials that underflow are kept at a number too small to matter: below it exp is slow.
+    Works in place. Exponents are clamped where their exponentials no longer matter, because exp is slow below.
     """
     weights = terms.clamp_(min=0.98 * math.log(torch.finfo(terms.dtype).tiny)).exp_()
     return weights @ keys[:, :-1] if score else weights.sum(1, keepdim=True)
 
 
 def finish(z: Tensor, components: Components, top: Tensor, sums: Tensor) -> Tensor:
-    """Turn sums about the largest term into log-sum-exp and, if the keys were summed, the score."""
+    """Turn sums relative to the largest term into the log-sum-exp and, if the keys were summed, the score."""
     dim, averages = sums.shape[1] // 2, sums[:, :-1] / sums[:, -1:]
     score = averages[:, dim:] + 2 * averages[:, :dim] * (z - components.middle)[:, :dim]
     return torch.cat([sums[:, -1:].log() + top, score], -1)
@@ -229,7 +228,7 @@ def dense(z: Tensor, components: Components, exclude: Tensor | None = None, *, s
 
 
 def responsibilities(z: Tensor, components: Components, values: Tensor | None = None) -> Tensor:
-    """Softmax of the log-terms over components, (M, N), or the average of values, (N, P), under it, (M, P)."""
+    """Return the softmax of the log-terms, (M, N), or the average of values, (N, P), under it, (M, P)."""
 
     def block(z: Tensor, _: None) -> Tensor:
         r = log_terms(z, components)[0].softmax(-1)
@@ -239,11 +238,11 @@ def responsibilities(z: Tensor, components: Components, values: Tensor | None = 
 
 
 def log_terms(z: Tensor, components: Components, exclude: Any = None, apart: bool = True) -> tuple[Tensor, Tensor]:
-    """Log-terms minus that of one component, (M, N), and that one, (M, 1), in one form for all of these points.
+    """Return log-terms minus that of one component, (M, N), and that one, (M, 1), in one form for all of these points.
 
-    Far off everything, unless ``apart`` is False, differences of squares are taken as x² - y² = (x - y)(x + y), with
-    x = (z - mu)/sigma and x - y without subtracting large numbers: so responsibilities and score are right however far
-    away z is.
+    Far from all components, unless ``apart`` is False, differences of squares are computed as (x - y)(x + y) with
+    x = (z - mu)/sigma, and x - y without subtracting large numbers. So responsibilities and score are right however
+    far away z is.
     """
     loc, scale, offset = components.loc, components.scale, _without(exclude, components.normaliser.expand(len(z), -1))
     if bool(too_rough(z, components).any()):
@@ -267,12 +266,12 @@ def log_terms(z: Tensor, components: Components, exclude: Any = None, apart: boo
 
 
 def too_rough(z: Tensor, components: Components) -> Tensor:
-    """Where the expanded form might lose too much; also where it overflows, and the bound is nan."""
+    """Return where the expanded form might lose too much, or overflows so that the bound is nan."""
     return ~(rounding_bound(z, components) <= TOLERANCE)
 
 
 def tracked(*values: object) -> bool:
-    """Whether derivatives with respect to any of these are wanted."""
+    """Return whether derivatives with respect to any of these are wanted."""
     return torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in values)
 
 
@@ -281,7 +280,7 @@ def _without(exclude: Tensor | None, terms: Tensor) -> Tensor:
 
 
 def _by_rows(block: Any, z: Tensor, components: Components, *given: Tensor | None, wide: bool = False) -> Tensor:
-    """Apply ``block`` to a few rows of z at a time; recompute rather than keep what derivatives need."""
+    """Apply ``block`` to a few rows of z at a time; recompute, rather than store, what derivatives need."""
     follow, exclude = tracked(z, *components, *given), given[0]
     wide = wide or follow or bool(too_rough(z, components).any())
     rows = max(1, ENTRIES // (components.loc.numel() if wide else len(components.loc)))

@@ -2,11 +2,11 @@ r"""The log-likelihood log p(x) of a VAE under any prior, by importance sampling
 
     p(x) = ∫ p(x|z) p(z) dz = E_r [ p(x|z) p(z) / r(z) ]      for every proposal r that is positive where p(z) is.
 
-An encoder alone is a poor proposal: it can be too narrow (training with a small beta makes it so), and where the
-prior was exchanged after training it knows nothing of the new one. Here r is a mixture: the prior itself, which keeps
-the weights bounded by sup p(x|z) over its share, the encoder at several widths, and full Gaussians around maxima of
-p(x|z) p(z), all fitted further to weighted samples. The final samples are fresh, and weighted by the density of all
-of r.
+An encoder alone is a poor proposal. It can be too narrow, as after training with a small beta, and it does not depend
+on a prior that was exchanged after training. Here r is a mixture of three parts: the prior itself, which bounds the
+weights by sup p(x|z) over its share; the encoder at several widths; and full Gaussians around maxima of p(x|z) p(z).
+The Gaussians are then fitted further to weighted samples. The final samples are fresh, and weighted by the density of
+the whole of r.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from vaebook.priors import GaussianMixture, as_mixture
 ROWS = 32
 """How many data are treated at once."""
 RESERVE = 0.1
-"""The share of a proposal that is kept for what it may have missed: for the prior, and for each of its Gaussians."""
+"""Share of a proposal that the prior always has; of the rest, this share is spread evenly over the Gaussians."""
 PRIOR_DRAWS = 4096
-"""How many draws of the prior are tried as explanations of a datum."""
+"""Draws of the prior at which p(x|z) is evaluated for each datum, to find starting points."""
 STARTS = 16
-"""From so many of them, and from the encoder's mean, maxima of p(x, z) are looked for."""
+"""Starting points among these draws for the search of maxima of p(x, z), besides the encoder's mean."""
 ROUNDS = 2
-"""How often all Gaussians are then fitted to weighted samples."""
+"""Times that all Gaussians are then fitted to weighted samples."""
 ROUND_SAMPLES = 500
-"""How many samples a datum are drawn for each fit, and at once."""
+"""Samples drawn for each datum and fit; also the most drawn at once."""
 TRUSTED = 50
-"""With fewer effective samples than these, the standard error of a datum cannot be trusted, and a warning says so."""
+"""With fewer effective samples, the standard error of a datum cannot be trusted, and a warning is given."""
 
 
 class ImportanceEstimate(NamedTuple):
-    """Estimates of log p(x), one a datum. See `importance_log_prob`."""
+    """Estimates of log p(x), one for each datum. See `importance_log_prob`."""
 
     log_prob: Tensor
     """Nats, (B)."""
@@ -69,23 +69,22 @@ def importance_log_prob(
 
     $\hat p(x) = \frac1S\sum_{s=1}^S w_s,\quad w_s = \frac{p(x\mid z_s)\,p(z_s)}{r(z_s)},\quad z_s\sim r$
 
-    p̂(x) is unbiased for p(x); its logarithm is biased down by about half the square of the standard error. That
-    error is sd(w)/(mean(w) √S), and can itself be trusted only if the effective number of samples is not small:
-    below 50, of which a warning tells, take more samples and look whether the value moves. A part of the posterior to
-    which no Gaussian of the proposal led shows in neither; it is left to the prior's share, and another seed may find
-    it.
+    p̂(x) is unbiased for p(x). Its logarithm is biased down by about half the square of its standard error, which is
+    sd(w)/(mean(w) √S). That error can be trusted only if the effective number of samples is not small. Below 50 a
+    warning is given: take more samples and see whether the value changes. A part of the posterior that no Gaussian of
+    the proposal covers shows in neither number; only draws of the prior can reach it. Another seed may find it.
 
     Args:
         vae: what `vaebook.adapters.adapt` makes, or an object with `.encoder`, `.decoder` and `.prior`.
         x: data, (B, …).
-        num_samples: S, for each datum, besides those for the adaptation.
-        prior: what takes the place of vae.prior: a prior, torch distribution or flow.
-        condition: what encoder or decoder take beside x or z, a row for each datum.
+        num_samples: S, the draws for each datum, besides those for the adaptation.
+        prior: a prior, torch distribution or flow to use in place of vae.prior.
+        condition: further input of encoder or decoder beside x or z, one row for each datum.
         generator: the source of randomness; None means torch's global one.
 
     Returns:
-        log p̂(x), its standard error and the effective number of samples, each (B), float64, without gradients. Where
-        no sample explains a datum they are -inf, inf and 0.
+        log p̂(x), its standard error and the effective number of samples, each (B), float64, without gradients. If
+        all weights of a datum are 0, they are -inf, inf and 0.
 
     Warns:
         UserWarning: the effective number of samples is below 50 for some data.
@@ -135,7 +134,7 @@ def importance_log_prob(
 
 
 class _Proposal(NamedTuple):
-    """J Gaussians a datum; the shares leave RESERVE to the prior."""
+    """J Gaussians for each datum; their shares leave RESERVE to the prior."""
 
     log_share: Tensor  # (B, J)
     loc: Tensor  # (B, J, D)
@@ -143,7 +142,7 @@ class _Proposal(NamedTuple):
 
 
 class Sampler(NamedTuple):
-    """What it takes to draw codes for a batch of data, and to weigh them."""
+    """Draws codes for a batch of data and weighs them."""
 
     joint: Joint  # what is integrated
     q: Normal  # the encoder's
@@ -218,14 +217,14 @@ def _moments(draws: Tensor) -> GaussianMixture:
 
 
 def _with_reserve(share: Tensor) -> Tensor:
-    """Return logarithms of the Gaussians' shares, of which none is forgotten and which leave the prior its own."""
+    """Return logarithms of the Gaussians' shares, none of them near 0, with RESERVE left to the prior."""
     return (((1 - RESERVE) * share + RESERVE / share.shape[1]) * (1 - RESERVE)).log()
 
 
 def _fit(proposal: _Proposal, z: Tensor, log_weight: Tensor, log_parts: Tensor) -> _Proposal:
-    """Take one step of EM for weighted samples; where few count, a Gaussian stays near what it was.
+    """Take one step of EM for weighted samples.
 
-    What it was counts as ten samples for each latent dimension.
+    The old Gaussian counts as ten samples for each latent dimension, so that few samples do not move it far.
     """
     weight = _temper(log_weight, z.shape[1] / 5).softmax(1)[..., None] * log_parts.exp()  # (B, S, J)
     share = weight.sum(1)
@@ -240,7 +239,7 @@ def _fit(proposal: _Proposal, z: Tensor, log_weight: Tensor, log_parts: Tensor) 
 
 
 def _temper(log_weight: Tensor, effective: float) -> Tensor:
-    """Raise weights (B, S) to the largest power <= 1 that leaves so many effective samples; bisection, by row."""
+    """Raise each row of weights (B, S) to the largest power <= 1 with so many effective samples, by bisection."""
     log_weight = log_weight.clamp_min(-1e300)  # where nothing explains a datum, all samples count the same
     low, high = torch.zeros_like(log_weight[:, :1]), torch.ones_like(log_weight[:, :1])
     power = high

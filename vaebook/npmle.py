@@ -5,8 +5,8 @@ most as many atoms as there are distinct data. Everything here works on log p(x_
 
     D_G(z) = (1/N) sum_n p(x_n|z) / p_G(x_n).
 
-The average of the true posteriors under G is D_G(z) dG(z), which is the prior after one step of EM. And no prior has
-a mean log-likelihood above that of G by more than log max_z D_G(z): the *certificate* of G, nats per datum.
+The average of the true posteriors under G is D_G(z) dG(z), the prior after one step of EM. No prior exceeds the mean
+log-likelihood of G by more than log max_z D_G(z), which is the *certificate* of G, in nats per datum.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LogLikelihood = Callable[[Tensor], Tensor]
 
 
 class DiscretePrior(NamedTuple):
-    """A prior of finitely many atoms, and how good it is; made by `fit_npmle`."""
+    """A prior of finitely many atoms, with its likelihoods and certificate; made by `fit_npmle`."""
 
     atoms: Tensor  # (K, D)
     log_weight: Tensor  # (K)
@@ -45,30 +45,30 @@ def fit_npmle(
     separation: float = 1e-3,
     max_rounds: int = 50,
 ) -> DiscretePrior:
-    r"""Find the best prior of all: how many atoms, where, and with which weights.
+    r"""Find the best of all priors: the number of its atoms, their places and their weights.
 
     $\max_G \frac1N\sum_n\log\int p(x_n\mid z)\,dG(z)$
 
     Every round adds, near each atom, the place where D_G is largest; finds the best weights and drops atoms of
-    weight 0; moves the atoms uphill; and merges those that meet. It stops once log D_G exceeds the tolerance nowhere.
-    The likelihoods are then determined up to the tolerance, but not the number of atoms: whether the lightest are
-    there at all can depend on rounding.
+    weight 0; moves the atoms uphill; and merges atoms that meet. It stops when log D_G is nowhere found above the
+    tolerance. The likelihoods are then determined up to the tolerance. The number of atoms is not: whether the
+    lightest are kept can depend on rounding.
 
     Args:
         log_likelihood: places (K, D) → log p(x_n|z_k), (N, K), float64 and differentiable.
-        candidates: where D_G is first evaluated, (M, D): a grid, finer than the peaks of p(x_n|z). The latent space
-            is the box that it spans.
+        candidates: a grid, (M, D), on which D_G is first evaluated; finer than the peaks of p(x_n|z). The latent
+            space is the box that it spans.
         tolerance: nats per datum. The certificate is the largest log D_G over the candidates and over the peaks
-            climbed to from the best of them: a numerical maximum, which misses what a grid can miss.
-        separation: atoms nearer than this are merged.
-        max_rounds: the most rounds to take.
+            climbed to from the best of them: a numerical maximum, which can miss peaks narrower than the grid.
+        separation: atoms closer than this are merged.
+        max_rounds: the most rounds.
 
     Returns:
         The prior, with log p_G(x_n) and its certificate; float64.
 
     Raises:
         TypeError, ValueError: an argument, or what log_likelihood returns, is of the wrong kind, shape or value.
-        RuntimeError: max_rounds do not reach the tolerance.
+        RuntimeError: the tolerance is not reached within max_rounds.
 
     Example:
         >>> x, grid = torch.tensor([-2.0, 2.0]).double(), torch.linspace(-3, 3, 25).double()[:, None]
@@ -84,7 +84,7 @@ def fit_npmle(
     check_int("max_rounds", max_rounds, minimum=1)
     with torch.no_grad():
         table = _evaluate(log_likelihood, candidates)
-    atoms = candidates[table.argmax(1).unique()]  # for each datum the place that likes it best
+    atoms = candidates[table.argmax(1).unique()]  # for each datum the place of its largest likelihood
     for _ in range(max_rounds):
         atoms, log_weight, _ = _needed(log_likelihood, atoms, tolerance)
         atoms = _merge(*_move(log_likelihood, atoms, log_weight, candidates), separation)

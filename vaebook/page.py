@@ -48,12 +48,12 @@ def page(found: Any, status: Mapping[str, str], pictures: Sequence[Panel], *, wh
 
     Args:
         found: a `vaebook.report.Diagnosis`.
-        status: what verdicts may be, and how that is written.
+        status: how each status of a verdict is written.
         pictures: the pictures, as `vaebook.panels.panels` draws them.
-        whole: False for a part of a page, as notebooks show it.
+        whole: False for a fragment, as notebooks show it.
 
     Returns:
-        The text.
+        The HTML, as text.
     """
     level = 2 if whole else 3
     head = f"{found.num_data:,} data, {found.latent_dim} latent dimensions, prior: {found.prior}"

@@ -1,6 +1,7 @@
-"""The four pictures of a diagnosis, each an SVG with a description in words; no global state of matplotlib is touched.
+"""The four pictures of a diagnosis, each an SVG with a description in words.
 
-They have an opaque white ground, as the book's figures, so that they read the same on a light and on a dark page.
+Their background is opaque white, as in the book's figures, so that they read the same on a light and on a dark page.
+matplotlib's global state is left as it was.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ class Panel(NamedTuple):
 
     title: str
     alt: str
-    """What is to be seen, with the numbers."""
+    """The picture in words, with its numbers."""
     svg: bytes
 
     @property
     def uri(self) -> str:
-        """The picture as an address that contains it."""
+        """The picture as a data URI."""
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
 
 
 def panels(found: Any) -> list[Panel]:
-    """Draw codes and prior, the rate of each latent, intervals, and log-densities, from a `vaebook.report.Diagnosis`.
+    """Draw the four pictures: codes and prior, the rate of each latent, intervals, and log-densities.
 
     Args:
-        found: the diagnosis.
+        found: a `vaebook.report.Diagnosis`.
 
     Returns:
         Four panels.
@@ -56,7 +57,7 @@ def panels(found: Any) -> list[Panel]:
 
 
 def figure(found: Any) -> Figure:
-    """Draw all four into one figure."""
+    """Draw the four pictures of a diagnosis into one matplotlib figure."""
     with matplotlib.rc_context(STYLE):
         whole = Figure(figsize=(2 * SIZE[0], 2 * SIZE[1]), layout="constrained")
         for axes, (title, part) in zip(whole.subplots(2, 2).flat, PARTS.items(), strict=True):
@@ -94,7 +95,7 @@ def _codes(axes: Axes, found: Any) -> str:
 
 
 def _shown_axes(found: Any) -> tuple[int, int | None]:
-    """Choose the coordinates where the hole shows most, then those with the highest rate, then the first."""
+    """Choose two coordinates: first those that show the hole best, then those of the highest rate."""
     rates = np.array(found.kl_per_dimension or np.zeros(found.latent_dim))
     order = [part.index for part in (found.holes.where if found.holes else ())]
     order += [j for j in np.argsort(-rates, kind="stable").tolist() if j not in order]
@@ -162,4 +163,4 @@ PARTS = {
     "Data at hand and population": _intervals,
     "Known and new data": _densities,
 }
-"""Titles and what draws them."""
+"""Title and drawing function of each picture."""
