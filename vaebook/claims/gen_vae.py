@@ -137,7 +137,7 @@ def _least_kl(log_posterior: Tensor) -> Tensor:
 
 @claim(
     "gen/diagonal-cost",
-    falsehood=r"It has the marginal variances $(P^{-1})_{jj}$.",
+    falsehood=r"It has the marginal variances $(\Lambda^{-1})_{jj}$.",
     kind="exact",
     source="Bishop (2006), section 10.1.2, for the variances; the cost follows",
     section="mixture/vae",
