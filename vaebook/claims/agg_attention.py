@@ -143,8 +143,26 @@ def attention(generator: torch.Generator) -> Measurement:
         falsehood_lhs=(q_agg.responsibilities(z) - plain).abs().max(),
         falsehood_rhs=0.0,
         tolerance=1e-10,
-        neighbours={"the score without the query's own part": Neighbour(output[:, 3:6], score)},
+        neighbours={
+            "the score without the query's own part": Neighbour(output[:, 3:6], score),
+            "a step gains 1.01 times as much": Neighbour(*_one_step(loc[:1], q_agg.scale[:1], z, 1.01), "<="),
+            "a step climbs whatever the widths": Neighbour(*_step_off_a_spike(), "<="),
+        },
     )
+
+
+def _one_step(loc: Tensor, scale: Tensor, z: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+    """Return a multiple of the promised gain of a step, and the gain, for one Gaussian: there they are equal."""
+    q_agg, away = DiagGaussianMixture(loc, scale), loc.expand_as(z)
+    promised = 0.5 * ((away - z) / scale).square().sum(-1)
+    return factor * promised, q_agg.log_prob(away) - q_agg.log_prob(z)
+
+
+def _step_off_a_spike() -> tuple[Tensor, Tensor]:
+    """Return the log-density on a narrow Gaussian beside a wide one, and that after a step: it leads down."""
+    loc, scale, weight = torch.tensor([[0.0, 0.5], [1.0, 0.05], [0.95, 0.05]], dtype=torch.float64)
+    q_agg, z = DiagGaussianMixture(loc[:, None], scale[:, None], weight.log()), loc[1:, None]
+    return q_agg.log_prob(z), q_agg.log_prob(q_agg.posterior_mean(z, loc[:, None]))
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, *, scale: float, bias: Tensor | None = None) -> Tensor:
@@ -184,6 +202,8 @@ def diffusion(generator: torch.Generator) -> Measurement:
     tiny = float(0.01 * alpha * lead / torch.cdist(x, x).max())
     sharp = DiagGaussianMixture(alpha * x, torch.full_like(x, tiny))
     limit = sharp.posterior_mean(alpha * held_out + tiny * noise, x)
+    middle = x[:2].mean(0, keepdim=True)  # as near to the one as to the other
+    tie = DiagGaussianMixture(alpha * x[:2], torch.full_like(x[:2], tiny)).posterior_mean(alpha * middle, x[:2])
     pairs = [
         (q_agg.log_prob(y), definition.logsumexp(-1)),
         (q_agg.log_prob(y), log_q),
@@ -201,5 +221,6 @@ def diffusion(generator: torch.Generator) -> Measurement:
         neighbours={
             "the denoised point without the division by alpha": Neighbour(denoised, y + s**2 * score),
             "s in the place of its square": Neighbour(denoised, (y + s * score) / alpha),
+            "one of the nearest, where two are equally near": Neighbour(torch.cdist(tie, x[:2]).min(), 0.0),
         },
     )

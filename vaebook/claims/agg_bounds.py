@@ -94,14 +94,38 @@ def stationarity(generator: torch.Generator) -> Measurement:
     seen = kl_divergence(Normal(q_agg.mean, q_agg.variance.sqrt()), Normal(0.0, 1.0)).sum()
     found = torch.cat([q_agg.mean, q_agg.covariance.flatten(), rate[None]])
     expected = torch.cat([torch.zeros(2), torch.eye(2).flatten(), -q_agg.scale.log().sum(1).mean()[None]])
+    at_saddle, saddle = _saddle(generator)
     return Measurement(
-        lhs=torch.cat([slopes, found]),
-        rhs=torch.cat([moments, expected]),
+        lhs=torch.cat([slopes, found, at_saddle, saddle.diagonal()]),
+        rhs=torch.cat([moments, expected, torch.zeros_like(at_saddle), torch.ones(2)]),
         falsehood_lhs=mismatch - seen,  # as a difference: the second is 0 but for rounding
         falsehood_rhs=0.0,
         tolerance=1e-6,
-        neighbours={"the codes' own variances average to 1": Neighbour(q_agg.scale.square().mean(0), 1.0)},
+        neighbours={
+            "the codes' own variances average to 1": Neighbour(q_agg.scale.square().mean(0), 1.0),
+            "covariance I at saddle points too": Neighbour(saddle[0, 1], 0.0),
+        },
     )
+
+
+def _saddle(generator: torch.Generator, beta: float = 0.8, noise: float = 0.5) -> tuple[Tensor, Tensor]:
+    """Return the gradient of the exact objective of a linear VAE at a saddle point, and the codes' covariance there.
+
+    The columns of W are turned by 45 degrees against the principal axes, so that latents are correlated.
+    """
+    spread = 2 + torch.rand(2, generator=generator, dtype=torch.float64) * torch.tensor([1.0, -0.5])
+    t, turn = spread.mean() ** 2, torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64) / 2**0.5
+    tau = t.sqrt() * spread
+    w = (torch.diag((tau - beta * noise).sqrt()) @ turn.mT).requires_grad_()
+    a = (turn @ torch.diag(1 / tau) @ turn.mT @ w.detach().mT).requires_grad_()
+    log_scale = torch.full((2,), 0.5 * math.log(beta * noise / t), dtype=torch.float64, requires_grad=True)
+    variance, missed = (2 * log_scale).exp(), torch.eye(2, dtype=torch.float64) - w @ a
+    codes = torch.diag(spread.square())  # the covariance of the data
+    error = (missed @ codes @ missed.mT).trace() + variance @ w.square().sum(0)
+    kl = 0.5 * ((a @ codes @ a.mT).trace() + (variance - 1 - 2 * log_scale).sum())
+    slopes = torch.autograd.grad(error / (2 * noise) + beta * kl, (w, a, log_scale))
+    covariance = a @ codes @ a.mT + torch.diag(variance)
+    return torch.cat([slope.flatten() for slope in slopes]), covariance.detach()
 
 
 @claim(

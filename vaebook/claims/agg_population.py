@@ -64,9 +64,16 @@ def population(generator: torch.Generator) -> Measurement:
     rate = share @ torch.stack([_kl(part, log_p) for part in parts])
     twice = share @ torch.stack([torch.trapezoid(part.exp() * (part - log_p), GRID) for part in parts])
     return Measurement(
-        lhs=torch.stack([plug_in, left_out, scored, told, told_left_out]),
+        lhs=torch.stack([plug_in, left_out, scored, told, told_left_out, rate]),  # last: three copies of one datum
         rhs=torch.stack(
-            [truth + excess, truth - lack, truth - _kl(log_all, log_c), told_all - excess, told_all + lack]
+            [
+                truth + excess,
+                truth - lack,
+                truth - _kl(log_all, log_c),
+                told_all - excess,
+                told_all + lack,
+                truth + told_all,
+            ]
         ),
         falsehood_lhs=plug_in,
         falsehood_rhs=truth,
@@ -116,6 +123,7 @@ def collapse(generator: torch.Generator) -> Measurement:
             "the infimum over spread codes is at least 0.01": Neighbour(0.01, many),
             "more codes do not come nearer": Neighbour(few, many),
             "components of weight 0 count too": Neighbour(1e-6, without),
+            "one code alone does not attain it either": Neighbour(1e-6, _kl(log_p, log_p)),
         },
     )
 
@@ -159,6 +167,7 @@ def hole_mass(generator: torch.Generator) -> Measurement:
         neighbours={
             "the hole is at most 1 - exp(-0.95 KL)": Neighbour(mass, -torch.expm1(-0.95 * _discrete_kl(rest, p))),
             "TV is at most the root of KL / 2.1": Neighbour(small[1] - small[0], (pinsker / 2.1).sqrt()),
+            "with q(A) and p(A) exchanged": Neighbour(_binary(p[0], 1e-12 * p[0]), _discrete_kl(_nearly_without(p), p)),
             "decoding keeps the distance": Neighbour(tv, 0.5 * (p @ decoder - q @ decoder).abs().sum()),
         },
     )
@@ -167,6 +176,12 @@ def hole_mass(generator: torch.Generator) -> Measurement:
 def _binary(q: Tensor, p: Tensor) -> Tensor:
     """Divergence of the two-point distributions with these probabilities."""
     return q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
+
+
+def _nearly_without(p: Tensor) -> Tensor:
+    """Return p with next to nothing left of its first cell."""
+    left = 1e-12 * p[:1]
+    return torch.cat([left, p[1:] * (1 - left) / p[1:].sum()])
 
 
 def _discrete_kl(q: Tensor, p: Tensor) -> Tensor:

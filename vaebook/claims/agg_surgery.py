@@ -142,7 +142,7 @@ def mismatch_is_not_hole(generator: torch.Generator) -> Measurement:
         tolerance=1e-9,
         neighbours={
             "the variation is at most half of that": Neighbour(variation, share / 2),
-            "without the entropy of the coin": Neighbour(rate, mismatch),
+            "with 0.99 of the entropy of the coin": Neighbour(rate - 0.99 * entropy, mismatch),
         },
     )
 

@@ -67,14 +67,21 @@ def ghost_modes(generator: torch.Generator) -> Measurement:
     counts = torch.tensor([len(find_modes(q)), len(find_modes(ghosts))])
     product_of_sums, at_ghosts = q.log_prob_marginals(z[:30]).sum(1), ghosts.loc[which[:, 0] != which[:, 1]]
     exact = 1e-10
+    loc, scale = q.loc.clone(), q.scale.clone()
+    loc[1, 0], scale[1, 0] = loc[0, 0], scale[0, 0]  # two codes that share their first coordinate
+    distinct = torch.cat([loc[which, coordinate], scale[which, coordinate]], 1).unique(dim=0).shape[0]
+    counts = torch.cat([counts, torch.tensor([distinct])])
     return Measurement(
         lhs=torch.cat([ghosts.log_prob(z[:30]), counts, torch.tensor([gained.value])]),
-        rhs=torch.cat([product_of_sums, torch.tensor([4, 16, _total_correlation(q)])]),
+        rhs=torch.cat([product_of_sums, torch.tensor([4, 16, 12, _total_correlation(q)])]),
         falsehood_lhs=torch.cat([q.log_prob(at_ghosts), torch.tensor([gained.value])]),
         falsehood_rhs=torch.cat([ghosts.log_prob(at_ghosts), torch.zeros(1)]),
-        stderr=torch.tensor([exact] * 32 + [gained.stderr]),
+        stderr=torch.tensor([exact] * 33 + [gained.stderr]),
         falsehood_stderr=torch.tensor([exact] * 12 + [gained.stderr]),
-        neighbours={"N D modes": Neighbour(counts[1], 8, unit=exact)},
+        neighbours={
+            "N D modes": Neighbour(counts[1], 8, unit=exact),
+            "all of the products are distinct, whatever the codes": Neighbour(distinct, 16, unit=exact),
+        },
     )
 
 
@@ -122,8 +129,25 @@ def information_adds(generator: torch.Generator) -> Measurement:
         falsehood_rhs=separately,
         stderr=math.hypot(correlation.stderr, together.stderr),
         falsehood_stderr=together.stderr,
-        neighbours={"the other way round": Neighbour(correlation.value, together.value - separately)},
+        neighbours={
+            "the other way round": Neighbour(correlation.value, together.value - separately),
+            "the same for tilted codes": Neighbour(*_tilted(), unit=1e-6),
+        },
     )
+
+
+def _tilted() -> tuple[Tensor, Tensor]:
+    """Total correlation and minus the information of two codes with the same marginals and opposite correlations.
+
+    Neither coordinate tells anything alone.
+    """
+    line = torch.linspace(-8, 8, 401, dtype=torch.float64)
+    z, cell = torch.cartesian_prod(line, line), float(line[1] - line[0]) ** 2
+    covariance = torch.tensor([[[1.0, c], [c, 1.0]] for c in (0.8, -0.8)], dtype=torch.float64)
+    parts = MultivariateNormal(torch.zeros(2, dtype=torch.float64), covariance).log_prob(z[:, None])
+    log_q = parts.logsumexp(1) - math.log(2)
+    correlation = (log_q.exp() * (log_q - Normal(0.0, 1.0).log_prob(z).sum(1))).sum() * cell
+    return correlation, -(parts.exp() * (parts - log_q[:, None])).sum() * cell / 2
 
 
 @claim(

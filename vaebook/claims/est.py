@@ -43,6 +43,12 @@ def in_batch(generator: torch.Generator) -> Measurement:
         rhs += [exact, exact, mean + lost, torch.tensor(math.log(batches.shape[1]))]
         means.append(mean)
         swapped.append(mean + _kl(codes.mean(0), codes[batches].mean(1)).mean())
+    # A sampler that balances: of three data two have one code, and the third is in every batch.
+    apart = 0.998 * torch.eye(5, dtype=torch.float64) + 0.002 / 5
+    twice = apart[[0, 0, 1]]
+    log_q, mass = _every_outcome(twice, torch.tensor([[0, 2], [1, 2]]))
+    balanced = (mass * minibatch_information(log_q, minibatch_weights("in-batch", 2))).sum()
+    largest = minibatch_information(_every_outcome(apart, _subsets(5, 3))[0], minibatch_weights("in-batch", 3)).max()
     return Measurement(  # each identity as two inequalities
         lhs=torch.stack([*lhs, exact]),
         rhs=torch.stack([*rhs, means[-1]]),
@@ -50,7 +56,11 @@ def in_batch(generator: torch.Generator) -> Measurement:
         falsehood_rhs=torch.stack(means[:-1]),
         relation="<=",
         tolerance=1e-10,
-        neighbours={"the loss is the KL the other way round": Neighbour(torch.stack(swapped[:-1]), exact, "==")},
+        neighbours={
+            "the loss is the KL the other way round": Neighbour(torch.stack(swapped[:-1]), exact, "=="),
+            "at most I for every sampler of batches": Neighbour(balanced, _kl(twice, twice.mean(0)).mean()),
+            "at most 0.99 log B": Neighbour(largest, 0.99 * math.log(3)),
+        },
     )
 
 
@@ -81,8 +91,18 @@ def leave_one_out(generator: torch.Generator) -> Measurement:
         neighbours={
             "equality for smaller batches": Neighbour(others, subsets[:3]),
             "log N bounds it": Neighbour(log_n, pairs),
+            "at least (N/(N - 1))² I": Neighbour(*_least_left_out(5, (5 / 4) ** 2)),
+            "at least 1.001 N/(N - 1) I": Neighbour(*_least_left_out(50, 1.001 * 50 / 49)),
         },
     )
+
+
+def _least_left_out(num: int, factor: float) -> tuple[Tensor, Tensor]:
+    """Mean KL(q_n | q_-n) and a multiple of I for codes each of which rules out one datum: near N/(N - 1) I."""
+    codes = (1 - torch.eye(num, dtype=torch.float64)).clamp(min=1e-12)
+    codes = codes / codes.sum(1, keepdim=True)
+    others = (codes.sum(0) - codes) / (num - 1)
+    return _kl(codes, others).mean(), factor * _kl(codes, codes.mean(0)).mean()
 
 
 @claim(
@@ -149,6 +169,8 @@ def mss(generator: torch.Generator) -> Measurement:
     chain = torch.stack([exact, low, low - inside, whole, exact])
     above = torch.stack([low, high, torch.tensor(math.log(5 / 3)), exact, whole])
     most = minibatch_information(_every_outcome(codes[:5], _subsets(5, 3))[0], minibatch_weights("equal", 3, 5)).max()
+    apart = 0.998 * torch.eye(5, dtype=torch.float64) + 0.002 / 5
+    near, far = (_mean(s, apart, _subsets(5, 3)) for s in ("in-batch", "equal"))
     off = (misplaced - q_agg).abs().sum(2).mean(1)[1:]  # row by row, over z, on average over the data
     left, right = (torch.cat([side.flatten() for side in sides]) for sides in zip(*equalities, strict=True))
     return Measurement(
@@ -161,6 +183,8 @@ def mss(generator: torch.Generator) -> Measurement:
         neighbours={
             "1/B for all is unbiased too": Neighbour(_given_row(codes, few, inside_weights)[0], q_agg, "=="),
             "stratified weights vary no more than equal ones": Neighbour(second[0], second[1]),
+            "at most in-batch and 0.9 log(N/B)": Neighbour(far, near + 0.9 * math.log(5 / 3)),
+            "equal weights stay below 0.95 log N": Neighbour(far, 0.95 * math.log(5)),
         },
     )
 

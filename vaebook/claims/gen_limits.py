@@ -51,6 +51,7 @@ def unbounded(generator: torch.Generator) -> Measurement:
             "probabilistic PCA, a hundredth less": Neighbour(fitted[1], limit[1] - 0.01),
             "discrete data, a hundredth less": Neighbour(reached, minus_entropy - 0.01),
             "probabilistic PCA is bounded whatever the rank": Neighbour(slope[1], 0.0),
+            "it is unbounded wherever S lacks full rank": Neighbour(0.0, _slope_without_rank(generator, rank=3)),
         },
     )
 
@@ -110,10 +111,10 @@ def _linear(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return PPCA.fit(x, 3).log_prob(x).mean(), bound  # with P - 1 latents the noise is the last eigenvalue: equality
 
 
-def _slope_without_rank(generator: torch.Generator) -> Tensor:
-    """Rise of the log-likelihood a nat of log 1/s²: pPCA with two latents, data of rank two in four pixels."""
-    turn = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))[0][:, :2]
-    x = torch.randn(20, 2, generator=generator, dtype=torch.float64) @ turn.mT
+def _slope_without_rank(generator: torch.Generator, rank: int = 2) -> Tensor:
+    """Rise of the log-likelihood a nat of log 1/s²: pPCA with two latents, data of some rank in four pixels."""
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=generator, dtype=torch.float64))[0][:, :rank]
+    x = torch.randn(20, rank, generator=generator, dtype=torch.float64) @ turn.mT
     x = x - x.mean(0)
     value, vector = (part[..., -2:] for part in torch.linalg.eigh(x.mT @ x / len(x)))
     found = [

@@ -57,9 +57,22 @@ def npmle(generator: torch.Generator) -> Measurement:
                 (best - em_log_prob).mean(),
                 em(one, 1)[0].abs().max(),
                 moved,
+                _one_weight_too_large(50)[0],
             ]
         ),
-        rhs=torch.tensor([len(x.unique()), 1e-7, spread, 0.0, em_bound, 0.0, trace[1] - trace[0]], dtype=torch.float64),
+        rhs=torch.tensor(
+            [
+                len(x.unique()),
+                1e-7,
+                spread,
+                0.0,
+                em_bound,
+                0.0,
+                trace[1] - trace[0],
+                _one_weight_too_large(50)[1],
+            ],
+            dtype=torch.float64,
+        ),
         falsehood_lhs=best.mean(),
         falsehood_rhs=one.mean(),
         relation="<=",
@@ -69,6 +82,7 @@ def npmle(generator: torch.Generator) -> Measurement:
             "a prior that is not best has certificate 0": Neighbour(em_bound, 0.0),
             "a step gains 1.01 KL(G+ | G)": Neighbour(*_gain_where_data_are_apart(generator)),
             "its lack is at most half of its certificate": Neighbour(*_lack_of_one_atom()),
+            "likelihoods within the same of delta = e^c - 1": Neighbour(*_one_weight_too_large(1)),
         },
     )
 
@@ -79,6 +93,18 @@ def _gain_where_data_are_apart(generator: torch.Generator) -> tuple[Tensor, Tens
     start = torch.randn(4, generator=generator, dtype=torch.float64).log_softmax(0)
     stepped, trace = em(terms, 1, log_weight=start)
     return 1.01 * (stepped.exp() * (stepped - start)).sum(), trace[1] - trace[0]
+
+
+def _one_weight_too_large(factor: int) -> tuple[Tensor, Tensor]:
+    """Change of a datum's log-likelihood to the best prior, and its bound with delta = factor (e^c - 1).
+
+    There are fifty data with an atom each, of which one has e times its best weight.
+    """
+    weight = torch.full((50,), (50 - math.e) / 49 / 50, dtype=torch.float64)
+    weight[0] = math.e / 50
+    terms = torch.full((50, 50), -torch.inf, dtype=torch.float64).fill_diagonal_(0.0)
+    delta = factor * torch.expm1(log_gradient(terms, weight.log()).max())
+    return (weight.log() + math.log(50)).abs().max(), (2 * delta).sqrt() + delta
 
 
 def _lack_of_one_atom() -> tuple[Tensor, Tensor]:
@@ -137,8 +163,16 @@ def fixed_point(generator: torch.Generator) -> Measurement:
         falsehood_rhs=torch.stack([one.mean(), moved.new_zeros(())]),
         relation="<=",
         tolerance=1e-10,
-        neighbours={"D_G is at most 0.99": Neighbour(derivative.max(), math.log(0.99))},
+        neighbours={
+            "D_G is at most 0.99": Neighbour(derivative.max(), math.log(0.99)),
+            "any decoder, with a jump at one code of no mass too": Neighbour(_jump(), 0.0),
+        },
     )
+
+
+def _jump() -> Tensor:
+    """Largest log D_G where one datum is twice as likely at a single code, and G is uniform: it stays so, not best."""
+    return log_gradient(torch.tensor([[0.0, math.log(2.0)]], dtype=torch.float64), torch.zeros(1).double()).max()
 
 
 @claim(
@@ -174,6 +208,7 @@ def em_rate(generator: torch.Generator) -> Measurement:
         tolerance=1e-9,
         neighbours={
             "a smaller constant, KL / (1.05 T)": Neighbour(one_lack, one_bound / 1.05),
+            "the lack falls like 1/T²": Neighbour(lack[0][4], bound[0][4] / steps[4]),
             "a start that misses the support": Neighbour(stuck[-1], bound[0][-1]),
         },
     )

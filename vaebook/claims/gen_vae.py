@@ -76,6 +76,9 @@ def elbo_identity(generator: torch.Generator) -> Measurement:
             "the form that is trained, with 0.99 of its KL": Neighbour(
                 log_p - 0.99 * trained - 0.01 * expected, _kl(log_q, log_posterior)
             ),
+            "no gap at the posterior's mean and variance": Neighbour(
+                _kl(Normal(mean, spread).log_prob(GRID), log_posterior), 0.0
+            ),
         },
     )
 
@@ -185,6 +188,9 @@ def diagonal_optimum(generator: torch.Generator) -> Measurement:
     loc, variance = _best_diagonal(log_joint, torch.zeros_like(data))
     slope, curvature = _expected_derivatives(log_joint, loc, variance)
     at_mean = _expected_derivatives(log_joint, loc, 1e-12 * variance)[1]
+    line = torch.linspace(-6, 6, 301, dtype=torch.float64)
+    z = torch.cartesian_prod(line, line)
+    mean = log_joint(z[:, None]).softmax(0).mT @ z
     wide, marginal = _spike()
     none, one = torch.zeros_like(slope), torch.ones_like(slope)
     return Measurement(
@@ -196,6 +202,7 @@ def diagonal_optimum(generator: torch.Generator) -> Measurement:
         neighbours={
             "the curvature at the mean, not its expectation": Neighbour(-at_mean * variance, one),
             "half of the curvature": Neighbour(-0.5 * curvature * variance, one),
+            "its mean is the posterior's": Neighbour(loc, mean),
         },
     )
 

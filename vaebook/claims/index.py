@@ -80,10 +80,10 @@ def unseen(generator: torch.Generator) -> Measurement:
     off = torch.stack([_joint(x, data) for x in new])
     encoded = _mass(_encoder(new[:, None]).log_prob(GRID).exp())
     values, counts = data.unique(return_counts=True)
-    repeated = torch.stack([_joint(x, data) for x in values[counts > 1]])
+    once, repeated = (torch.stack([_joint(x, data) for x in values[seen]]) for seen in (counts == 1, counts > 1))
     return Measurement(
-        lhs=torch.cat([off.amax(-1), (data == new).double().mean(0), encoded]),
-        rhs=torch.tensor([0.0] * 6 + [1.0] * 3),
+        lhs=torch.cat([off.amax(-1), (data == new).double().mean(0), encoded, len(data) * _mass(once)]),
+        rhs=torch.tensor([0.0] * 6 + [1.0] * (3 + len(once))),
         falsehood_lhs=len(data) * _mass(repeated),
         falsehood_rhs=torch.ones(len(repeated)),
         tolerance=1e-10,
@@ -154,6 +154,7 @@ def duplicates(generator: torch.Generator) -> Measurement:
         neighbours={
             "I is H(m/N), not below it": Neighbour(entropy, information[0]),
             "0.999 H(m/N) bounds it": Neighbour(information[-1], 0.999 * entropy),
+            "H(m/N) is the log of the number of distinct codes": Neighbour(math.log(6), entropy),
         },
     )
 
