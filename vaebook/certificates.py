@@ -122,7 +122,7 @@ def mismatch_bound(rate: float, num_data: int) -> float:
         >>> round(mismatch_bound(25.0, 60_000), 2), mismatch_bound(3.0, 60_000)
         (14.0, 0.0)
 
-    Source: this book, chapter aggregated/surgery (claim agg/hole-bound); it follows from Hoffman & Johnson (2016).
+    Source: this book, chapter aggregated/holes (claim agg/hole-bound); it follows from Hoffman & Johnson (2016).
     """
     rate = check_number("rate", rate, minimum=0)
     return max(0.0, rate - math.log(check_int("num_data", num_data, minimum=1)))

@@ -12,7 +12,8 @@ from vaebook.claims import dims
 from vaebook.claims import agg
 from vaebook.claims import agg_population
 from vaebook.claims import agg_surgery
-from vaebook.claims import agg_bounds
+from vaebook.claims import agg_holes
+from vaebook.claims import agg_moments
 from vaebook.claims import est
 from vaebook.claims import prior
 from vaebook.claims import prior_sampling
@@ -31,7 +32,8 @@ __all__ = [
     "Neighbour",
     "agg",
     "agg_attention",
-    "agg_bounds",
+    "agg_holes",
+    "agg_moments",
     "agg_population",
     "agg_surgery",
     "claim",

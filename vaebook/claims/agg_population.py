@@ -1,4 +1,4 @@
-"""Claims of chapter aggregated/population: what N codes say about the population, what a KL allows."""
+"""Claims of chapter aggregated/population: what N codes say about the population that they come from."""
 
 from __future__ import annotations
 
@@ -126,63 +126,3 @@ def collapse(generator: torch.Generator) -> Measurement:
             "one code alone does not attain it either": Neighbour(1e-6, _kl(log_p, log_p)),
         },
     )
-
-
-@claim(
-    "agg/hole-mass",
-    falsehood="A small KL leaves no hole.",
-    kind="exact",
-    source="data processing and Pinsker's inequality: Cover & Thomas (2006); the reading: this book",
-    section=CHAPTER,
-)
-def hole_mass(generator: torch.Generator) -> Measurement:
-    """Take densities over 12 cells, all 4,096 events, a random decoder to 5 outcomes; and the cases of equality."""
-    p, q = (torch.randn(12, generator=generator, dtype=torch.float64).softmax(0) for _ in range(2))
-    events = torch.tensor(list(product([0.0, 1.0], repeat=12)), dtype=torch.float64)[1:-1]
-    decoder = torch.randn(12, 5, generator=generator, dtype=torch.float64).softmax(1)
-    divergence = (q * (q / p).log()).sum()
-    hole = events[torch.randint(len(events), (), generator=generator)]
-    mass = hole @ p
-    rest = p * (1 - hole) / (1 - mass)  # what is left of p outside the hole: q(A) = 0, and equality
-    small = torch.tensor([0.5, 0.505], dtype=torch.float64)  # Pinsker's inequality is nearly attained
-    pinsker = _binary(small[1], small[0])
-    tv = 0.5 * (p - q).abs().sum()
-    return Measurement(
-        lhs=torch.cat(
-            [
-                _binary(events @ q, events @ p),
-                torch.stack([mass, 0.5 * (p @ decoder - q @ decoder).abs().sum(), tv, small[1] - small[0]]),
-            ]
-        ),
-        rhs=torch.cat(
-            [
-                divergence.expand(len(events)),
-                torch.stack([-torch.expm1(-_discrete_kl(rest, p)), tv, (divergence / 2).sqrt(), (pinsker / 2).sqrt()]),
-            ]
-        ),
-        falsehood_lhs=mass,  # a hole at a finite divergence
-        falsehood_rhs=0.0,
-        relation="<=",
-        tolerance=1e-12,
-        neighbours={
-            "the hole is at most 1 - exp(-0.95 KL)": Neighbour(mass, -torch.expm1(-0.95 * _discrete_kl(rest, p))),
-            "TV is at most the root of KL / 2.1": Neighbour(small[1] - small[0], (pinsker / 2.1).sqrt()),
-            "with q(A) and p(A) exchanged": Neighbour(_binary(p[0], 1e-12 * p[0]), _discrete_kl(_nearly_without(p), p)),
-            "decoding keeps the distance": Neighbour(tv, 0.5 * (p @ decoder - q @ decoder).abs().sum()),
-        },
-    )
-
-
-def _binary(q: Tensor, p: Tensor) -> Tensor:
-    """Divergence of the two-point distributions with these probabilities."""
-    return q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
-
-
-def _nearly_without(p: Tensor) -> Tensor:
-    """Return p with next to nothing left of its first cell."""
-    left = 1e-12 * p[:1]
-    return torch.cat([left, p[1:] * (1 - left) / p[1:].sum()])
-
-
-def _discrete_kl(q: Tensor, p: Tensor) -> Tensor:
-    return torch.where(q > 0, q * (q / p).log(), 0.0).sum()

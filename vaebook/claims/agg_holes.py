@@ -1,0 +1,177 @@
+"""Claims of chapter aggregated/holes: what certifies a mismatch, and what a mismatch says about holes."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.distributions import Normal
+
+from vaebook.aggregate import merge_duplicates
+from vaebook.certificates import mismatch_bound
+from vaebook.claims.registry import Measurement, Neighbour, claim
+from vaebook.information import decompose_kl
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.priors import StandardNormal
+
+CHAPTER = "aggregated/holes"
+
+
+@claim(
+    "agg/hole-bound",
+    falsehood=r"$\mathrm{KL}\ge R$; or $\mathrm{KL}\ge R-\log B$ with the size $B$ of a batch.",
+    kind="bound",
+    source="this book; from Hoffman & Johnson (2016), and I <= H of Kolchinsky & Tracey (2017)",
+    section=CHAPTER,
+)
+def hole_bound(generator: torch.Generator) -> Measurement:
+    """Integrate KL(q_agg | p) for 12 separated codes of 20 data and compare with the certificates, which bite."""
+    places = 2.0 * torch.arange(-6, 6, dtype=torch.float64) + torch.rand(12, generator=generator, dtype=torch.float64)
+    loc = places.repeat_interleave(torch.tensor([1, 1, 2, 1, 3, 1, 1, 2, 1, 4, 2, 1]))[:, None]
+    q_agg, batch = DiagGaussianMixture(loc, torch.full_like(loc, 0.2)), 4
+    rate = decompose_kl(q_agg, StandardNormal(1), num_samples=2, generator=generator).rate.value
+    weight = merge_duplicates(q_agg)[0].log_weight
+    by_entropy, by_number = rate + float(weight.exp() @ weight), mismatch_bound(rate, len(loc))
+    z = torch.linspace(-30, 30, 60_001, dtype=torch.float64)
+    log_q = q_agg.log_prob(z[:, None])
+    mismatch = float(torch.trapezoid(log_q.exp() * (log_q - Normal(z.new_zeros(()), 1.0).log_prob(z)), z))
+    return Measurement(  # the last: the certificate is no empty one
+        lhs=torch.tensor([mismatch, by_entropy, by_number], dtype=torch.float64),
+        rhs=torch.tensor([by_entropy, by_number, 0.5 * mismatch], dtype=torch.float64),
+        falsehood_lhs=mismatch,
+        falsehood_rhs=torch.tensor([rate, rate - math.log(batch)], dtype=torch.float64),
+        relation=">=",
+        tolerance=1e-9,
+        neighbours={"R - 0.99 H(m/N)": Neighbour(mismatch, rate - 0.99 * (rate - by_entropy))},
+    )
+
+
+@claim(
+    "agg/mismatch-is-not-hole",
+    falsehood=r"$R\gg\log N$ means that most draws of the prior are bad.",
+    kind="quadrature",
+    source="this book",
+    section=CHAPTER,
+)
+def mismatch_is_not_hole(generator: torch.Generator) -> Measurement:
+    """Put one code of N far out; integrate KL and total variation over both neighbourhoods."""
+    num = int(torch.randint(800, 1200, (), generator=generator))
+    far = 200.0 + 20 * float(torch.rand((), generator=generator))
+    loc, share = torch.tensor([[0.0], [far]], dtype=torch.float64), 1 / num
+    log_weight = torch.tensor([1 - share, share], dtype=torch.float64).log()
+    q_agg = DiagGaussianMixture(loc, torch.ones_like(loc), log_weight)
+    rate = share * far**2 / 2
+    z = torch.linspace(-15, far + 15, 40_001, dtype=torch.float64)
+    log_q, log_p = q_agg.log_prob(z[:, None]), StandardNormal(1).log_prob(z[:, None])
+    variation = float(0.5 * torch.trapezoid((log_q.exp() - log_p.exp()).abs(), z))
+    mismatch = float(torch.trapezoid(log_q.exp() * (log_q - log_p), z))
+    entropy = -float(log_weight.exp() @ log_weight)
+    return Measurement(
+        lhs=torch.tensor([variation, rate - entropy, mismatch_bound(rate, num), 10.0], dtype=torch.float64),
+        rhs=torch.tensor([share, mismatch, rate - entropy, mismatch_bound(rate, num)], dtype=torch.float64),
+        falsehood_lhs=0.5,
+        falsehood_rhs=variation,
+        relation="<=",
+        tolerance=1e-9,
+        neighbours={
+            "the variation is at most half of that": Neighbour(variation, share / 2),
+            "with 0.99 of the entropy of the coin": Neighbour(rate - 0.99 * entropy, mismatch),
+        },
+    )
+
+
+@claim(
+    "agg/small-kl-hole",
+    falsehood=r"Prior mass that $q$ misses makes $\mathrm{KL}(q\,\|\,p)$ infinite.",
+    kind="quadrature",
+    source="this book; the data-processing inequality for the event A, Cover & Thomas (2006), section 2.8",
+    section=CHAPTER,
+)
+def small_kl_hole(generator: torch.Generator) -> Measurement:
+    """Cut a half-line out of N(0, 1): the KL is -log(1 - h) for the rest of the prior, more for another density."""
+    edge = float(torch.rand((), generator=generator)) - 0.5
+    z = torch.linspace(edge, edge + 16, 400_001, dtype=torch.float64)
+    log_p = torch.from_numpy(stats.norm.logpdf(z.numpy()))
+
+    def kl(density: stats.rv_continuous) -> float:
+        log_q = torch.from_numpy(density.logpdf(z.numpy()))
+        return float(torch.trapezoid(log_q.exp() * (log_q - log_p), z))
+
+    rest = kl(stats.truncnorm(edge, math.inf))
+    other = kl(stats.truncnorm((edge - 0.4) / 0.9, math.inf, loc=0.4, scale=0.9))
+    bound = -math.log(1 - stats.norm.cdf(edge))  # -log(1 - h)
+    return Measurement(  # equality as two inequalities; e^-KL is 0 if KL is infinite
+        lhs=torch.tensor([rest, bound, bound + 1e-3], dtype=torch.float64),
+        rhs=torch.tensor([bound, rest, other], dtype=torch.float64),
+        falsehood_lhs=math.exp(-rest),
+        falsehood_rhs=0.0,
+        relation="<=",
+        tolerance=1e-9,
+        neighbours={
+            "a bound larger by a twentieth": Neighbour(1.05 * bound, rest),
+            "equality for every density outside the hole": Neighbour(other, bound),
+        },
+    )
+
+
+@claim(
+    "agg/hole-mass",
+    falsehood="A small KL leaves no hole.",
+    kind="exact",
+    source="data processing and Pinsker's inequality: Cover & Thomas (2006); the reading: this book",
+    section=CHAPTER,
+)
+def hole_mass(generator: torch.Generator) -> Measurement:
+    """Take densities over 12 cells, all 4,096 events, a random decoder to 5 outcomes; and the cases of equality."""
+    p, q = (torch.randn(12, generator=generator, dtype=torch.float64).softmax(0) for _ in range(2))
+    events = torch.tensor(list(product([0.0, 1.0], repeat=12)), dtype=torch.float64)[1:-1]
+    decoder = torch.randn(12, 5, generator=generator, dtype=torch.float64).softmax(1)
+    divergence = (q * (q / p).log()).sum()
+    hole = events[torch.randint(len(events), (), generator=generator)]
+    mass = hole @ p
+    rest = p * (1 - hole) / (1 - mass)  # what is left of p outside the hole: q(A) = 0, and equality
+    small = torch.tensor([0.5, 0.505], dtype=torch.float64)  # Pinsker's inequality is nearly attained
+    pinsker = _binary(small[1], small[0])
+    tv = 0.5 * (p - q).abs().sum()
+    return Measurement(
+        lhs=torch.cat(
+            [
+                _binary(events @ q, events @ p),
+                torch.stack([mass, 0.5 * (p @ decoder - q @ decoder).abs().sum(), tv, small[1] - small[0]]),
+            ]
+        ),
+        rhs=torch.cat(
+            [
+                divergence.expand(len(events)),
+                torch.stack([-torch.expm1(-_discrete_kl(rest, p)), tv, (divergence / 2).sqrt(), (pinsker / 2).sqrt()]),
+            ]
+        ),
+        falsehood_lhs=mass,  # a hole at a finite divergence
+        falsehood_rhs=0.0,
+        relation="<=",
+        tolerance=1e-12,
+        neighbours={
+            "the hole is at most 1 - exp(-0.95 KL)": Neighbour(mass, -torch.expm1(-0.95 * _discrete_kl(rest, p))),
+            "TV is at most the root of KL / 2.1": Neighbour(small[1] - small[0], (pinsker / 2.1).sqrt()),
+            "with q(A) and p(A) exchanged": Neighbour(_binary(p[0], 1e-12 * p[0]), _discrete_kl(_nearly_without(p), p)),
+            "decoding keeps the distance": Neighbour(tv, 0.5 * (p @ decoder - q @ decoder).abs().sum()),
+        },
+    )
+
+
+def _binary(q: Tensor, p: Tensor) -> Tensor:
+    """Divergence of the two-point distributions with these probabilities."""
+    return q * (q / p).log() + (1 - q) * ((1 - q) / (1 - p)).log()
+
+
+def _nearly_without(p: Tensor) -> Tensor:
+    """Return p with next to nothing left of its first cell."""
+    left = 1e-12 * p[:1]
+    return torch.cat([left, p[1:] * (1 - left) / p[1:].sum()])
+
+
+def _discrete_kl(q: Tensor, p: Tensor) -> Tensor:
+    return torch.where(q > 0, q * (q / p).log(), 0.0).sum()
