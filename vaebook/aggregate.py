@@ -2,7 +2,7 @@ r"""The aggregated posterior of an encoder, as an object.
 
     q_agg(z) = (1/N) sum_n q(z | x_n)
 
-Every datum is one component. Data with the same code make equal components; `merge_duplicates` adds their weights.
+Every datum is one component. Data with equal Gaussians make equal components; `merge_duplicates` adds their weights.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ def aggregated_posterior(
 
     $q_{agg}(z) = \frac1N\sum_{n=1}^N \mathcal N(z \mid \mu(x_n), \mathrm{diag}\,\sigma^2(x_n))$
 
-    Runs in evaluation mode, whatever modules the encoder calls, and puts them back; their running statistics stay as
-    they are. Two passes over the first data must agree.
+    All modules that the encoder calls run in evaluation mode and are put back; their running statistics do not
+    change. Two passes over the first batch must agree.
 
     Args:
-        encoder: maps a batch (B, …) to the codes of its rows; all that `vaebook.adapters.adapt` takes, or makes.
-            Codes of any shape are flattened.
+        encoder: maps a batch (B, …) to the Gaussians of its rows; anything that `vaebook.adapters.adapt` takes or
+            returns. Codes of any shape are flattened.
         data: a tensor or an array (N, …), also one larger than memory, or an iterable of batches, of tuples whose first
             entry is the batch; on the device that the encoder expects.
         spread: what the encoder returns beside loc: "std", "var" or "log_var".
         condition: what the encoder takes beside x, a row for each datum: a tensor, or tensors by name.
-        batch_size: how many data to encode at once, where data come in one piece.
+        batch_size: how many data to encode at once, if they come as one tensor or array.
 
     Returns:
-        The mixture, N components in D dimensions, at least float32 and in the order of the data.
+        The mixture of N components in D dimensions, at least float32, in the order of the data.
 
     Raises:
         TypeError: data, encoder or what it returns is of another kind (a Gaussian with full covariance, say).

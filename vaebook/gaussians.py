@@ -1,6 +1,6 @@
-r"""N weighted Gaussians with diagonal covariances: what a mixture is made of, its moments and its draws.
+r"""N weighted Gaussians with diagonal covariances: the parts of a mixture, its moments and its draws.
 
-Nothing here needs the density; that is in `vaebook.mixture`.
+The density is in `vaebook.mixture`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vaebook._checks import (
 )
 
 ROUNDING = 1e-14
-"""How far from 0 the log-sum of the log-weights may be by the rounding of float64 alone."""
+"""How far the log-sum-exp of normalised log-weights may be from 0 by the rounding of float64."""
 CATEGORIES = 2**24
 """The most components that torch.multinomial draws from."""
 
@@ -58,7 +58,7 @@ class WeightedGaussians(Distribution):
     def from_arrays(
         cls, loc: Any, *, scale: Any = None, var: Any = None, log_var: Any = None, log_weight: Any = None
     ) -> Self:
-        r"""Make a mixture of numpy arrays, memory maps, lists or anything else that has an `__array__`.
+        r"""Make a mixture from numpy arrays, memory maps, lists or anything else that has an `__array__`.
 
         Args:
             loc: the means, (N, D).
@@ -68,7 +68,7 @@ class WeightedGaussians(Distribution):
             log_weight: the logarithms of the weights, (N); None means 1/N each.
 
         Returns:
-            The mixture, with copies of the arrays, in float64, or in float32 if loc has no more digits than that.
+            The mixture, with copies of the arrays, in float64, or in float32 if they came in that or less.
 
         Raises:
             TypeError: an argument is not an array of real numbers, or not exactly one spread is given.
@@ -111,11 +111,11 @@ class WeightedGaussians(Distribution):
         return self._log_weight, self.loc.double(), self.scale.double()
 
     def config(self) -> dict[str, Any]:
-        """Return what a constructor would need beside the tensors: nothing."""
+        """Return what the constructor needs beside the tensors: nothing."""
         return {}
 
     def double(self) -> Self:
-        """Return the same mixture in float64, its weights as exact as they are held (`log_weight` is rounded)."""
+        """Return the mixture in float64, its weights at full precision (`log_weight` may round them)."""
         return self.to(torch.float64)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -130,7 +130,7 @@ class WeightedGaussians(Distribution):
         return other
 
     def __getitem__(self, rows: Any) -> Self:
-        """Return the mixture of some components, by slice, mask or indices, their weights normalised anew.
+        """Return the mixture of the chosen components, their weights normalised again.
 
         Args:
             rows: a slice, a boolean mask (N) or indices.
@@ -171,7 +171,7 @@ class WeightedGaussians(Distribution):
 
     @property
     def stddev(self) -> Tensor:
-        r"""The square root of `variance`, (D); also where that is too large or small for a number."""
+        r"""The square root of `variance`, (D); also where `variance` itself overflows or underflows."""
         centred, scale, unit = self._in_units()
         return self._finite("stddev", (centred.square() + scale.square()).sum(0).sqrt() * unit, self.loc.dtype)
 
@@ -188,7 +188,7 @@ class WeightedGaussians(Distribution):
         return log_weight.exp() @ function(log_weight, loc, scale)
 
     def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
-        r"""$\log\mathcal N(z\mid\mu_n,\sigma_n^2)$ of one component each, (S), for z (S, D), n (S); float64."""
+        r"""$\log\mathcal N(z\mid\mu_n,\sigma_n^2)$ under one component each, (S), for z (S, D), n (S); float64."""
         _, loc, scale = self.components()
         return Normal(loc[index], scale[index]).log_prob(z.double()).sum(-1)
 
@@ -251,7 +251,7 @@ class WeightedGaussians(Distribution):
         return self._log_weight.exp()
 
     def _in_units(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Means about their mean and scales, (N, D), in units, (D), in which none of their squares overflows."""
+        """Centred means and scales, (N, D), in units, (D), in which their squares do not overflow."""
         used = self._log_weight > -torch.inf
         loc, scale, weight = self.loc[used].double(), self.scale[used].double(), self._weight[used]
         centred = loc - (0.5 * loc.detach().amin(0) + 0.5 * loc.detach().amax(0))
@@ -260,7 +260,7 @@ class WeightedGaussians(Distribution):
         return weight.sqrt()[:, None] * (centred / unit), weight.sqrt()[:, None] * (scale / unit), unit
 
     def _finite(self, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """Round a result to a dtype, in no less than single precision, unless it overflows there."""
+        """Return a result in a dtype, at least float32; raise if it overflows there."""
         result = value.to(at_least_single(dtype))
         if self._checks_values and not bool(result.isfinite().all()):
             raise ValueError(f"{name}: expected finite values, got one too large for {result.dtype} or undetermined")
@@ -285,7 +285,7 @@ def _outside_inference_mode(tensor: Tensor) -> Tensor:
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:
-    """Copy what may become a numpy array of real numbers into a tensor of single or double precision."""
+    """Copy anything that numpy reads as real numbers into a float32 or float64 tensor."""
     if isinstance(value, Tensor):
         value = value.detach().cpu()
         value = (value if value.dtype == torch.float64 else value.float()).numpy()

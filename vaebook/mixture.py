@@ -3,8 +3,8 @@ r"""A mixture of N diagonal Gaussians in D dimensions: what the aggregated poste
     q(z) = sum_n w_n prod_j N(z_j | mu_nj, sigma_nj²),      w_n >= 0,  sum_n w_n = 1.
 
 The product over coordinates is *inside* the sum over components. Taking it outside gives another density, with
-up to N^D modes (`DiagGaussianMixture.log_prob_marginals` gives its factors). Everything is computed in
-float64 through `vaebook.kernels`, and returned in the dtype that came, but in no less than float32.
+up to N^D components (`DiagGaussianMixture.log_prob_marginals` gives its factors). Everything is computed in
+float64 through `vaebook.kernels`, and returned in the dtype of the input, at least float32.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ class DiagGaussianMixture(WeightedGaussians):
 
     $q(z) = \sum_{n=1}^N w_n \prod_{j=1}^D \mathcal N(z_j \mid \mu_{nj}, \sigma_{nj}^2)$
 
-    What is prepared for the sums is kept and shared with copies, and made anew when loc or scale were written to.
+    What the sums need is prepared once and shared with copies. It is prepared again after loc or scale change in place.
 
     Args:
         loc: the means mu, (N, D).
         scale: the standard deviations sigma (not variances, not their logarithms), (N, D), positive.
-        log_weight: the logarithms of the weights w, (N), natural; None means 1/N each. They must log-sum to 0
-            within 1e-5 and are then normalised exactly; -inf switches a component off.
+        log_weight: the logarithms of the weights w, (N), natural; None means 1/N each. Their log-sum-exp
+            must be 0 within 1e-5; they are then normalised exactly. -inf gives a component the weight 0.
         validate_args: False skips the checks of values.
 
     Raises:
         TypeError: an argument is not a dense floating-point tensor.
         ValueError: shapes or devices disagree, a scale is not positive, a value is not finite, or the weights
-            do not sum to 1. Later, `variance` and `covariance`: they are too large for a number of loc's dtype.
+            do not sum to 1. `variance` and `covariance` raise it too, if they overflow loc's dtype.
 
     Example:
         >>> import torch
@@ -61,7 +61,7 @@ class DiagGaussianMixture(WeightedGaussians):
     """
 
     in_clusters = True
-    """Whether many components may be divided into clusters, once: that takes as long as some thousand points."""
+    """Whether a large mixture is divided into clusters on first use, which takes as long as some thousand points."""
     arg_constraints: ClassVar[dict] = {}  # checked by ourselves, with better messages
     support = constraints.real_vector
     has_rsample = False
@@ -84,7 +84,7 @@ class DiagGaussianMixture(WeightedGaussians):
             z: points, (*s, D), of any floating dtype.
 
         Returns:
-            log q(z), (*s), in z's dtype, at least float32; -inf below its least number. Differentiable in z, loc, scale
+            log q(z), (*s), in z's dtype, at least float32; -inf where it overflows. Differentiable in z, loc, scale
             and log_weight.
 
         Raises:
@@ -110,7 +110,7 @@ class DiagGaussianMixture(WeightedGaussians):
             log q(z), (*s), and the score, (*s, D), in z's dtype, at least float32.
 
         Raises:
-            TypeError, ValueError: as `log_prob`; the score is too large for a number of its dtype.
+            TypeError, ValueError: as `log_prob`; or the score overflows its dtype.
 
         Example:
             >>> import torch
@@ -155,7 +155,7 @@ class DiagGaussianMixture(WeightedGaussians):
         return (self._sums(rows, flat)[:, 0] - remaining).reshape(z.shape[:-1]).to(at_least_single(z.dtype))
 
     def leave_one_out(self, index: Tensor) -> LeaveOneOut:
-        """Return the density that leaves out a component of its own for each row; see `log_prob_leave_one_out`.
+        """Return the density that leaves out a given component for each row; see `log_prob_leave_one_out`.
 
         Args:
             index: the component to leave out for each of B data, (B), long.
@@ -205,7 +205,7 @@ class DiagGaussianMixture(WeightedGaussians):
             z: points, (S, D).
 
         Returns:
-            The responsibilities, (S, N), rows summing to 1, in z's dtype, at least float32. This does grow with S × N.
+            The responsibilities, (S, N), rows summing to 1, in z's dtype, at least float32. Memory grows with S × N.
 
         Raises:
             TypeError, ValueError: as `log_prob`.

@@ -1,4 +1,4 @@
-"""The modes of a mixture: not the same thing as its components, and not the same number."""
+"""The modes of a mixture, which are not its components, and can be more or fewer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def find_modes(
 
     $z \leftarrow \frac{\sum_n r_n(z)\,\mu_n/\sigma_n^2}{\sum_n r_n(z)/\sigma_n^2}$, coordinate by coordinate
 
-    Every step raises the density. Points at which it stops without being a maximum are dropped: the curvature
-    of log q must be negative in all directions.
+    Every step raises the density. A point where it stops is kept if it is a maximum: the curvature of log q is
+    negative in all directions.
 
     Args:
         q: the mixture.
         starts: where to start, (S, D); None means the N means. In one dimension all modes of a mixture with a
-            common variance are reached from its means; in general more starts find more modes.
+            common variance are reached from its means; in general more starts can find more modes.
         max_steps: steps to take at most.
         tolerance: a point has stopped when it moves by less than this, in units of the smallest scale.
         separation: modes nearer than this, in units of the smallest scale, are one.
@@ -38,7 +38,7 @@ def find_modes(
     Raises:
         TypeError: q is not a DiagGaussianMixture.
         ValueError: starts has another shape, or a number is not positive.
-        RuntimeError: some start has not stopped after max_steps; two modes are about to merge there.
+        RuntimeError: some start has not stopped after max_steps, as where two modes nearly merge.
 
     Example:
         >>> import torch

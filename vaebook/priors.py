@@ -1,12 +1,12 @@
 r"""Priors p(z) over the latent space.
 
 A prior has `latent_dim`, `log_prob(z)` (a normalised density, in nats) and `sample(sample_shape, generator=…)`.
-Density and sampler describe the same distribution; a test holds them together. These here are modules, and have
-also `components()`, their log-weights, means and scales, and `config()`, the sizes that describe them.
+Density and sampler describe the same distribution; a test compares them. The priors here are torch modules, and also
+have `components()`, their log-weights, means and scales, and `config()`, the sizes that describe them.
 
-Two of them, `VampPrior` and `ExemplarPrior` (in `vaebook.code_priors`), are made of an encoder's codes and change with
-it: they are trained jointly with the model. `fit_gmm` (in `vaebook.gmm`) fits a prior afterwards, with everything else
-fixed. The aggregated posterior itself, a `vaebook.DiagGaussianMixture`, serves as a prior as it is.
+`VampPrior` and `ExemplarPrior` (in `vaebook.code_priors`) are made by the encoder and change with it: they are trained
+jointly with the model. `fit_gmm` (in `vaebook.gmm`) fits a prior after training, with everything else fixed. The
+aggregated posterior itself, a `vaebook.DiagGaussianMixture`, serves as a prior as it is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class StandardNormal(PriorModule):
 
     $p(z) = \prod_{j=1}^D \mathcal N(z_j \mid 0, 1)$
 
-    It follows its model through `.to(device)` and `.double()`, so that samples come in the right place and dtype.
+    It follows its model through `.to(device)` and `.double()`, so that samples have the model's device and dtype.
 
     Args:
         latent_dim: D.
@@ -142,13 +142,13 @@ class StandardNormal(PriorModule):
 def as_mixture(prior: Prior) -> DiagGaussianMixture | GaussianMixture | None:
     """Return a prior that is a mixture of Gaussians as one with fixed components, None if it is not known to be one.
 
-    A prior made of codes is encoded here, once and in evaluation mode, and not again at every call.
+    A prior that is made by an encoder is computed once, in evaluation mode.
 
     Args:
         prior: a prior, as `vaebook.adapters.adapt_prior` returns it.
 
     Returns:
-        The mixture, in float64 and without gradients: one density with the prior's.
+        The mixture, in float64 and without gradients, with the density of the prior.
 
     Example:
         >>> as_mixture(StandardNormal(2))
@@ -160,7 +160,7 @@ def as_mixture(prior: Prior) -> DiagGaussianMixture | GaussianMixture | None:
 
 
 def from_components(log_weight: Tensor, loc: Tensor, scale: Tensor) -> DiagGaussianMixture | GaussianMixture:
-    """Make a mixture, in float64, of what `components` of any prior returns.
+    """Make a mixture, in float64, from what `components` of any prior returns.
 
     Args:
         log_weight: natural logarithms of the weights, (K); they are normalised.
@@ -168,7 +168,7 @@ def from_components(log_weight: Tensor, loc: Tensor, scale: Tensor) -> DiagGauss
         scale: the scales, (K, D), or the lower triangular factors of the covariances, (K, D, D).
 
     Returns:
-        The mixture; one of full covariances has no components of weight 0.
+        The mixture; with full covariances, components of weight 0 are dropped.
 
     Raises:
         TypeError, ValueError: as the two mixtures.

@@ -1,4 +1,4 @@
-"""What a decoder says of codes from each candidate: log-likelihoods, and samples that copy training data."""
+"""Compare candidate densities of codes by their decoded samples: log-likelihoods, and copies of training data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRAWS = 500
 SAMPLES = 400
 """Decoded samples from each candidate."""
 AGAINST = 20_000
-"""Training data at most that they are compared with."""
+"""The largest number of training data that they are compared with."""
 
 Given = tuple[Tensor, Condition]
 """Data and their condition."""
@@ -31,17 +31,17 @@ def decode_candidates(
 ) -> Sampling:
     """Score the candidates of `vaebook.selection.choose_prior` and compare their samples with training data.
 
-    Chosen is the one of most gain, which may be the prior; chapter aggregated/sampling has what such choices cost.
+    The candidate of largest gain is chosen, which may be the prior; chapter aggregated/sampling measures such choices.
 
     Args:
         vae: the model, adapted.
         given: the training data and their condition.
-        new: data that had no part in training, or None.
+        new: held-out data and their condition, or None.
         num_data: how many data to score for the choice.
         generator: the source of randomness.
 
     Returns:
-        What was found.
+        The log-likelihoods and gains of the candidates, and the shares of samples that copy training data.
     """
     x, condition = given
     held_out, held_out_condition = (None, None) if new is None else new
@@ -74,8 +74,8 @@ def _copies(
 ) -> dict[str, Estimate]:
     """Compare samples' distances to the nearest training datum with those of reconstructions of other data.
 
-    Both sides are means of the decoder, so that its noise is in neither. Without held-out data a training datum stands
-    in, of which the nearest *other* one counts.
+    Both sides are means of the decoder, without its noise. Without held-out data, training data are reconstructed,
+    and the distance is that to the nearest *other* training datum.
     """
     x = given[0][torch.randperm(len(given[0]), generator=generator)[:AGAINST]]
     flat, probe = x.flatten(1).double(), (x if new is None else new[0])[:SAMPLES]
