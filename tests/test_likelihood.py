@@ -131,8 +131,8 @@ def test_the_samples_of_the_fit_are_not_used_again(monkeypatch):
     """Unbiased whatever the fit does: also if it is made of four samples."""
     monkeypatch.setattr(likelihood, "ROUND_SAMPLES", 4)
     model, _, x = digit_model(2)
-    with pytest.warns(UserWarning, match="expected 50 effective samples, got fewer for 6400 of 6400 data"):
-        runs = importance_log_prob(model, x[:1].expand(6400, -1), 2, generator=rng())
+    with pytest.warns(UserWarning, match="expected 50 effective samples, got fewer for 3200 of 3200 data"):
+        runs = importance_log_prob(model, x[:1].expand(3200, -1), 2, generator=rng())
     error = runs.log_prob - model.log_prob(x[:1])
     ratio = error.exp()
     assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(len(ratio))
