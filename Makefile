@@ -1,5 +1,7 @@
 # Two commands matter: `make book` to read, `make test` to check. `make` alone lists them all.
 PY := .venv/bin/python
+# So that an interruption or a full disk is one line.
+RUN := $(PY) book/_tools/run.py
 WORKERS ?= auto
 # One worker for each processor; see tests/running/parallel.py.
 PYTEST := $(PY) -m pytest -q -p tests.running.parallel -n $(WORKERS) --no-loadscope-reorder
@@ -21,13 +23,13 @@ setup:
 	@sh book/_tools/setup.sh
 
 book: setup  ## build the site from the stored outputs and say where to open it
-	@$(PY) book/_tools/build.py
+	@$(RUN) book/_tools/build.py
 
 serve: book  ## build the site and serve it on this machine (PORT=8000)
 	@$(PY) -m http.server $(PORT) --bind 127.0.0.1 --directory _build/html
 
 pdf: setup  ## print the whole book to _build/book.pdf, with Chromium
-	@$(PY) book/_tools/pdf.py
+	@$(RUN) book/_tools/pdf.py
 
 test: setup $(if $(CHAPTER),check-chapter)  ## check everything and change nothing (CHAPTER=mixture/index: one chapter)
 	@MAKE='$(MAKE)' $(PY) tests/running/parts.py $(if $(CHAPTER),gates+cells,style+site code chapters)
@@ -36,7 +38,7 @@ check-style:
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
 
 check-site:
-	@$(PY) book/_tools/build.py --output _build/check
+	@$(RUN) book/_tools/build.py --output _build/check
 
 check-code:
 	@$(PYTEST) --dist loadfile --doctest-modules vaebook tests -m "not slow" --junitxml=_build/junit/code.xml
@@ -66,29 +68,31 @@ check-slow:
 	@$(PYTEST) --dist worksteal -m slow tests --junitxml=_build/junit/slow.xml
 
 slowest: setup  ## list the tests that took longest in the last run (STORE=1: keep what each file took)
-	@$(PY) tests/running/slowest.py $(if $(STORE),--store)
+	@$(RUN) tests/running/slowest.py $(if $(STORE),--store)
 
 matrix: setup  ## unit tests, doctests and chapters under each of PYTHONS="python3.11 python3.12 python3.13"
 	@$(PY) tests/running/matrix.py $(PYTHONS)
 
 execute: setup  ## run stale chapters and store their outputs (ALL=1: all; CHAPTER=mixture/index: one)
-	@$(PY) book/_tools/execute.py $(if $(ALL),--all) $(if $(CHAPTER),--chapter '$(CHAPTER)') $(if $(KEEP),--keep '$(KEEP)')
+	@$(RUN) book/_tools/execute.py $(if $(ALL),--all) $(if $(CHAPTER),--chapter '$(CHAPTER)') $(if $(KEEP),--keep '$(KEEP)')
 
 experiments: setup  ## run the long experiments again, hours in all (ONLY=name: one); goes on where it was interrupted
-	@$(PY) book/experiments/harness.py $(if $(ONLY),"$$ONLY")
+	@$(RUN) book/experiments/harness.py $(if $(ONLY),"$$ONLY")
 
 bench: setup  ## time log q_agg against other libraries (15 minutes); writes book/results/scale.json
-	@[ -d _build/bench ] || $(PY) -m pip install -q --disable-pip-version-check --target _build/bench -c requirements.txt $(PEERS)
-	@env -u OMP_NUM_THREADS PYTHONPATH=_build/bench $(PY) tests/benchmarks/scale.py
+	@mkdir -p _build && $(PY) book/_tools/alone.py _build sh -c '[ -d _build/bench ] || { rm -rf _build/.bench && \
+		$(PY) -m pip install -q --disable-pip-version-check --target _build/.bench -c requirements.txt $(PEERS) && \
+		mv _build/.bench _build/bench; }'
+	@env -u OMP_NUM_THREADS PYTHONPATH=_build/bench $(RUN) tests/benchmarks/scale.py
 
 mutants: setup  ## change the package one operator at a time and see what no test notices (40 minutes); writes book/results/mutants.json
-	@$(PY) tests/mutants/mutate.py
+	@$(RUN) tests/mutants/mutate.py
 
 stability: setup  ## change all numbers in their last digits and see how far the chapters' results move (15 minutes); writes book/results/stability.json
-	@$(PY) book/_tools/stability.py
+	@$(RUN) book/_tools/stability.py
 
 new-chapter: setup  ## lay out NAME=practice/toy: a chapter, its claim, its experiment, and every line that lists it (TITLE='A title')
-	@$(PY) book/_tools/new_chapter.py '$(NAME)' $(if $(TITLE),--title "$$TITLE")
+	@$(RUN) book/_tools/new_chapter.py '$(NAME)' $(if $(TITLE),--title "$$TITLE")
 
 lab: setup  ## open JupyterLab; a chapter's .md opens as a notebook, saving writes .md and .ipynb
 	@JUPYTER_CONFIG_PATH=book/_tools/lab $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/book

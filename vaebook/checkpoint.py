@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaebook import storage
-from vaebook._checks import check_all, check_type
+from vaebook._checks import check_all, check_tensor, check_type
 from vaebook.adapters import adapt_prior
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
@@ -28,6 +28,7 @@ Density = StandardNormal | DiagGaussianMixture | GaussianMixture
 _NETWORKS = (GaussianEncoder, BernoulliDecoder, GaussianDecoder)
 _PARTS = {"encoder": _NETWORKS, "decoder": _NETWORKS, "prior": (StandardNormal, VampPrior, GaussianMixture)}
 _KNOWN = {cls.__name__: cls for cls in (*_NETWORKS, *_PARTS["prior"], ExemplarPrior)}
+_DEEPEST = 100  # hidden layers; more would take seconds to make
 _DENSITIES = {cls.__name__: cls for cls in Density.__args__}
 
 
@@ -101,7 +102,7 @@ def load(path: str | os.PathLike[str], vae: VAE | None = None) -> VAE:
         if vae is None:
             return _build(model, tensors)
         for part, wanted in own.items():
-            if model[part] != wanted:
+            if not storage.same_json(model[part], wanted):
                 raise ValueError(f"{part}: expected {_call(wanted)}, got {_call(model[part])}")
         storage.check_fits(vae.state_dict(), tensors)
     vae.load_state_dict(tensors)
@@ -173,7 +174,8 @@ def _tensors(density: Density) -> dict[str, Tensor]:
 def _density(name: str, tensors: dict[str, Tensor]) -> Density:
     """Make a density of its tensors, which it then has to the last bit."""
     if name == StandardNormal.__name__:
-        density = StandardNormal(tensors["loc"].shape[-1]).to(tensors["loc"].dtype)
+        loc = check_tensor("loc", tensors["loc"], (1, "D"))
+        density = StandardNormal(loc.shape[1]).to(loc.dtype)
     else:
         density = _DENSITIES[name](**tensors)
     if name == GaussianMixture.__name__:
@@ -242,8 +244,9 @@ def _of(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _network(part: str, description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     """Build an encoder or a decoder without memory of its own; the tensors bring theirs, once they fit."""
-    if len(description["arguments"].get("hidden", ())) > len(tensors):
-        raise ValueError(f"{part}: expected no more hidden layers than tensors")
+    if (depth := len(description["arguments"].get("hidden", ()))) > _DEEPEST:
+        remedy = "build the model yourself and pass it as `vae`"
+        raise ValueError(f"{part}: expected at most {_DEEPEST} hidden layers, got {depth}; {remedy}")
     with torch.device("meta"):
         network = _KNOWN[description["class"]](**description["arguments"])
     network = network.to(next((t.dtype for t in tensors.values()), None))
@@ -259,6 +262,6 @@ def _prior(description: dict[str, Any], encoder: nn.Module, tensors: dict[str, T
     else:
         vamp, own = name == VampPrior.__name__, _of("prior", tensors)
         prior = VampPrior(encoder, tensors["prior.pseudo_inputs"]) if vamp else _density(name, own)
-    if prior.config() != description["arguments"]:
+    if not storage.same_json(prior.config(), description["arguments"]):
         raise ValueError(f"prior: expected {_call(description)}, got sizes {prior.config()}")
     return prior

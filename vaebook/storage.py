@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
@@ -23,7 +23,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+try:
+    import fcntl
+except ImportError:  # Windows, where what a killed writer leaves stays
+    fcntl = None
+
+MOST_HEADER = 2**20
+"""Bytes that description, names and shapes may take in a file: to read them costs far more memory than they are."""
 _FORMAT = 1
+_PART = ".vaebook-"  # begins the name of a file that is not complete
 
 
 def check_path(path: Any) -> Path:
@@ -45,13 +53,18 @@ def _kind(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
+def same_json(one: Any, other: Any) -> bool:
+    """Tell whether JSON would write both in the same way: True is not 1, and 10.0 is not 10."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
 @contextmanager
 def refusing(source: Path, wanted: str) -> Iterator[None]:
     """Turn all that the content of a file may bring about into one kind of error that names the file."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
-        told = str(error).partition("\n")[0]  # torch's go on
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MemoryError) as error:
+        told = str(error).partition("\n")[0][:500]  # torch's go on, and what a file holds may be long
         kind = "" if isinstance(error, ValueError) else f"expected {wanted}, got {type(error).__name__}: "
         raise ValueError(f"{source}: {kind}{told}") from error
 
@@ -65,7 +78,10 @@ def write(target: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> 
     tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     # One entry: safetensors writes several in random order, and the same model should give the same file.
     header = {"vaebook": json.dumps(content | {"sha256": digest(content, tensors)})}
-    write_atomically(target, safetensors.torch.save(tensors, header))
+    packed = safetensors.torch.save(tensors, header)
+    if (size := int.from_bytes(packed[:8], "little")) > MOST_HEADER:
+        raise ValueError(f"config: expected a header of at most {MOST_HEADER:,} bytes, got {size:,}")
+    write_atomically(target, packed)
 
 
 def read(source: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -75,19 +91,33 @@ def read(source: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not source.is_file():
         raise FileNotFoundError(f"path: expected {expected}, got {source}, which is no file")
     try:
+        with source.open("rb") as start:
+            if (size := int.from_bytes(start.read(8), "little")) > MOST_HEADER:
+                raise ValueError(f"a header of {size:,} bytes where at most {MOST_HEADER:,} are read")
         with safetensors.safe_open(source, framework="pt") as file:
-            content = dict(json.loads((file.metadata() or {}).get("vaebook", "{}")))
+            header = (file.metadata() or {}).get("vaebook", "{}")
+            content = dict(json.loads(header, object_pairs_hook=_without_repetition))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        stored, found = content.pop("sha256", None), digest(content, tensors)
-    except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{source}: expected {expected}, got a truncated or foreign one ({error})") from None
-    if content.get("format") != _FORMAT or kind not in content:
+        stored, found = str(content.pop("sha256", None)), digest(content, tensors)
+    except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError, MemoryError) as error:
+        told = str(error).partition("\n")[0][:500]
+        raise ValueError(f"{source}: expected {expected}, got a truncated or foreign one ({told})") from None
+    version = repr(content.get("format"))[:20]
+    if version != str(_FORMAT) or kind not in content:
         held = ", ".join(sorted(content.keys() & {"model", "density"})) or "nothing of ours"
-        got = f"format {content.get('format')}" if content.get("format") != _FORMAT else held
+        got = f"format {version}" if version != str(_FORMAT) else held
         raise ValueError(f"{source}: expected {expected} in format {_FORMAT}, got {got}")
     if found != stored:
-        raise ValueError(f"{source}: corrupted, expected content with SHA-256 {stored}, got {found}")
+        wanted = stored.partition("\n")[0][:64]
+        raise ValueError(f"{source}: corrupted, expected content with SHA-256 {wanted}, got {found}")
     return content, tensors
+
+
+def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of what JSON holds; two readers could disagree on a key that occurs twice."""
+    if len(found := dict(pairs)) < len(pairs):
+        raise ValueError("a key that occurs twice")
+    return found
 
 
 def read_arrays(path: Any) -> dict[str, Any]:
@@ -122,23 +152,56 @@ def digest(content: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in sorted(tensors):
         sha.update(f"\n{name} {_kind(tensors[name])}\n".encode())
-        sha.update(tensors[name].reshape(-1).view(torch.uint8).numpy().tobytes())
+        sha.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
     return sha.hexdigest()
 
 
 def write_atomically(target: Path, content: bytes) -> None:
-    """Put a file in place when it is complete; until then one that was there stays as it was.
+    """Put a file in place when it is complete and on the disk; until then one that was there stays as it was.
 
-    Behind a link its target is replaced, and a file that was there keeps its permissions.
+    Behind a link its target is replaced, and a file that was there keeps its permissions. Until it is complete, the
+    content lies beside the target, under a name of its own. What a writer that was killed leaves, the next one in the
+    same folder removes.
     """
+    if target.exists() and not target.is_file():  # such as /dev/stdout; of a folder, this is the error
+        target.write_bytes(content)
+        return
     target = Path(os.path.realpath(target))
-    # A scratch folder beside the target: same file system, cleaned up whatever happens, usual permissions.
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        part = Path(scratch) / target.name
-        with part.open("wb") as file:
+    part = target.with_name(_PART + secrets.token_hex(8))
+    try:
+        _remove_left(target.parent)
+        with _open_part(part) as file:
+            if target.exists():
+                shutil.copymode(target, part)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, part)
-        os.replace(part, target)
+            os.replace(part, target)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from None  # the name that the caller knows
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def _open_part(part: Path) -> BinaryIO:
+    """Open a file that nobody else removes: it is locked as long as it is open."""
+    while True:
+        file = part.open("wb")
+        if fcntl is None:
+            return file
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if part.exists():  # not removed before it was locked
+            return file
+        file.close()
+
+
+def _remove_left(folder: Path) -> None:
+    """Remove the files of writers that were killed: nobody holds their locks."""
+    for left in folder.glob(f"{_PART}*") if fcntl else ():
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()

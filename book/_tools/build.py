@@ -3,29 +3,54 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
+from alone import alone
 from fingerprint import ROOT, chapters, why_stale
 from links import dead_links
 
 STRICT = ["-W", "--keep-going", "-n"]
+MAKING = ".making-"
+"""Begins the name of the folder in which a site is built; one that failed leaves the site that was there."""
+DISK = re.compile(r"\[Errno \d+\] (No space left on device|Disk quota exceeded|File too large|Read-only file system).*")
 
 
 def build(output: Path, *, builder: str = "html", root: Path = ROOT) -> int:
     """Build into output/_build/BUILDER; every warning and every dead link is an error. Returns the exit status."""
-    # Always from nothing: an incremental build does not repeat the warnings of pages that did not change.
-    shutil.rmtree(output / "_build" / builder, ignore_errors=True)
-    shutil.rmtree(output / "_build" / ".doctrees", ignore_errors=True)
-    jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    command = [jupyter_book, "build", root, "--path-output", output, "--builder", builder, "--all", "--quiet", *STRICT]
-    status = subprocess.run(list(map(str, command)), stdout=subprocess.DEVNULL, check=False).returncode
-    dead = dead_links(output / "_build" / builder) if builder == "html" and not status else []
-    for link in dead:
-        print(f"dead link: {link}", file=sys.stderr)
+    made = output / "_build"
+    made.mkdir(parents=True, exist_ok=True)
+    with alone(made) as lock:
+        for left in made.glob(f"{MAKING}*"):  # by builds that were killed
+            shutil.rmtree(left, ignore_errors=True)
+        # Always from nothing: an incremental build does not repeat the warnings of pages that did not change.
+        with tempfile.TemporaryDirectory(dir=made, prefix=MAKING) as scratch:
+            new = Path(scratch) / "_build" / builder
+            status = _make(root, scratch, builder, lock)
+            dead = dead_links(new) if builder == "html" and not status else []
+            for link in dead:
+                print(f"dead link: {link}", file=sys.stderr)
+            if not status and not dead:
+                if (made / builder).exists():
+                    (made / builder).rename(Path(scratch) / "old")
+                new.rename(made / builder)
     return status or min(len(dead), 1)
+
+
+def _make(root: Path, scratch: str, builder: str, lock: tuple[int, ...]) -> int:
+    """Let jupyter-book build; of a disk that is full or cannot be written to, only that is said."""
+    jupyter_book = Path(sys.executable).with_name("jupyter-book")
+    command = [jupyter_book, "build", root, "--path-output", scratch, "--builder", builder, "--all", "--quiet", *STRICT]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    # In a session of its own it does not hear of an interruption, on which it would write pages of its own.
+    done = subprocess.run(list(map(str, command)), check=False, start_new_session=True, pass_fds=lock, **streams)
+    outside = done.returncode and DISK.search(done.stderr)
+    print(outside.group() if outside else done.stderr, file=sys.stderr, end="\n" if outside else "")
+    return done.returncode
 
 
 def main() -> int:

@@ -25,6 +25,7 @@ from vaebook.aggregate import aggregated_posterior
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.ppca import PPCA
 from vaebook.priors import ExemplarPrior, VampPrior
+from vaebook.storage import write_atomically
 
 FILE = Path(__file__).parents[1] / "results" / "doors.json"
 ROWS = 3
@@ -296,7 +297,7 @@ def cell(name: str, function: str) -> str:
 def main() -> None:
     """Write the table."""
     cells = {kind: {function: cell(kind, function) for function in FUNCTIONS} for kind in KINDS}
-    FILE.write_text(json.dumps({"cells": cells}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(FILE, (json.dumps({"cells": cells}, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 if __name__ == "__main__":

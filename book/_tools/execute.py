@@ -69,7 +69,7 @@ def main() -> int:
         except KeyboardInterrupt:
             print(f"stopped {name}: nothing of it was stored", file=sys.stderr)
             return 130
-        except ChapterError as error:
+        except (ChapterError, OSError) as error:  # such as a full disk
             failed += 1
             print(f"FAILED  {name}: {error}", file=sys.stderr, flush=True)
         else:

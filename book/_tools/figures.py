@@ -7,12 +7,12 @@ draws from; and NAME.svg, the picture for paper and for readers without scripts.
 from __future__ import annotations
 
 import base64
+import io
 import json
 import math
 import re
 from collections.abc import Callable
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -30,6 +30,7 @@ from vaebook.data import binarize, digits
 from vaebook.information import mutual_information_quadrature
 from vaebook.modes import find_modes
 from vaebook.priors import StandardNormal
+from vaebook.storage import write_atomically
 
 TARGET = ROOT / "book" / "_static" / "figures"
 WEIGHTS = ROOT / "book" / "results" / "digits-normal-2-1.safetensors"
@@ -260,11 +261,10 @@ def read(name: str) -> Data:
     return json.loads(text.split(" = ", 1)[1].removesuffix(";\n"))
 
 
-def shorten(path: Path) -> None:
+def shorten(svg: str) -> str:
     """Round the coordinates of an SVG to hundredths of a point, which halves the file and shows nowhere."""
-    text = path.read_text(encoding="utf-8")
-    short = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", text)
-    path.write_text(re.sub(r"[ \t]+$", "", short, flags=re.MULTILINE), encoding="utf-8")
+    short = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", svg)
+    return re.sub(r"[ \t]+$", "", short, flags=re.MULTILINE)
 
 
 def main() -> None:
@@ -273,10 +273,11 @@ def main() -> None:
     plt.rcParams["svg.hashsalt"] = "vaebook"
     for name, (data, picture) in FIGURES.items():
         text = json.dumps(data(), separators=(",", ":"))
-        (TARGET / f"{name}.data.js").write_text(f"figures.data.{name} = {text};\n", encoding="utf-8")
-        picture(read(name)).savefig(TARGET / f"{name}.svg", metadata={"Date": None})
+        write_atomically(TARGET / f"{name}.data.js", f"figures.data.{name} = {text};\n".encode())
+        svg = io.StringIO()
+        picture(read(name)).savefig(svg, format="svg", metadata={"Date": None})
         plt.close("all")
-        shorten(TARGET / f"{name}.svg")
+        write_atomically(TARGET / f"{name}.svg", shorten(svg.getvalue()).encode())
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ set -eu
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM HUP
 .venv/bin/python -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet pip-tools
 cp requirements.txt "$work"
@@ -13,5 +14,7 @@ cp requirements.txt "$work"
 # A build such as 2.13.0+cpu is on no public index; its plain version is. What torch needs for CUDA comes with the
 # builds that use it, and must not be forced on those that do not.
 awk '/^[^ #]/ { keep = !/^(nvidia-|cuda-|triton)/ } keep' "$work/requirements.txt" |
-    sed 's/^\(torch==[0-9.]*\)+.*/\1/' >requirements.txt
+    sed 's/^\(torch==[0-9.]*\)+.*/\1/' >"$work/lock"
+.venv/bin/python -c 'import pathlib, sys; from vaebook.storage import write_atomically
+write_atomically(pathlib.Path("requirements.txt"), pathlib.Path(sys.argv[1]).read_bytes())' "$work/lock"
 echo "requirements.txt is new; run make test before you commit it." >&2

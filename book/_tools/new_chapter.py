@@ -12,6 +12,8 @@ import re
 import sys
 from pathlib import Path
 
+from vaebook.storage import write_atomically
+
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATES = Path(__file__).resolve().parent / "new"
 NEXT = """laid out {name}. Now:
@@ -50,9 +52,9 @@ def lay(name: str, title: str, root: Path = ROOT) -> list[Path]:
         text = (TEMPLATES / template).read_text(encoding="utf-8")
         for key, value in keys.items():
             text = text.replace(f"@{key}@", value)
-        file.write_text(text, encoding="utf-8")
+        write_atomically(file, text.encode())
     for file, text in entries.items():
-        file.write_text(text, encoding="utf-8")
+        write_atomically(file, text.encode())
     return [*files, *entries]
 
 

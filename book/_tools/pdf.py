@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from build import build
 from fingerprint import ROOT
+
+from vaebook.storage import write_atomically
 
 BROWSERS = ["chromium", "chromium-browser", "google-chrome", "google-chrome-stable"]
 
@@ -35,11 +38,13 @@ def main() -> int:
         sys.exit("The build failed: see the warnings above.")
     page, target = printable(ROOT / "_build" / "singlehtml"), ROOT / "_build" / "book.pdf"
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer", "--virtual-time-budget=20000"]
-    target.unlink(missing_ok=True)
-    command = [browser, *flags, f"--print-to-pdf={target}", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not target.exists():
-        sys.exit(f"{browser} wrote no PDF:\n{done.stderr}")
+    with tempfile.TemporaryDirectory() as scratch:
+        printed = Path(scratch) / "book.pdf"
+        command = [browser, *flags, f"--print-to-pdf={printed}", page.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not printed.exists():
+            sys.exit(f"{browser} wrote no PDF:\n{done.stderr}")
+        write_atomically(target, printed.read_bytes())
     print(f"Open {target.as_uri()}")
     return 0
 

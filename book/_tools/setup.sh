@@ -36,6 +36,12 @@ find_python() {
     return 1
 }
 
+if [ -z "${VAEBOOK_ALONE:-}" ]; then # two at once would build on each other's half; the second waits, and finds all done
+    python=$venv/bin/python
+    [ -x "$python" ] || python=$(find_python)
+    VAEBOOK_ALONE=yes exec "$python" book/_tools/alone.py . sh book/_tools/setup.sh "$@"
+fi
+
 moved=
 [ ! -f "$stamp" ] || grep -q " in $PWD\$" "$stamp" || moved=yes
 if [ ! -x "$venv/bin/python" ] || [ ! -f "$venv/bin/pip" ] || [ -n "$moved" ]; then

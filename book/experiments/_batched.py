@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from vaebook.storage import write_atomically
 
 LOG_2PI = math.log(2 * math.pi)
 HALVED = ("encoder.log_scale.weight", "encoder.log_scale.bias", "prior.log_scale")
@@ -287,10 +288,8 @@ class Batched:
         tensors |= {f"best/{name}": t for name, t in self.best.items()}
         for name, value in self.parameters.items():
             tensors |= {f"adam/{name}/{key}": t for key, t in self.optimizer.state.get(value, {}).items()}
-        part = self.path.with_suffix(".part")
         tensors = {name: t.cpu().contiguous().clone() for name, t in tensors.items()}
-        safetensors.torch.save_file(tensors, part, {"log": json.dumps(self.log)})
-        os.replace(part, self.path)
+        write_atomically(self.path, safetensors.torch.save(tensors, {"log": json.dumps(self.log)}))
 
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one; one that cannot be used is an error that names it."""

@@ -32,6 +32,7 @@ from vaebook.bounds import elbo, iwae_bound
 from vaebook.evaluation import seeded
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.priors import ExemplarPrior, StandardNormal, VampPrior
+from vaebook.storage import write_atomically
 
 CONFIG: dict[str, Any] = {
     "data": "Fashion-MNIST, 50,000 training, 10,000 validation, 10,000 test images",
@@ -94,7 +95,7 @@ def train_all(experiment: Experiment, split: data.Split) -> dict[str, Any]:
     for group in made:
         for r, seed in enumerate(CONFIG["seeds"]):
             path = experiment.folder / f"{group.prior}-{seed}.safetensors"
-            safetensors.torch.save_file({n: t.contiguous() for n, t in group.weights(r).items()}, path)
+            write_atomically(path, safetensors.torch.save({n: t.contiguous() for n, t in group.weights(r).items()}))
     if not ended and "VAEBOOK_END" not in os.environ:
         raise SystemExit("fashion: the time is over; the same command goes on")
     return {"logs": {group.prior: group.log for group in made}}
@@ -400,7 +401,7 @@ def store(experiment: Experiment, split: data.Split, content: dict[str, Any]) ->
         vae = vae.float() if prior == "vamp" else vae
         training.save(RESULTS / f"fashion-{prior}.safetensors", vae, {"prior": prior, "seed": CONFIG["seeds"][0]})
     images = test_images(split)[: CONFIG["slice_images"]].to(torch.uint8)
-    safetensors.torch.save_file({"images": images}, RESULTS / "fashion-images.safetensors")
+    write_atomically(RESULTS / "fashion-images.safetensors", safetensors.torch.save({"images": images}))
     experiment.write(content)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from vaebook.storage import write_atomically
+from vaebook.storage import same_json, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS, RESULTS, SCRATCH = ROOT / "book" / "experiments", ROOT / "book" / "results", ROOT / "_build" / "experiments"
@@ -112,9 +112,10 @@ class Experiment:
         try:
             made = json.loads(path.read_bytes())
             stored = made.pop("sha256")
-        except (ValueError, AttributeError, KeyError, TypeError):
-            made, stored = {}, None
-        if stored == _digest(made) and made["config"] == self.config and made["key"] == key:
+            mine = same_json([made["config"], made["key"]], [self.config, key]) and stored == _digest(made)
+        except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
+            mine = False
+        if mine:
             return made
         print(f"{path}: expected a complete piece of {self.name}, got a changed one; computed anew", file=sys.stderr)
         return None
@@ -153,7 +154,7 @@ def read_result(name: str, config: dict[str, Any] | None = None) -> dict[str, An
         raise FileNotFoundError(f"{path}: expected {expected}, got none; {remedy}")
     try:
         result = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected {expected}, got a truncated or changed one ({error}); {remedy}") from None
     parts = ("provenance", "config")
     if not isinstance(result, dict) or any(not isinstance(result.get(part), dict) for part in parts):
@@ -230,8 +231,11 @@ def _digest(value: Any) -> str:
 
 
 def _difference(wanted: dict[str, Any], got: dict[str, Any]) -> str:
-    keys = (key for key in sorted(wanted.keys() | got.keys()) if wanted.get(key, ...) != got.get(key, ...))
-    return next((f"{key} = {wanted.get(key, 'nothing')}, got {got.get(key, 'nothing')}" for key in keys), "")
+    for key in sorted(wanted.keys() | got.keys()):
+        one, other = (group.get(key, "nothing") for group in (wanted, got))
+        if not same_json(one, other):
+            return f"{key} = {one}, got {other}"
+    return ""
 
 
 def _git(*arguments: str) -> str | None:

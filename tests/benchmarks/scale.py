@@ -28,6 +28,7 @@ from vaebook.aggregate import aggregated_posterior
 from vaebook.data import digits, fashion_mnist
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.priors import StandardNormal
+from vaebook.storage import write_atomically
 from vaebook.tables import table
 from vaebook.training import fit
 
@@ -308,9 +309,7 @@ def main() -> None:
         "exponents": exponents(rows),
     }
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = options.output.with_suffix(".tmp")
-    temporary.write_text(as_json(result), encoding="utf-8")
-    temporary.replace(options.output)
+    write_atomically(options.output, as_json(result).encode())
     print(f"\nwritten: {options.output}")
 
 

@@ -207,6 +207,7 @@ def test_two_writers_never_tear_a_notebook(tmp_path):
 FAKE_PYTHON = """\
 #!/bin/sh
 case "$*" in
+*alone.py*) shift 2; exec "$@" ;;
 *print*) echo {version} ;;
 *"sys.exit(sys.version_info"*) exit {old} ;;
 *ensurepip*) exit {bare} ;;
@@ -269,6 +270,19 @@ def test_set_up_happens_once_and_again_when_the_lock_changes(set_up):
     edit(set_up.root / "requirements.txt", "2.13.0", "2.13.1")
     assert "up to date" in set_up().stderr
     assert (set_up.root / "pip.log").read_text().count("torch==2.13.1") == 1
+
+
+def test_a_set_up_that_failed_half_way_is_done_again_although_the_lock_is_the_old_one(set_up):
+    """What was installed before the failure is in the environment: the stamp must not vouch for it."""
+    assert set_up().returncode == 0
+    edit(set_up.root / "requirements.txt", "2.13.0", "2.13.1")
+    python, works = set_up.root / ".venv" / "bin" / "python", FAKE_PYTHON.format(version="3.11", old=0, bare=0, pip=0)
+    python.write_text(works.replace("pip.log; exit 0", "pip.log; exit 1"))
+    assert set_up().returncode == 1
+    python.write_text(works)
+    edit(set_up.root / "requirements.txt", "2.13.1", "2.13.0")
+    assert "up to date" in set_up().stderr
+    assert set_up().stderr == ""
 
 
 def test_build_names_what_is_missing():

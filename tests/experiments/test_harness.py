@@ -105,6 +105,7 @@ def test_a_truncated_or_changed_piece_is_computed_anew(capsys):
     foreign = next((harness.SCRATCH / "some").glob(f"*/{path.name}"))
     others = {p.read_bytes() for p in (harness.SCRATCH / "some").glob(f"*/{path.name}")} - {content}
     bad = [b"", content[:40], content[:-1], content.replace(b"1.5", b"1.6"), b"[]", b'{"sha256": 1}', b"\xff", *others]
+    bad += [json.dumps({"sha256": harness._digest({})}).encode(), b"[" * 10**5, b'{"sha256": ' + b"[" * 10**5]
     assert foreign.exists() and len(others) == 1
     for number, changed in enumerate(bad, start=1):
         path.write_bytes(changed)
@@ -220,7 +221,8 @@ def test_a_missing_results_file_names_the_remedy():
 def test_a_truncated_or_foreign_results_file_is_one_clear_error():
     path = Experiment("some", CONFIG).write({"rows": [{"a": 1}]})
     content = path.read_bytes()
-    for bad in (*(content[:n] for n in range(0, len(content) - 1, 7)), b"[]", b"{}", b'{"config": {}}', b"\xff"):
+    others = (b"[]", b"{}", b'{"config": {}}', b"\xff", b"[" * 10**5)
+    for bad in (*(content[:n] for n in range(0, len(content) - 1, 7)), *others):
         path.write_bytes(bad)
         with pytest.raises(ValueError) as error:
             read_result("some")
@@ -234,6 +236,8 @@ def test_a_truncated_or_foreign_results_file_is_one_clear_error():
         (CONFIG | {"dim": 3}, "dim = 3, got 2"),
         (CONFIG | {"beta": 1}, "beta = 1, got nothing"),
         ({"seeds": [0, 1], "dim": 2}, "rate = nothing, got 0.1"),
+        (CONFIG | {"dim": 2.0}, "dim = 2.0, got 2"),
+        (CONFIG | {"seeds": [False, True]}, r"seeds = [False, True], got [0, 1]"),
     ],
 )
 def test_results_of_another_configuration_are_refused(config, words):

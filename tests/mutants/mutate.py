@@ -22,6 +22,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vaebook.storage import write_atomically
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "book" / "results" / "mutants.json"
 MODULES = (
@@ -204,7 +206,7 @@ def main() -> int:
     alive = others + survivors(mutants)
     modules = result["modules"] | summary(mutants)
     result = {"provenance": made, "modules": dict(sorted(modules.items())), "survivors": alive}
-    options.output.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(options.output, (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     unexplained = [s for s in alive if s["reason"] is None]
     for s in unexplained:
         print(f"{s['module']}.{s['function']}\n  - {s['was']}\n  + {s['is']}")

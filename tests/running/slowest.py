@@ -11,6 +11,8 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
+from vaebook.storage import write_atomically
+
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS = ROOT / "_build" / "junit"
 SECONDS = Path(__file__).with_name("seconds.json")
@@ -51,7 +53,7 @@ def main() -> int:
         print(f"{seconds:7.1f} s  {path}")
     if options.store:
         rounded = {path: round(seconds, 1) for path, seconds in sorted(files.items())}
-        SECONDS.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
+        write_atomically(SECONDS, (json.dumps(rounded, indent=1) + "\n").encode())
     return 0
 
 

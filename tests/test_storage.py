@@ -1,0 +1,204 @@
+"""How files get to the disk: whole or not at all, whatever comes between."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from vaebook.storage import write_atomically
+
+ROOT = Path(__file__).resolve().parents[1]
+WRITER = """
+import signal, sys
+from pathlib import Path
+from vaebook.storage import write_atomically
+if sys.argv[3:]:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+print("ready", flush=True)
+while True:
+    for byte in b"ab":
+        write_atomically(Path(sys.argv[1]), bytes([byte]) * int(sys.argv[2]))
+"""
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def writer(target, *more):
+    command = [sys.executable, "-c", WRITER, str(target), "2000000", *more]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    running.stdout.readline()
+    return running
+
+
+def whole(target):
+    content = target.read_bytes()
+    return content in (b"a" * 2_000_000, b"b" * 2_000_000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "more"),
+    [(signal.SIGINT, ()), (signal.SIGTERM, ("handled",)), (signal.SIGTERM, ()), (signal.SIGKILL, ())],
+)
+def test_a_writer_that_is_stopped_leaves_whole_files_and_what_it_leaves_besides_is_removed(number, more, tmp_path):
+    target, delays = tmp_path / "file", random.Random(int(number))
+    for _ in range(20):
+        running = writer(target, *more)
+        time.sleep(0.02 + 0.1 * delays.random())
+        running.send_signal(number)
+        running.wait()
+        assert whole(target)
+        if number == signal.SIGINT or more:
+            assert names(tmp_path) == ["file"]
+    write_atomically(target, b"new")
+    assert names(tmp_path) == ["file"] and target.read_bytes() == b"new"
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path):
+    target, left = tmp_path / "file", tmp_path / ".vaebook-0123456789abcdef"
+    left.write_bytes(b"half")
+    running = [writer(target) for _ in range(2)]
+    try:
+        for _ in range(15):
+            write_atomically(target, b"a" * 2_000_000)
+            assert whole(target) and not left.exists()
+        assert [one.poll() for one in running] == [None, None]  # neither lost its file
+    finally:
+        for one in running:
+            one.kill()
+            one.wait()
+    write_atomically(target, b"new")
+    assert names(tmp_path) == ["file"]
+
+
+def test_threads_that_write_at_once_neither_tear_nor_lose_a_file(tmp_path):
+    failed = []
+
+    def write(number):
+        try:
+            for _ in range(50):
+                write_atomically(tmp_path / f"file{number % 2}", bytes([number]) * 100_000)
+        except OSError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and names(tmp_path) == ["file0", "file1"]
+    assert all(len(set((tmp_path / name).read_bytes())) == 1 for name in names(tmp_path))
+
+
+def test_permissions_and_links_are_kept(tmp_path):
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(folder / "file")  # which is not there yet
+    write_atomically(link, b"one")
+    assert link.is_symlink() and (folder / "file").read_bytes() == b"one"
+    for mode in (0o600, 0o640, 0o400, 0o755):
+        (folder / "file").chmod(mode)
+        write_atomically(link, b"two")
+        assert link.is_symlink() and stat.S_IMODE((folder / "file").stat().st_mode) == mode
+    assert names(folder) == ["file"] and (folder / "file").read_bytes() == b"two"
+
+
+def test_what_is_to_be_secret_is_never_open(tmp_path, monkeypatch):
+    target, seen = tmp_path / "file", []
+    target.write_bytes(b"old")
+    target.chmod(0o600)
+    monkeypatch.setattr(os, "fsync", lambda fd: seen.append(stat.S_IMODE(os.fstat(fd).st_mode)))
+    write_atomically(target, b"new")
+    assert seen == [0o600]
+
+
+def test_a_new_file_has_the_usual_permissions(tmp_path):
+    (tmp_path / "plain").write_bytes(b"")
+    write_atomically(tmp_path / "file", b"")
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_the_longest_name_and_a_name_with_signs(tmp_path):
+    for name in ("x" * 255, "ü [*] ?\n.json"):
+        write_atomically(tmp_path / name, b"1")
+        assert (tmp_path / name).read_bytes() == b"1"
+
+
+def test_a_device_is_written_to_and_stays_one(tmp_path):
+    write_atomically(Path(os.devnull), b"gone")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+    code = (
+        "from pathlib import Path; from vaebook.storage import write_atomically as w; w(Path('/dev/stdout'), b'told')"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout == b"told"
+
+
+def test_a_folder_in_the_way_is_said(tmp_path):
+    (tmp_path / "file").mkdir()
+    with pytest.raises(IsADirectoryError, match=f"'{tmp_path / 'file'}'$"):
+        write_atomically(tmp_path / "file", b"1")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(tmp_path):
+    target = tmp_path / "file"
+    target.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match=f"File too large: '{target}'$"):
+            write_atomically(target, b"x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == ["file"] and target.read_bytes() == b"old"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_to_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(PermissionError, match=f"'{tmp_path / 'file'}'$"):
+            write_atomically(tmp_path / "file", b"1")
+    finally:
+        tmp_path.chmod(0o700)
+    assert names(tmp_path) == []
+
+
+MOUNT = """
+mount -t tmpfs -o size=64k none "$0" || exit 77
+echo old >"$0/file"
+[ "$2" = full ] || mount -o remount,ro "$0" || exit 77
+"$1" -c 'import sys
+from pathlib import Path
+from vaebook.storage import write_atomically
+try:
+    write_atomically(Path(sys.argv[1]), b"x" * 200_000)
+except OSError as error:
+    print(error)' "$0/file"
+ls -A "$0"; cat "$0/file"
+"""
+
+
+@pytest.mark.parametrize(("kind", "words"), [("full", "No space left on device"), ("ro", "Read-only file system")])
+def test_a_disk_that_is_full_or_cannot_be_written_to(kind, words, tmp_path):
+    command = ["unshare", "--mount", "--map-root-user", "sh", "-c", MOUNT, str(tmp_path), sys.executable, kind]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("there is no unshare")
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no file system may be mounted here: {done.stderr.strip()}")
+    number = {"full": 28, "ro": 30}[kind]
+    assert done.stdout == f"[Errno {number}] {words}: '{tmp_path / 'file'}'\nfile\nold\n", done.stderr
