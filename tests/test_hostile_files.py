@@ -13,6 +13,7 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -219,6 +220,42 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path):
     with pytest.raises(ValueError, match=r"^config: expected a header of at most 1,048,576 bytes, got 3,00\d,\d+$"):
         save(tmp_path / "vae", vae(), {"notes": "x" * 3_000_000})
     assert not list(tmp_path.iterdir())
+
+
+# Code in a file
+
+
+class Bomb:
+    """What a pickle of it does when it is read: write a file."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return Path.write_text, (self.mark, "boom")
+
+
+def test_no_reader_runs_what_a_file_holds(tmp_path):
+    mark, path = tmp_path / "mark", tmp_path / "file"
+    bomb = np.array([Bomb(mark)], dtype=object)
+    writers = {
+        "torch, as a zip": lambda: torch.save({"loc": Bomb(mark)}, path),
+        "torch, as it was": lambda: torch.save({"loc": Bomb(mark)}, path, _use_new_zipfile_serialization=False),
+        "npy": lambda: np.save(path.open("wb"), bomb, allow_pickle=True),
+        "npz": lambda: np.savez(path.open("wb"), loc=bomb, scale=bomb),
+    }
+    for write in writers.values():
+        write()
+        for read in (load, load_density, storage.read_arrays):
+            with contextlib.suppress(ValueError):
+                held = read(path)
+                assert read is storage.read_arrays and not any(isinstance(x, np.ndarray) for x in held.values())
+            assert not mark.exists()
+    with pytest.raises(ValueError, match=r"expected an npz or safetensors file of arrays"):
+        storage.read_arrays(path)  # the npz
+    function, arguments = Bomb(mark).__reduce__()
+    function(*arguments)
+    assert mark.exists()  # it would have gone off
 
 
 # Whatever comes

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import random
+import re
 import resource
 import signal
 import stat
@@ -29,6 +31,72 @@ while True:
     for byte in b"ab":
         write_atomically(Path(sys.argv[1]), bytes([byte]) * int(sys.argv[2]))
 """
+
+
+WRITES = {"write_text", "write_bytes", "savefig", "save_file", "dump", "tofile", "savetxt", "savez", "to_csv"}
+"""Methods that write a file; `open` counts where its mode is not to read."""
+ELSEWHERE = {
+    "vaebook/storage.py": "the one function",
+    "vaebook/data.py": "pooch's part, which it puts in place",
+    "vaebook/panels.py": "into memory",
+    "book/_tools/figures.py": "into memory",
+    "book/_tools/pdf.py": "a page among those that were built",
+    "tests/mutants/mutate.py": "a copy of the project in a temporary folder",
+    "tests/running/matrix.py": "a log, line by line",
+}
+"""Files that write besides, and why that is in order."""
+
+
+def writes(tree):
+    """Calls that write a file by themselves."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            owner = getattr(getattr(node.func, "value", None), "id", "")
+            mode = [x.value for x in (*node.args, *(k.value for k in node.keywords)) if isinstance(x, ast.Constant)]
+            opens = name == "open" and any(
+                isinstance(m, str) and re.fullmatch("[rwaxbt+]*[wax+][bt+]*", m) for m in mode
+            )
+            if (
+                name in WRITES
+                or opens
+                or (owner in {"np", "torch", "nbformat", "jupytext"} and name in {"save", "write"})
+            ):
+                yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_everything_is_written_by_the_one_function():
+    folders = ("vaebook", "book/_tools", "book/experiments", "tests/benchmarks", "tests/mutants", "tests/running")
+    paths = [p for folder in folders for p in (ROOT / folder).rglob("*.py") if not p.name.startswith("test_")]
+    found = {p.relative_to(ROOT).as_posix(): list(writes(ast.parse(p.read_text(encoding="utf-8")))) for p in paths}
+    found = {path: calls for path, calls in found.items() if calls}
+    assert {path: calls for path, calls in found.items() if path not in ELSEWHERE} == {}
+    assert found.keys() == ELSEWHERE.keys()
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "Path(p).write_text(t)",
+        "open(p, 'w')",
+        "p.open('ab')",
+        "p.open(mode='x')",
+        "open(p, 'r+')",
+        "json.dump(a, f)",
+        "np.save(p, a)",
+        "torch.save(a, p)",
+        "figure.savefig(p)",
+        "safetensors.torch.save_file(t, p)",
+        "nbformat.write(n, p)",
+    ],
+)
+def test_what_would_write_is_seen(code):
+    assert list(writes(ast.parse(code)))
+
+
+@pytest.mark.parametrize("code", ["open(p)", "p.open('rb')", "write_atomically(p, b)", "safetensors.torch.save(t)"])
+def test_and_nothing_else(code):
+    assert not list(writes(ast.parse(code)))
 
 
 def names(folder):

@@ -9,6 +9,8 @@ import pytest
 import yaml
 from fingerprint import ROOT
 
+from vaebook import data
+
 WORKFLOWS = {path.stem: yaml.safe_load(path.read_text()) for path in (ROOT / ".github" / "workflows").glob("*.yml")}
 
 
@@ -67,6 +69,39 @@ def test_actions_are_pinned_and_may_do_little(name):
     assert WORKFLOWS[name]["permissions"] == {"contents": "read"}
     more = {job: what["permissions"] for job, what in WORKFLOWS[name]["jobs"].items() if "permissions" in what}
     assert more == ({"deploy": {"pages": "write", "id-token": "write"}} if name == "pages" else {})
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_no_job_keeps_the_right_to_push_runs_for_hours_or_takes_what_others_write_for_a_command(name):
+    for job in WORKFLOWS[name]["jobs"].values():
+        assert job.get("timeout-minutes", 360) <= 90
+        for step in job["steps"]:
+            if step.get("uses", "").startswith("actions/checkout@"):
+                assert step["with"]["persist-credentials"] is False
+            assert "${{" not in step.get("run", "")
+    assert "pull_request_target" not in str(WORKFLOWS[name]) and "secrets" not in str(WORKFLOWS[name])
+
+
+DOWNLOADS = {"urllib", "requests", "httpx", "http", "aiohttp", "pooch", "ftplib", "huggingface_hub", "wget"}
+"""Libraries by which something could come from elsewhere."""
+
+
+def test_whatever_is_downloaded_has_a_checksum():
+    """One module downloads, and keeps only what has the SHA-256 that it names."""
+    found = set()
+    for folder in ("vaebook", "book"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                text = node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+                if {name.split(".")[0] for name in names} & DOWNLOADS or re.match("(curl|wget) ", text):
+                    found.add(path.relative_to(ROOT).as_posix())
+                assert "load_state_dict_from_url" not in ast.dump(node)[:200]
+    assert found - {"book/_tools/links.py"} == {"vaebook/data.py"}
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in data.FASHION_SHA256.values())
+    for script in (".ci/run", "Makefile", *(f".github/workflows/{name}.yml" for name in WORKFLOWS)):
+        assert not re.search(r"\b(curl|wget)\b", (ROOT / script).read_text())
 
 
 def test_the_weekly_run_looks_for_known_vulnerabilities_and_lists_licences():

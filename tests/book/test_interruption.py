@@ -146,9 +146,7 @@ def test_what_is_stopped_twenty_times_ends_as_if_undisturbed(command, toy):
         # From the keyboard an interruption comes to all processes of the group, a request to end to one.
         delay = 0.3 + moments.random() * took
         code, err = stopped(toy, command, number, delay, group=number == signal.SIGINT)
-        if number == signal.SIGKILL:
-            assert code in (0, -signal.SIGKILL)
-        elif code:
+        if code not in (0, -number):  # it may have ended before, or not have begun
             assert code in (1, 130) and len(err.splitlines()) == 1, err
             assert re.search("interrupted|stopped", err)
         if number != signal.SIGKILL:

@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 LINES = [line.split(" #")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
 LINES = [line for line in LINES if line and not line.startswith("#")]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-WANTED = [*PROJECT["dependencies"], *(r for extra in ("book", "test") for r in PROJECT["optional-dependencies"][extra])]
+WANTED = [*PROJECT["dependencies"], *(r for extra in PROJECT["optional-dependencies"].values() for r in extra)]
 LOCKED = {canonicalize_name(Requirement(line).name): line.partition("==")[2] for line in LINES}
 
 
@@ -24,9 +24,22 @@ def test_nothing_for_cuda_is_forced_on_those_who_have_none():
     assert [name for name in LOCKED if name.startswith(("nvidia-", "cuda-", "triton"))] == []
 
 
-@pytest.mark.parametrize("requirement", [Requirement(line) for line in WANTED], ids=str)
+@pytest.mark.parametrize("requirement", [Requirement(line) for line in dict.fromkeys(WANTED)], ids=str)
 def test_every_dependency_is_locked_in_its_range(requirement):
     assert requirement.specifier.contains(LOCKED[canonicalize_name(requirement.name)])
+
+
+def test_what_the_lock_says_is_wanted_here_is_wanted_here():
+    """Each line is followed by those that want it: nothing stays in the lock that was taken out of pyproject.toml."""
+    text = (ROOT / "requirements.txt").read_text()
+    blocks = re.findall(r"^(\S+)==\S+\n((?: +# .*\n)+)", text, re.MULTILINE)
+    assert len(blocks) == len(LOCKED)
+    ours = {canonicalize_name(name) for name, why in blocks if re.search(r"\bvaebook\b", why)}
+    assert ours == {canonicalize_name(Requirement(line).name) for line in WANTED}
+    known = {canonicalize_name(name) for name in LOCKED} | {"vaebook"}
+    for name, why in blocks:
+        wanting = re.findall(r"[\w.-]+", re.sub(r"\(.*?\)", "", why.replace("# via", "").replace("#", "")))
+        assert wanting and {canonicalize_name(one) for one in wanting} <= known, name
 
 
 def test_set_up_finds_torch_in_the_lock():
