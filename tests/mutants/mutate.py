@@ -1,8 +1,8 @@
 """Does some test notice when the package is wrong? Change one operator, number or name at a time and see.
 
-`make mutants` lets mutmut make every such mutant of the modules that hold the mathematics, runs the tests of each, and
-writes score and survivors to book/results/mutants.json. A survivor must be explained by one of `REASONS`; a mutant
-that survives without a reason is a missing test.
+`make mutants` lets mutmut make every such mutant of the package and of the tools behind the gates, runs the tests of
+each, and writes score and survivors to book/results/mutants.json; `--modules weights storage` does so for some. A
+survivor must be explained by one of `REASONS`; a mutant that survives without a reason is a missing test.
 """
 
 from __future__ import annotations
@@ -26,20 +26,63 @@ from vaebook.storage import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "book" / "results" / "mutants.json"
-MODULES = (
-    "clusters",
-    "bounds",
-    "certificates",
-    "estimators",
-    "gaussians",
-    "kernels",
-    "mixture",
-    "npmle",
-    "ppca",
-    "information",
-    "sums",
-    "weights",
-)
+TOOLS = {
+    **{path.stem: f"book/_tools/{path.name}" for path in sorted((ROOT / "book" / "_tools").glob("*.py"))},
+    "harness": "book/experiments/harness.py",
+}
+"""The tools behind the gates, which the tests import by these names, without a package."""
+PACKAGE = {
+    **{
+        path.stem: f"vaebook/{path.name}" for path in sorted((ROOT / "vaebook").glob("*.py")) if path.stem != "__init__"
+    },
+    **{f"claims/{name}": f"vaebook/claims/{name}.py" for name in ("evidence", "registry")},
+}
+"""The package; of the claims what judges them, since each of them is a test."""
+MODULES = (*PACKAGE, *TOOLS)
+OTHER_TESTS = {
+    "storage": ("hostile_files", "checkpoint", "training", "main"),
+    "checkpoint": ("hostile_files", "training"),
+    "weights": ("npmle",),
+    "sums": ("mixture", "kernels", "clusters"),
+    "parts": ("adapters", "evaluation", "training"),
+    "outputs": ("adapters",),
+    "networks": ("models",),
+    "gmm": ("priors",),
+    "code_priors": ("priors",),
+    "shards": ("distributed",),
+    "verdicts": ("diagnosis",),
+    "report": ("diagnosis",),
+    "page": ("diagnosis",),
+    "panels": ("diagnosis", "plots"),
+    "__main__": ("main",),
+    "claims/evidence": ("claims",),
+    "claims/registry": ("claims",),
+    "laplace": ("likelihood", "inference"),
+    "sampling": ("recipes", "holes"),
+    "_checks": ("mixture", "fuzz", "models", "npmle"),
+}
+"""Modules that are tested in other files than their own: names without test_ and .py."""
+ALIASES = """
+
+# Mutants are known by the place of their module, which the tools do not know.
+import importlib, importlib.abc, importlib.util, sys
+
+TOOLS = {tools!r}
+
+
+class Alias(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name in TOOLS else None
+
+    def create_module(self, spec):
+        return importlib.import_module(TOOLS[spec.name])
+
+    def exec_module(self, module):
+        pass
+
+
+sys.meta_path.insert(0, Alias())
+"""
 SLOW_TESTS = "not memory and not other_seeds"
 OUTCOMES = {0: "survived", 1: "killed", 3: "killed", 33: "no test", 34: "skipped", 36: "timeout", -24: "timeout"}
 
@@ -86,22 +129,38 @@ REAL = r"tolerance|TOLERANCE|log\(|1e-|eps|finfo|limit|worst|error|bound|nothing
 
 def digests(modules: tuple[str, ...] = MODULES) -> dict[str, str]:
     """Digest of the syntax of each module: mutants that are stored under another one are those of other code."""
-    trees = {m: ast.dump(ast.parse((ROOT / "vaebook" / f"{m}.py").read_text(encoding="utf-8"))) for m in modules}
+    trees = {m: ast.dump(ast.parse((ROOT / source_of(m)).read_text(encoding="utf-8"))) for m in modules}
     return {module: hashlib.sha256(tree.encode()).hexdigest()[:16] for module, tree in trees.items()}
+
+
+def source_of(module: str) -> str:
+    """Path of a module in this project."""
+    return (PACKAGE | TOOLS)[module]
+
+
+def tests_of(modules: tuple[str, ...]) -> list[str]:
+    """Tests of some modules; of the tools all that concern the book, its experiments and how it is run."""
+    names = {name: None for module in modules for name in (module, *OTHER_TESTS.get(module, ()))}
+    tests = [f"tests/test_{name}.py" for name in names]
+    tests += [f"tests/{folder}" for folder in ("book", "experiments", "running") if TOOLS.keys() & set(modules)]
+    return [test for test in tests if (ROOT / test).exists()]
 
 
 def prepare(folder: Path, modules: tuple[str, ...]) -> None:
     """Copy what the tests need, with mutmut's settings."""
     for name in ("vaebook", "tests", "book"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_static"))
-    shutil.copy(ROOT / "conftest.py", folder)
-    tests = [f"tests/test_{module}.py" for module in MODULES]  # those of other modules kill mutants, too
-    tests = [test for test in tests if (ROOT / test).exists()]  # parts of a mixture are tested with it
+    for name in ("requirements.txt", "README.md", "Makefile", "_toc.yml", "_config.yml"):
+        shutil.copy(ROOT / name, folder)
+    places = {name: path.removesuffix(".py").replace("/", ".") for name, path in TOOLS.items() if name in modules}
+    own = (ROOT / "conftest.py").read_text(encoding="utf-8")
+    future = "from __future__ import annotations\n"
+    (folder / "conftest.py").write_text(own.replace(future, future + ALIASES.format(tools=places), 1), encoding="utf-8")
     settings = {
-        "source_paths": [f"vaebook/{module}.py" for module in modules],
-        "pytest_add_cli_args_test_selection": tests,
+        "source_paths": [source_of(module) for module in modules],
+        "pytest_add_cli_args_test_selection": tests_of(modules),
         "pytest_add_cli_args": ["-m", "not slow", "-k", SLOW_TESTS, "-p", "no:cacheprovider"],
-        "also_copy": ["vaebook", "tests", "conftest.py", "pyproject.toml", "book"],
+        "also_copy": [path.name for path in sorted(folder.iterdir())] + ["pyproject.toml"],
     }
     lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
     own = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -123,7 +182,7 @@ def collect(folder: Path, modules: tuple[str, ...]) -> list[dict[str, Any]]:
     """Read what was changed in each mutant that ran, and what came of it."""
     found = []
     for module in modules:
-        source = folder / "mutants" / "vaebook" / f"{module}.py"
+        source = folder / "mutants" / source_of(module)
         meta = json.loads(source.with_suffix(".py.meta").read_text(encoding="utf-8"))
         tree = ast.parse(source.read_text(encoding="utf-8"))
         functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
