@@ -29,9 +29,9 @@ def as_ordinary_user():
     words = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     if os.geteuid() or shutil.which("setpriv") is None:
         return []
-    return (
-        [] if subprocess.run([*words, sys.executable, "-c", ""], capture_output=True, check=False).returncode else words
-    )
+    probe = "import subprocess, sys; subprocess.run([sys._base_executable, '-c', ''], check=True)"
+    done = subprocess.run([*words, sys.executable, "-c", probe], capture_output=True, check=False)
+    return [] if done.returncode else words
 
 
 def without_network():
