@@ -43,11 +43,12 @@ def build(output: Path, *, builder: str = "html", root: Path = ROOT) -> int:
 
 def _make(root: Path, scratch: str, builder: str, lock: tuple[int, ...]) -> int:
     """Let jupyter-book build; of a disk that is full or cannot be written to, only that is said."""
-    jupyter_book = Path(sys.executable).with_name("jupyter-book")
-    command = [jupyter_book, "build", root, "--path-output", scratch, "--builder", builder, "--all", "--quiet", *STRICT]
+    jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    options = ["--path-output", scratch, "--builder", builder, "--all", "--quiet", *STRICT]
+    command = [*jupyter_book, "build", str(root), *options]
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     # In a session of its own it does not hear of an interruption, on which it would write pages of its own.
-    done = subprocess.run(list(map(str, command)), check=False, start_new_session=True, pass_fds=lock, **streams)
+    done = subprocess.run(command, check=False, start_new_session=True, pass_fds=lock, **streams)
     outside = done.returncode and DISK.search(done.stderr)
     print(outside.group() if outside else done.stderr, file=sys.stderr, end="\n" if outside else "")
     return done.returncode
