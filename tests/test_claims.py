@@ -113,6 +113,10 @@ def test_every_entry_must_hold_and_every_falsehood_be_rejected():
     one, off = torch.tensor([1.0, 1.0]), torch.tensor([1.0, 2.0])
     assert not evidence(lhs=one, rhs=off, falsehood_rhs=off + 5, tolerance=1e-3).holds
     assert not evidence(lhs=one, rhs=one, falsehood_rhs=off, tolerance=1e-3).falsehood_rejected
+    many = torch.zeros(100)
+    many[-1] = 2e-3  # two tolerances, of which a mean over the entries would leave nothing
+    assert evidence(lhs=many, rhs=0 * many, falsehood_rhs=many + 5, tolerance=1e-3).residual == pytest.approx(2)
+    assert not evidence(lhs=many, rhs=0 * many, falsehood_rhs=many + 5, tolerance=1e-3).holds
 
 
 def test_falsehood_may_have_its_own_left_side_and_error():
@@ -177,6 +181,16 @@ def test_registering_twice_or_without_a_text_is_an_error(monkeypatch):
         claim("index/new", **{**texts, "falsehood": " "})
     claim("index/new", **texts)(lambda generator: Measurement(0.0, 1.0, 0.0, tolerance=1.0))
     assert verify("index/new").claim.id == "index/new"
+
+
+def test_another_seed_draws_anew(monkeypatch):
+    monkeypatch.setattr(registry, "_REGISTRY", dict(registry._REGISTRY))
+    texts = {k: getattr(ledger()[0], k) for k in ("falsehood", "kind", "source", "section")}
+    claim("index/new", **texts)(
+        lambda generator: Measurement(torch.rand(1, generator=generator), 1.0, 0.0, tolerance=1.0)
+    )
+    drawn = [verify("index/new", seed=seed).measurement.lhs.item() for seed in (0, 1, 2, 1)]
+    assert len(set(drawn)) == 3 and drawn[1] == drawn[3]
 
 
 @pytest.mark.parametrize(
