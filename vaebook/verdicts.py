@@ -82,12 +82,12 @@ def _match(found: Diagnosis) -> Verdict:
     gaps = f" (The {plus(own)} of the N data at hand include the gaps between their codes.)"
     if interval.low > SMALL:
         finding = f"No: new codes, too, differ from the prior by {number(interval.low)} nats or more." + gaps
-        advice = "Samples from the prior are off; draw z from another distribution, or learn the prior with the model."
+        advice = "See whether there is a hole; draw z from another distribution, or learn the prior with the model."
         return Verdict(topic, "problem" if interval.low > 2 else "look", finding, decides, advice)
     if interval.high <= SMALL:
-        return Verdict(topic, "ok", "Yes, so far as any sample can show.", decides, "Nothing.")
+        return Verdict(topic, "ok", "Yes, so far as these data can show.", decides, "Nothing.")
     if interval.low > 0:
-        finding = f"Not quite: there is some mismatch for certain, {number(interval.low)} nats or more." + gaps
+        finding = f"Not quite: some mismatch is certified, {number(interval.low)} nats or more." + gaps
         return Verdict(topic, "look", finding, decides, "See whether there is a hole, and look at samples.")
     finding = "It cannot be told: all of the mismatch may come from the gaps between the N codes." + gaps
     advice = "More data narrow the interval. As it is, nothing speaks against the prior."
