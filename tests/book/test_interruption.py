@@ -143,7 +143,7 @@ def test_what_is_stopped_many_times_ends_as_if_undisturbed(command, times, toy):
     signals = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
     for turn in range(times):
         shutil.rmtree(toy / "_build" / "experiments", ignore_errors=True)
-        number = signals[turn % 3]
+        number = signals[3 * turn // times]  # those last after which something may be left for the next run
         # From the keyboard an interruption comes to all processes of the group, a request to end to one.
         delay = 0.3 + moments.random() * took
         # What a build that was killed had started may go on for a while, and the next one waits for it.
