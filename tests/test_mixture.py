@@ -781,3 +781,12 @@ def test_spreads_that_look_like_others():
     ):
         with pytest.raises(error, match=f"^{message}"):
             DiagGaussianMixture.from_arrays(loc, **bad)
+
+
+def test_leaving_one_out_is_the_same_where_derivatives_are_wanted():
+    loc, z = (torch.randn(5, 2, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (1, 2))
+    q, index = DiagGaussianMixture(loc, torch.ones_like(loc)), torch.arange(5)
+    wanted = q.log_prob_leave_one_out(z, index)
+    got = q.log_prob_leave_one_out(z.clone().requires_grad_(), index)
+    torch.testing.assert_close(got.detach(), wanted, rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(lambda z: q.log_prob_leave_one_out(z, index), z.clone().requires_grad_())
