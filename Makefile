@@ -95,6 +95,7 @@ new-chapter: setup  ## lay out NAME=practice/toy: a chapter, its claim, its expe
 	@$(RUN) book/_tools/new_chapter.py '$(NAME)' $(if $(TITLE),--title "$$TITLE")
 
 lab: setup  ## open JupyterLab; a chapter's .md opens as a notebook, saving writes .md and .ipynb
+	@$(PY) book/_tools/pair.py
 	@JUPYTER_CONFIG_PATH=book/_tools/lab $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/book
 
 lock: setup  ## compile requirements.txt from pyproject.toml (UPGRADE=1: with the newest versions)

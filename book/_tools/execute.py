@@ -78,7 +78,13 @@ def main() -> int:
 
 
 def update(md: Path, *, force: bool = False, keep: str | None = None) -> str:
-    """Bring one chapter's notebook up to date and say what was done."""
+    """Bring one chapter's notebook up to date and say what was done; the .md is then the newer of the two files."""
+    done = _update(md, force, keep)
+    md.touch()  # jupytext refuses to open a pair whose .ipynb is newer
+    return done
+
+
+def _update(md: Path, force: bool, keep: str | None) -> str:
     ipynb = md.with_suffix(".ipynb")
     stored = _stored(md, ipynb, keep)
     if stored is not None:
