@@ -11,6 +11,7 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
+LAUNCHED = "notebooks"  # the branch that .ci/notebooks fills with notebooks that run by themselves; see portable.py
 CSS_PIXELS = 96 / 0.0254  # in a metre
 MENDED = [  # in the HTML of every page: what is wrong, what should stand there
     # A notebook link should download; a browser would show JSON.
@@ -49,7 +50,10 @@ def follow_names(app: Sphinx, config: Config) -> None:
     """Set from the names in _config.yml what would repeat them; the theme links only to known hosts."""
     config.ogp_site_url = config.html_baseurl
     options = config.html_theme_options
-    if "github.com/" not in options.get("repository_url", ""):
+    if "github.com/" in options.get("repository_url", ""):
+        options["repository_branch"] = LAUNCHED
+        options["use_issues_button"] = True
+    else:
         for name in ("launch_buttons", "repository_url", "repository_branch"):
             options.pop(name, None)
 

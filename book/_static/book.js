@@ -1,3 +1,19 @@
+// Formulas are set a few at a time, from the top, so that the page can be read and scrolled meanwhile.
+const PAUSE = 12; // milliseconds of work between two chances for the page to answer
+const setFormulas = async () => {
+  const boxes = Array.from(document.querySelectorAll(".math"));
+  while (boxes.length) {
+    const end = performance.now() + PAUSE;
+    do {
+      await MathJax.typesetPromise([boxes.shift()]);
+    } while (boxes.length && performance.now() < end);
+    await new Promise((done) => setTimeout(done));
+  }
+};
+if (window.MathJax) {
+  window.MathJax.startup = { pageReady: setFormulas };
+}
+
 // Boxes too wide for the page scroll sideways: let the keyboard reach them, and show where there is more.
 const BOXES = "mjx-container, div.math, figure, .pst-scrollable-table-container";
 const mark = ({ target: box }) =>
@@ -19,6 +35,7 @@ const settle = () => {
 };
 window.addEventListener("load", async () => {
   await window.MathJax?.startup?.promise;
+  await document.fonts?.ready;
   settle();
   window.addEventListener("resize", settle); // a window made narrower, a phone that is turned
 });

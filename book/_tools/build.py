@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from alone import alone
+from copy_mathjax import copy_mathjax
 from fingerprint import ROOT, chapters, why_stale
 from links import dead_links
 
@@ -27,6 +28,7 @@ def build(output: Path, *, builder: str = "html", root: Path = ROOT) -> int:
     with alone(made) as lock:
         for left in made.glob(f"{MAKING}*"):  # by builds that were killed
             shutil.rmtree(left, ignore_errors=True)
+        copy_mathjax(root)
         # Always from nothing: an incremental build does not repeat the warnings of pages that did not change.
         with tempfile.TemporaryDirectory(dir=made, prefix=MAKING) as scratch:
             new = Path(scratch) / "_build" / builder

@@ -1,7 +1,7 @@
 """Let JupyterLab open every chapter.
 
-jupytext refuses to open a pair of files whose .ipynb is the newer one, as it may be after a pull: it may hold edits that
-the .md lacks. Where the cells of both are the same, the .md becomes the newer one; where they differ, jupytext says so.
+jupytext refuses to open a pair of files whose .ipynb is the newer one, as after a pull: it may hold edits that the .md
+lacks. Where the cells of both are the same, the .md becomes the newer one; where they differ, jupytext says so.
 """
 
 from __future__ import annotations

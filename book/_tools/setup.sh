@@ -6,8 +6,7 @@ cd "$(dirname "$0")/../.."
 venv=${1:-.venv}
 stamp=$venv/.made-from
 wanted="$(cat requirements.txt pyproject.toml | cksum) in $PWD" # an environment does not survive a move
-if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] &&
-    [ -f book/_static/mathjax/tex-chtml.js ]; then
+if [ -x "$venv/bin/python" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
     exit 0
 fi
 
@@ -67,5 +66,4 @@ pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch"
 say "  the other packages of requirements.txt"
 pip install -r requirements.txt
 pip install --no-deps --no-build-isolation --editable .
-"$venv/bin/python" book/_tools/copy_mathjax.py
 echo "$wanted" >"$stamp"

@@ -213,7 +213,6 @@ case "$*" in
 *ensurepip*) exit {bare} ;;
 "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python && touch .venv/bin/pip ;;
 *pip*) echo "$*" >>pip.log; exit {pip} ;;
-*copy_mathjax*) mkdir -p book/_static/mathjax && touch book/_static/mathjax/tex-chtml.js ;;
 esac
 """
 

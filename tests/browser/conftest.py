@@ -58,7 +58,7 @@ def visit(browser, site):
         page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: page.wrong.append(str(error)))
         if not formulas:
-            context.route("**/tex-chtml.js*", lambda route: route.fulfill(body="", content_type="text/javascript"))
+            context.route("**/mathjax.js*", lambda route: route.fulfill(body="", content_type="text/javascript"))
         page.goto((site / f"{name}.html").as_uri(), wait_until="load")
         if formulas:
             page.wait_for_function(READY)
