@@ -22,6 +22,8 @@ MENDED = [  # in the HTML of every page: what is wrong, what should stand there
     (re.compile(r"Solution to(<a [^>]*>) "), r"Solution to \1"),
     # docutils gives references a role that ARIA has withdrawn, inside a list that wants items.
     (re.compile(r'(<div class="citation" id="[^"]*") role="doc-biblioentry"'), r'\1 role="listitem"'),
+    # A line must not start with the comma that follows a formula.
+    (re.compile(r'(<span class="math[^"]*">[^<]*</span>[.,;:!?)]+)'), r'<span class="unbroken">\1</span>'),
     # sphinx-proof and sphinx-exercise give one id to all proofs, one to the insides of all statements, and some twice.
     (re.compile(r'(<section(?: class="[a-z]+-content")?) id="(?:proof|exercise|solution)-content"'), r"\1"),
     (re.compile(r'(<div class="proof admonition") id="proof"'), r"\1"),

@@ -1,12 +1,11 @@
-// Formulas are set a few at a time, from the top, so that the page can be read and scrolled meanwhile.
-const PAUSE = 12; // milliseconds of work between two chances for the page to answer
+// Formulas are set some at a time, from the top, so that the page can be read and scrolled meanwhile.
+const LONG = 40; // milliseconds of work between two chances for the page to answer
 const setFormulas = async () => {
   const boxes = Array.from(document.querySelectorAll(".math"));
-  while (boxes.length) {
-    const end = performance.now() + PAUSE;
-    do {
-      await MathJax.typesetPromise([boxes.shift()]);
-    } while (boxes.length && performance.now() < end);
+  for (let many = 8; boxes.length; ) {
+    const start = performance.now();
+    await MathJax.typesetPromise(boxes.splice(0, many));
+    many = performance.now() - start < LONG / 2 ? 2 * many : Math.max(4, many / 2);
     await new Promise((done) => setTimeout(done));
   }
 };
@@ -18,7 +17,21 @@ if (window.MathJax) {
 const BOXES = "mjx-container, div.math, figure, .pst-scrollable-table-container";
 const mark = ({ target: box }) =>
   box.classList.toggle("has-more", box.scrollLeft + box.clientWidth < box.scrollWidth - 4);
+// A formula within text that is wider than its line becomes a box of its own, which scrolls.
+const BLOCK = "p, li, dd, dt, td, th, figcaption, summary, h1, h2, h3, h4, div";
+const widen = () => {
+  const inline = Array.from(document.querySelectorAll("mjx-container:not([display])"));
+  inline.forEach((box) => box.classList.remove("wide"));
+  const beyond = (box) => {
+    const around = box.parentElement.closest(BLOCK);
+    const { paddingLeft, paddingRight } = getComputedStyle(around);
+    const room = around.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight);
+    return room > 0 && box.getBoundingClientRect().width > room;
+  };
+  inline.filter(beyond).forEach((box) => box.classList.add("wide"));
+};
 const settle = () => {
+  widen();
   for (const box of document.querySelectorAll(BOXES)) {
     const beyond = box.scrollWidth - box.clientWidth;
     if (beyond <= 0 || getComputedStyle(box).overflowX === "visible") {
@@ -37,7 +50,10 @@ window.addEventListener("load", async () => {
   await window.MathJax?.startup?.promise;
   await document.fonts?.ready;
   settle();
-  window.addEventListener("resize", settle); // a window made narrower, a phone that is turned
+  let width;
+  new ResizeObserver(([{ contentRect }]) => contentRect.width !== width && ((width = contentRect.width), settle())).observe(
+    document.querySelector("article"), // a window made narrower, a phone that is turned, a column that went
+  );
 });
 
 // Proofs and checks come open, for readers without scripts; here they fold, but for the one that the address names.

@@ -68,7 +68,31 @@ def test_actions_are_pinned_and_may_do_little(name):
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line) for line in used), used
     assert WORKFLOWS[name]["permissions"] == {"contents": "read"}
     more = {job: what["permissions"] for job, what in WORKFLOWS[name]["jobs"].items() if "permissions" in what}
-    assert more == ({"deploy": {"pages": "write", "id-token": "write"}} if name == "pages" else {})
+    wanted = {"deploy": {"pages": "write", "id-token": "write"}, "notebooks": {"actions": "read", "contents": "write"}}
+    assert more == (wanted if name == "pages" else {})
+
+
+def test_the_branch_of_notebooks_holds_them_and_nothing_else(tmp_path):
+    """Run in a clone of an empty repository, twice: what was there before goes."""
+
+    def git(*command):
+        done = subprocess.run(["git", *command], cwd=clone, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    clone = tmp_path
+    git("init", "--bare", "origin")
+    git("clone", "--quiet", "origin", "clone")
+    clone = tmp_path / "clone"
+    git("-c", "user.name=a", "-c", "user.email=a@b", "commit", "--allow-empty", "-m", "start")
+    sources = tmp_path / "sources"
+    for names in (["old.ipynb", "mixture/index.ipynb"], ["mixture/index.ipynb", "intro.md"]):
+        for name in names:
+            (sources / name).parent.mkdir(parents=True, exist_ok=True)
+            (sources / name).write_text("{}")
+        subprocess.run(["sh", ROOT / ".ci" / "notebooks", sources], cwd=clone, capture_output=True, check=True)
+        (sources / "old.ipynb").unlink(missing_ok=True)
+    git("fetch", "--quiet", "origin", "notebooks")
+    assert git("ls-tree", "-r", "--name-only", "FETCH_HEAD") == ["mixture/index.ipynb"]
 
 
 @pytest.mark.parametrize("name", WORKFLOWS)

@@ -141,7 +141,7 @@ def test_every_number_that_a_chapter_shows_is_compared(chapter):
 
 def test_build_rejects_broken_references_and_dead_links(tmp_path, capfd):
     """A book of one page with a link of each kind that leads nowhere."""
-    for name in ("_config.yml",):
+    for name in ("_config.yml", "CITATION.cff"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "book" / "_ext", tmp_path / "book" / "_ext")
     shutil.copytree(ROOT / "book" / "_static", tmp_path / "book" / "_static", ignore=shutil.ignore_patterns("mathjax"))

@@ -1,6 +1,11 @@
 """One browser, one site: what the tests of pages and of figures share."""
 
+import functools
+import gzip
+import http.server
+import threading
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import pytest
 from build import build
@@ -43,23 +48,48 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def visit(browser, site):
+def address(site):
+    """The site over http, as readers get it."""
+    handler = functools.partial(Quiet, directory=site)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="session")
+def gzipped():
+    """How many bytes a file takes on its way to a reader."""
+    return functools.cache(lambda path: len(gzip.compress(path.read_bytes())))
+
+
+@pytest.fixture(scope="session")
+def visit(browser, site, address, gzipped):
     """A context manager that opens a page of the site and collects what goes wrong, in `page.wrong`.
 
-    Without formulas a page opens in a fraction of the time.
+    `page.weight()` is what it has loaded, in bytes. Without formulas a page opens in a fraction of the time.
     """
 
     @contextmanager
-    def open_page(name, *, formulas=True):
-        context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
+    def open_page(name, *, formulas=True, start=address):
+        context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
         page = context.new_page()
-        page.wrong = []
-        context.route(lambda url: not url.startswith(("file:", "data:", "blob:")), lambda route: refuse(route, page))
+        page.wrong, asked = [], set()
+        allowed = (start, "data:", "blob:")
+        context.route(lambda url: not url.startswith(allowed), lambda route: refuse(route, page))
+        page.on("request", lambda request: asked.add(urlsplit(request.url).path.lstrip("/")))
         page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: page.wrong.append(str(error)))
+        page.weight = lambda: sum(gzipped(site / path) for path in asked if (site / path).is_file())
         if not formulas:
             context.route("**/mathjax.js*", lambda route: route.fulfill(body="", content_type="text/javascript"))
-        page.goto((site / f"{name}.html").as_uri(), wait_until="load")
+        path, _, query = name.partition("?")
+        page.goto(f"{start}/{path}.html" + (f"?{query}" if query else ""), wait_until="load")
         if formulas:
             page.wait_for_function(READY)
         yield page

@@ -1,7 +1,10 @@
-"""Every page in a browser, with the network closed: formulas, console, accessibility, width of a phone."""
+"""Every page in a browser, with the network closed: formulas, console, accessibility, weight, widths, paper."""
 
+import html
 import importlib.util
+import re
 from contextlib import suppress
+from urllib.parse import quote
 
 import pytest
 import yaml
@@ -24,11 +27,61 @@ TWO_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnima
 UNFOLD = "() => document.querySelectorAll('details').forEach(box => (box.open = true))"
 TWICE = """() => { const ids = Array.from(document.querySelectorAll('[id]'), box => box.id);
     return ids.filter((id, i) => ids.indexOf(id) !== i); }"""
-IMAGES = "() => Array.from(document.images).filter(i => !i.naturalWidth || !i.alt).map(i => i.src)"
-REACHABLE = """() => Array.from(document.querySelectorAll("pre, .cell_output > .output"))
-    .every(box => box.scrollWidth <= box.clientWidth || box.tabIndex === 0)"""
-WIDTHS = "() => [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+IMAGES = """async () => {
+    const images = Array.from(document.images);
+    images.forEach(image => (image.loading = "eager"));  // those further down wait until a reader comes near
+    await Promise.allSettled(images.map(image => image.decode()));
+    return images.filter(image => !image.naturalWidth || !image.alt).map(image => image.src); }"""
+HEAD = """() => ({
+    title: document.title,
+    description: document.querySelector("meta[name=description]")?.content ?? "",
+    canonical: document.querySelector("link[rel=canonical]")?.href,
+    viewports: document.querySelectorAll("meta[name=viewport]").length,
+    waits: Array.from(document.head.querySelectorAll("script[src]:not([defer]):not([async])"), script => script.src),
+    styles: Array.from(document.head.querySelectorAll("link[rel=stylesheet]"), link => new URL(link.href).pathname),
+})"""
+# What reaches beyond the window, is cut off, or scrolls in a box that the keyboard does not reach.
+HIDDEN = """() => {
+    const edge = document.documentElement.clientWidth, found = [];
+    for (const box of document.querySelectorAll("mjx-container, pre, .cell_output > .output, figure, table")) {
+        const { left, right, width } = box.getBoundingClientRect();
+        if (!width || box.closest("mjx-assistive-mml")) continue;
+        let [from, to, holder] = [0, edge, null];
+        for (let around = box; around && !holder; around = around.parentElement) {
+            const style = getComputedStyle(around);
+            if (style.overflowX === "visible" || around === document.documentElement) continue;
+            const inner = around.getBoundingClientRect();
+            if (style.overflowX === "hidden" || style.overflowX === "clip") {
+                [from, to] = [inner.left, inner.right];
+            }
+            holder = around;
+        }
+        const scrolls = holder && /auto|scroll/.test(getComputedStyle(holder).overflowX);
+        const fits = !scrolls && left >= from - 1.5 && right <= to + 1.5;
+        const reached = scrolls && (holder.scrollWidth <= holder.clientWidth || holder.tabIndex === 0);
+        const place = `${box.tagName} ${Math.round(left)} to ${Math.round(right)}: `;
+        fits || reached || found.push(place + box.textContent.slice(0, 60));
+    }
+    const scroll = document.documentElement.scrollWidth;
+    return [...found, ...(scroll > edge ? [`the page is ${scroll} wide`] : [])];
+}"""
+PAPER = """() => {
+    const inside = selector => Array.from(document.querySelectorAll(`.bd-article ${selector}`));
+    const faded = ({ animationName, opacity }) => animationName !== "none" || opacity === "0";
+    return [
+        ...inside("details:not([open])"),
+        ...inside(".toggle-hidden"),
+        ...inside("details *").filter(box => faded(getComputedStyle(box))),
+        ...inside(":is(pre, mjx-container, table, img)").filter(box => !box.checkVisibility()),
+        ...inside("pre").filter(box => box.scrollWidth > box.clientWidth + 2),
+    ].map(box => box.outerHTML.slice(0, 120));
+}"""
+SETTLED = """() => Array.from(document.querySelectorAll("pre, .output, div.math, mjx-container")).every(box =>
+    box.scrollWidth <= box.clientWidth + 1 || box.tabIndex === 0 || getComputedStyle(box).overflowX === "visible")"""
 READY = "() => !window.MathJax || (window.MathJax.startup?.promise && window.MathJax.startup.promise.then(() => true))"
+SIZES = [320, 390, 768, 1440]
+MOST = 1_000_000  # bytes, gzipped, of all that a page loads
+FIRST = 200_000  # bytes, gzipped, without which nothing is painted: a second on a slow phone
 
 
 def pages():
@@ -38,28 +91,38 @@ def pages():
     return [toc["root"], *(page.removesuffix(".ipynb") for page in chapters)]
 
 
-def violations(page, scheme):
-    """What axe finds in a colour scheme, but for what the theme brings with it."""
+def violations(page, scheme, **options):
+    """What axe finds in a colour scheme, but for what the theme brings with it; formulas have their own test."""
     page.evaluate(f"document.documentElement.dataset.theme = '{scheme}'")
-    options = {"resultTypes": ["violations"], "rules": {rule: {"enabled": False} for rule in FROM_THE_THEME}}
-    found = Axe().run(page, options=options).response["violations"]
-    return [(rule["id"], node["html"][:200]) for rule in found for node in rule["nodes"]]
+    rules = {rule: {"enabled": False} for rule in FROM_THE_THEME}
+    context = {"exclude": [["mjx-container"]]}
+    found = Axe().run(page, context=context, options={"resultTypes": ["violations"], "rules": rules} | options)
+    return [(rule["id"], node["html"][:200]) for rule in found.response["violations"] for node in rule["nodes"]]
 
 
 @pytest.fixture(scope="module", params=pages())
-def seen(request, visit):
-    """All that is checked of a page, from one visit: as on a desk and light, then as on a phone and dark."""
+def seen(request, visit, site):
+    """All that is checked of a page, from one visit: light, then dark, at every width, then on paper."""
+    shown = {"name": request.param, "hidden": {}}
     with visit(request.param) as page:
+        shown["head"] = page.evaluate(HEAD)
         page.evaluate(UNFOLD)
-        shown = {"formulas": page.evaluate(FORMULAS), "images": page.evaluate(IMAGES), "wrong": list(page.wrong)}
-        shown["twice"] = page.evaluate(TWICE)
+        shown |= {"formulas": page.evaluate(FORMULAS), "images": page.evaluate(IMAGES), "twice": page.evaluate(TWICE)}
+        shown["weight"] = page.weight()
         shown["light"] = violations(page, "light")
-        page.set_viewport_size({"width": 390, "height": 900})
-        page.evaluate(TWO_FRAMES)  # what listens to a change of size has run
-        with suppress(TimeoutError):  # the theme waits a moment before it does; if it never does, axe tells
-            page.wait_for_function(REACHABLE, timeout=5_000)
-        shown["widths"] = page.evaluate(WIDTHS)
-        shown["dark"] = violations(page, "dark")
+        # Of what axe looks at only the contrast depends on the colours.
+        shown["dark"] = violations(page, "dark", runOnly={"type": "rule", "values": ["color-contrast"]})
+        for width in SIZES:
+            page.set_viewport_size({"width": width, "height": 900})
+            page.evaluate(TWO_FRAMES)  # what listens to a change of size has run
+            with suppress(TimeoutError):  # the theme waits a moment before it does; if it never does, the test tells
+                page.wait_for_function(SETTLED, timeout=5_000)
+            shown["hidden"][width] = page.evaluate(HIDDEN)
+        page.emulate_media(media="print")
+        page.evaluate("() => window.dispatchEvent(new Event('beforeprint'))")
+        shown["paper"] = page.evaluate(PAPER)
+        shown["wrong"] = list(page.wrong)
+    shown["text"] = (site / f"{request.param}.html").read_text(encoding="utf-8")
     return shown
 
 
@@ -80,8 +143,55 @@ def test_page_is_accessible(seen, scheme):
     assert seen[scheme] == []
 
 
-def test_page_fits_a_phone(seen):
-    assert seen["widths"][0] <= seen["widths"][1]
+@pytest.mark.parametrize("width", SIZES)
+def test_nothing_is_cut_off(seen, width):
+    assert seen["hidden"][width] == []
+
+
+def test_page_is_whole_on_paper(seen):
+    assert seen["paper"] == []
+
+
+def test_page_is_light_and_nothing_holds_it_up(seen, site, gzipped):
+    assert seen["weight"] <= MOST
+    assert seen["head"]["waits"] == []
+    first = [site / path.lstrip("/") for path in seen["head"]["styles"]] + [site / f"{seen['name']}.html"]
+    assert sum(map(gzipped, first)) <= FIRST
+
+
+def test_search_engines_are_told_what_the_page_is(seen):
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    assert seen["head"]["title"].endswith(config["title"])
+    assert 20 < len(seen["head"]["description"]) < 400
+    assert seen["head"]["canonical"] == f"{config['html']['baseurl']}{seen['name']}.html"
+    assert seen["head"]["viewports"] == 1
+
+
+def test_page_says_how_to_cite_it(seen):
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    text = html.unescape(re.search(r'<details class="cite">.*?</details>', seen["text"], re.DOTALL)[0])
+    heading = re.sub(r"<.*?>", "", re.search(r"<h1>(.*?)<a", seen["text"], re.DOTALL)[1])
+    title = re.sub(r"^[\d.]+ ", "", html.unescape(heading)).strip()
+    for value in (f"{{{title}}}", f"{citation['url']}{seen['name']}.html", citation["authors"][0]["name"]):
+        assert value in text
+
+
+@pytest.mark.parametrize("words", ["agg/moments", "posterior collapse", "mutual information"])
+def test_search_finds_and_shows_words(visit, words):
+    with visit(f"search?q={quote(words)}") as page:
+        page.wait_for_function("() => /found/.test(document.querySelector('#search-results h2 + p')?.innerText)")
+        page.wait_for_load_state("networkidle")
+        excerpts = page.locator("#search-results li").all_inner_texts()
+        assert len(excerpts) > 2
+        assert any(word in " ".join(excerpts).lower() for word in re.split(r"\W", words))
+        assert not any(re.search(r"\\[(\[a-z]", text) for text in excerpts)
+        assert page.wrong == []
+
+
+def test_search_works_from_a_folder(visit, site):
+    with visit("search?q=mixture", start=site.as_uri()) as page:
+        page.wait_for_function("() => document.querySelectorAll('#search-results li').length > 2")
+        assert page.wrong == []
 
 
 def test_root_leads_to_the_book(visit):
