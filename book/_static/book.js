@@ -52,7 +52,7 @@ window.addEventListener("load", async () => {
   settle();
   let width;
   new ResizeObserver(([{ contentRect }]) => contentRect.width !== width && ((width = contentRect.width), settle())).observe(
-    document.querySelector("article"), // a window made narrower, a phone that is turned, a column that went
+    document.querySelector("article") ?? document.body, // a window made narrower, a phone that is turned, a column that went
   );
 });
 
