@@ -44,7 +44,7 @@ if not all(Path(name).exists() for name, _, _ in RESULTS):
 for name, checksum, held in RESULTS:
     fetched = held.startswith(("https:", "http:", "file:"))
     data = urllib.request.urlopen(held).read() if fetched else lzma.decompress(base64.b85decode(held))
-    if hashlib.sha256(data).hexdigest()[:16] != checksum:
+    if hashlib.sha256(data).hexdigest() != checksum:
         raise ValueError(f"{{name}} is not the file that this chapter was made with")
     Path(name).parent.mkdir(parents=True, exist_ok=True)
     Path(name).write_bytes(data)
@@ -66,7 +66,7 @@ def first_cell(page: str, marks: dict[str, str], root: Path, site: Path) -> dict
             (site / "results" / posixpath.basename(file)).write_bytes(data)
             held = f"{address}results/{posixpath.basename(file)}"
         # What it holds now is what the site shows; a chapter whose results changed since is named as stale.
-        checksum = hashlib.sha256(data).hexdigest()[:16]
+        checksum = hashlib.sha256(data).hexdigest()
         results.append((posixpath.relpath(file, posixpath.dirname(page)), checksum, held))
     rows = "".join(f"    {row!r},\n" for row in results)
     folder = posixpath.join("vaebook-files", posixpath.dirname(page))

@@ -7,13 +7,13 @@ no script holds up the first paint, and pictures further down wait until they ar
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 import shutil
 import struct
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import quote
 
 import tinycss2
 from sphinx.application import Sphinx
@@ -146,7 +146,8 @@ def icons(pages: Iterable[str], script: Path) -> str:
     ):
         width, height, path = re.findall(ICON.format(re.escape(name)), outlines)[-1]  # the solid set is the last
         drawing = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}"><path d="{path}"/></svg>'
-        rules.append(f'.fa-{name} {{ --icon: url("data:image/svg+xml,{quote(drawing, safe=" /:=")}"); }}\n')
+        held = base64.b64encode(drawing.encode()).decode()
+        rules.append(f'.fa-{name} {{ --icon: url("data:image/svg+xml;base64,{held}"); }}\n')
     return "".join(rules)
 
 

@@ -68,8 +68,7 @@ def test_actions_are_pinned_and_may_do_little(name):
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line) for line in used), used
     assert WORKFLOWS[name]["permissions"] == {"contents": "read"}
     more = {job: what["permissions"] for job, what in WORKFLOWS[name]["jobs"].items() if "permissions" in what}
-    wanted = {"deploy": {"pages": "write", "id-token": "write"}, "notebooks": {"actions": "read", "contents": "write"}}
-    assert more == (wanted if name == "pages" else {})
+    assert more == ({"deploy": {"pages": "write", "id-token": "write"}} if name == "pages" else {})
 
 
 def test_the_branch_of_notebooks_holds_them_and_nothing_else(tmp_path):
