@@ -19,6 +19,7 @@ import tinycss2
 from sphinx.application import Sphinx
 
 UNUSED = r"scripts/fontawesome\.js|sphinx-thebe\.css"
+TOOLS = re.compile(r'<script src="_static/searchtools\.js[^"]*"></script>')
 SEARCH = r"searchtools\.js|language_data\.js|searchindex\.js"
 DESIGN = r"design-tabs\.js"
 TAG = r'\s*<(?:script|link)\b[^>]*(?:src|href)="[^"]*(?:{})[^"]*"[^>]*>(?:</script>)?'
@@ -66,6 +67,7 @@ def slim(app: Sphinx, exception: Exception | None) -> None:
 def clean(text: str, site: Path, *, search: bool) -> str:
     """Take from a page what it does not use, and let scripts and all pictures but the first wait."""
     unused = [UNUSED, *([] if search else [SEARCH]), *([] if re.search(r'class="[^"]*\bsd-', text) else [DESIGN])]
+    text = TOOLS.sub(r'\g<0><script src="_static/search.js"></script>', text) if search else text
     text = TWICE.sub("", re.sub(TAG.format("|".join(unused)), "", text))
     seen: list[str] = []
 
