@@ -80,11 +80,11 @@ def test_the_first_cell_installs_from_the_configured_repository(offered):
     assert rest == read_ipynb(ROOT / "book" / "mixture" / "index.ipynb").cells
 
 
-@pytest.mark.parametrize("url", ["https://example.org/vaebook", "https://github.com/us/vaebook"])
+@pytest.mark.parametrize("url", [CONFIG["repository"]["url"], "https://github.com/us/vaebook"])
 def test_launch_buttons_open_notebooks_that_run_by_themselves(url):
     """The theme makes its links from these; without a repository on a host that it knows there are none."""
     options = {"repository_url": url, "repository_branch": "main", "launch_buttons": CONFIG["launch_buttons"]}
-    config = SimpleNamespace(html_baseurl="https://example.org/", html_theme_options=options)
+    config = SimpleNamespace(html_baseurl=CONFIG["html"]["baseurl"], html_theme_options=options)
     repairs.follow_names(None, config)
     assert ("launch_buttons" in options) is ("github.com" in url)
     assert options.get("use_issues_button", False) is ("github.com" in url)
