@@ -101,6 +101,14 @@ def violations(page, scheme):
     return [(rule["id"], node["html"][:200]) for rule in found for node in rule["nodes"]]
 
 
+def resize(page, width):
+    """Give the window another width, and let what listens to that do its work."""
+    page.set_viewport_size({"width": width, "height": 900})
+    page.evaluate(TWO_FRAMES)
+    with suppress(TimeoutError):  # the theme waits a moment before it does; if it never does, the tests tell
+        page.wait_for_function(SETTLED, timeout=5_000)
+
+
 @pytest.fixture(scope="module", params=pages())
 def seen(request, visit, site):
     """All that is checked of a page, from one visit: at every width, on paper, light on a desk and dark on a phone."""
@@ -110,20 +118,16 @@ def seen(request, visit, site):
         page.evaluate(UNFOLD)
         shown |= {"formulas": page.evaluate(FORMULAS), "images": page.evaluate(IMAGES), "twice": page.evaluate(TWICE)}
         shown["weight"] = page.weight()
-        for width in SIZES:
-            page.set_viewport_size({"width": width, "height": 900})
-            page.evaluate(TWO_FRAMES)  # what listens to a change of size has run
-            with suppress(TimeoutError):  # the theme waits a moment before it does; if it never does, the test tells
-                page.wait_for_function(SETTLED, timeout=5_000)
-            shown["hidden"][width] = page.evaluate(HIDDEN)
         page.emulate_media(media="print")
         page.evaluate("() => window.dispatchEvent(new Event('beforeprint'))")
         shown["paper"] = page.evaluate(PAPER)
         page.emulate_media(media="screen")
+        for width in SIZES:  # the last is that of a desk
+            resize(page, width)
+            shown["hidden"][width] = page.evaluate(HIDDEN)
         page.evaluate(BARE)
         shown["light"] = violations(page, "light")
-        page.set_viewport_size({"width": 390, "height": 900})
-        page.evaluate(TWO_FRAMES)
+        resize(page, 390)
         shown["dark"] = violations(page, "dark")
         shown["wrong"] = list(page.wrong)
     shown["text"] = (site / f"{request.param}.html").read_text(encoding="utf-8")
@@ -174,7 +178,7 @@ def test_search_engines_are_told_what_the_page_is(seen):
 def test_page_says_how_to_cite_it(seen):
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     text = html.unescape(re.search(r'<details class="cite">.*?</details>', seen["text"], re.DOTALL)[0])
-    heading = re.sub(r"<.*?>", "", re.search(r"<h1>(.*?)<a", seen["text"], re.DOTALL)[1])
+    heading = re.sub(r"<.*?>", "", re.search(r"<h1>(.*?)<a", seen["text"].partition("<article")[2], re.DOTALL)[1])
     title = re.sub(r"^[\d.]+ ", "", html.unescape(heading)).strip()
     for value in (f"{{{title}}}", f"{citation['url']}{seen['name']}.html", citation["authors"][0]["name"]):
         assert value in text
