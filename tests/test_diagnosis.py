@@ -1,5 +1,6 @@
 """The diagnosis: codes and models of which the answer is known; its forms; what it refuses."""
 
+import dataclasses
 import html
 import json
 import math
@@ -17,10 +18,12 @@ import vaebook
 from vaebook import report as report_module
 from vaebook.adapters import adapt
 from vaebook.diagnosis import diagnose
+from vaebook.estimators import Estimate
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.population import FEWEST
 from vaebook.ppca import PPCA
 from vaebook.report import Diagnosis, json_schema
+from vaebook.verdicts import verdicts
 
 DATA = 300
 
@@ -122,6 +125,37 @@ def test_log_likelihoods_are_those_of_the_model(model, report):
     exact = model[0].log_prob(model[1])
     found = report.sampling.log_likelihood["prior"]
     assert abs(found.value - float(exact[200:].mean())) < 4 * found.stderr
+
+
+def test_verdicts_of_few_data_or_of_none_that_tell():
+    one, same = diagnose(gaussian(num=1)), diagnose({"loc": torch.zeros(50, 2), "scale": torch.ones(50, 2)})
+    assert answers(one)["Are latents in use, or collapsed"] == "unknown"
+    assert answers(one)["Has training converged"] == "unknown"
+    assert answers(same)["Which distribution should I draw codes from"] == "ok"
+    assert answers(same)["Do codes follow the prior"] == "ok"
+    assert answers(same)["Are latents in use, or collapsed"] == "problem"
+
+
+def test_narrow_codes_of_one_population_are_not_said_to_be_overfitted():
+    topic = "Does the model treat new data as it treats training data"
+    found = diagnose(gaussian(num=200, dim=5, scale=0.02, spread=1.0), held_out=gaussian(1, 100, 5, 0.02, 1.0))
+    assert answers(found)[topic] == "ok"
+
+
+def test_a_gain_within_chance_is_none(report):
+    """Verdicts on the same diagnosis, its gains changed by hand."""
+
+    def sampling(gain, **changes):
+        gains = {"prior": Estimate(0.0, 0.0, 60), "gmm": gain, "q_agg": Estimate(-9.0, 0.5, 60)}
+        found = dataclasses.replace(report, sampling=report.sampling._replace(gains=gains, **changes))
+        return verdicts(found)[0]
+
+    assert sampling(Estimate(0.01, 0.02, 60), chosen="prior").status == "ok"
+    assert sampling(Estimate(0.5, 0.02, 60), chosen="gmm").status == "look"
+    few = {"prior": 200.0, "gmm": 200.0, "q_agg": 5.0}
+    assert sampling(Estimate(0.01, 0.02, 60), chosen="prior", effective_samples=few).status == "ok"
+    few = {"prior": 200.0, "gmm": 5.0, "q_agg": 200.0}
+    assert sampling(Estimate(0.01, 0.02, 60), chosen="prior", effective_samples=few).status == "unknown"
 
 
 def test_an_encoder_alone_is_diagnosed_as_its_codes_are(model):
@@ -268,6 +302,45 @@ def test_other_arguments_that_are_refused(model):
         diagnose(GOOD, prior=DiagGaussianMixture(torch.zeros(1, 1), torch.ones(1, 1)))
     with pytest.raises(ValueError, match="held_out: expected"):
         diagnose(vae, x, held_out=x * math.nan)
+
+
+class Never(nn.Module):
+    """An encoder with dropout that evaluation mode does not stop."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x[:, :2], 0.5, training=True), torch.ones_like(x[:, :2])
+
+
+def raising(x):
+    raise KeyError("weights")
+
+
+BAD_MODELS = {
+    "raises": (raising, {}, "encoder: expected it to take a batch of shape .*KeyError"),
+    "dropout": (Never(), {}, "encoder: expected the same from two passes over the same data"),
+    "wrong rows": (lambda x: (x[:1], x[:1].exp()), {}, r"encoder's loc: expected shape \(\d+, ...\)"),
+    "negative": (lambda x: (x, -x.exp()), {}, "encoder's scale: expected positive values"),
+    "zero": (lambda x: (x, 0 * x), {}, "encoder's scale: expected positive values"),
+    "nan": (lambda x: (x * math.nan, x.exp()), {}, "encoder's loc: expected finite values"),
+    "a variance named std": (lambda x: (x, -x.abs() - 1), {"spread": "var"}, "encoder's scale: expected positive"),
+    "one tensor": (lambda x: x, {}, "encoder: expected it to return"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MODELS)
+def test_models_that_are_refused(name):
+    encode, options, message = BAD_MODELS[name]
+    with pytest.raises((TypeError, ValueError), match=message):
+        diagnose(adapt(encode, **options), torch.randn(20, 3, generator=seeded(0)))
+
+
+def test_training_mode_is_left_and_come_back_to(model):
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
+    x, before = model[1].float()[:50], {name: value.clone() for name, value in net.state_dict().items()}
+    one, two = (diagnose(adapt(lambda x: net(x).chunk(2, 1), spread="log_var"), x) for _ in range(2))
+    assert one.rate == two.rate
+    assert net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 def test_what_a_part_of_the_work_cannot_do_is_said():

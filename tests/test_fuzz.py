@@ -21,17 +21,30 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from vaebook import bounds, certificates, estimators, inference, information, likelihood, modes, npmle, selection
+from vaebook import (
+    bounds,
+    certificates,
+    estimators,
+    inference,
+    information,
+    likelihood,
+    modes,
+    npmle,
+    population,
+    selection,
+)
 from vaebook import training as fitting
 from vaebook.adapters import adapt, adapt_decoder, adapt_encoder, adapt_prior, adapt_vae
 from vaebook.aggregate import aggregated_posterior, merge_duplicates
+from vaebook.comparison import compare_priors
 from vaebook.data import binarize
+from vaebook.holes import hole_mass
+from vaebook.memorisation import memorisation
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.ppca import PPCA
 from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior, fit_gmm
 
-CALLS = 10_000
 SECONDS = 3.0
 """Of the processor, for one call."""
 
@@ -46,7 +59,7 @@ X, Z, LOC, SCALE = rand(B, P), rand(B, D, seed=1), rand(K, D, seed=2), rand(K, D
 MANY = rand(12, P, seed=4)
 INDEX = torch.arange(B)
 SEEDED = torch.Generator().manual_seed(0)
-Q = DiagGaussianMixture(LOC, SCALE)
+Q, WIDE = DiagGaussianMixture(LOC, SCALE), DiagGaussianMixture(rand(60, D), rand(60, D, seed=8).exp())
 MODEL = PPCA(torch.zeros(P).double(), torch.eye(P, D, dtype=torch.float64), noise_variance=0.5)
 HOUSE = VAE(GaussianEncoder(P, D, (4,)), GaussianDecoder(D, P, (4,)), StandardNormal(D)).double()
 ENCODER, DECODER, PRIOR = HOUSE.encoder, HOUSE.decoder, HOUSE.prior
@@ -92,6 +105,9 @@ CHEAP = {
     "mmd_squared": (certificates.mmd_squared, {"q_agg": Q, "bandwidth": 1.0}),
     "decompose_kl": (information.decompose_kl, {"q_agg": Q, "prior": PRIOR, "num_samples": 20, "generator": SEEDED}),
     "mutual_information": (information.mutual_information, {"q_agg": Q, "num_samples": 20, "generator": SEEDED}),
+    "kl_per_dimension": (information.kl_per_dimension, {"q_agg": Q, "prior": PRIOR}),
+    "active_units": (information.active_units, {"q_agg": Q, "threshold": 0.01}),
+    "memorisation": (memorisation, {"q_agg": Q, "held_out": Q, "num_samples": 20, "generator": SEEDED}),
     "em": (npmle.em, {"log_likelihood": LOG_LIK, "num_steps": 3, "log_weight": None}),
     "log_gradient": (npmle.log_gradient, {"log_likelihood": LOG_LIK, "log_prob": LOG_LIK.logsumexp(1)}),
     "StandardNormal": (StandardNormal, {"latent_dim": 2}),
@@ -150,6 +166,21 @@ SLOW = {
         {"log_likelihood": lambda z: -((MANY[:, :1] - z.mT) ** 2), "candidates": LOC, "tolerance": 0.1,
          "separation": 1e-3, "max_rounds": 2},
     ),
+    "bracket_mismatch": (
+        population.bracket_mismatch,
+        {"q_agg": WIDE, "prior": PRIOR, "densities": (PRIOR,), "num_components": (1, 2), "num_samples": 60, "folds": 3,
+         "confidence": 0.95, "generator": SEEDED},
+    ),
+    "bracket_information": (
+        population.bracket_information,
+        {"q_agg": WIDE, "densities": (), "num_components": (), "num_samples": 60, "generator": SEEDED},
+    ),
+    "hole_mass": (hole_mass, {"q_agg": WIDE, "prior": PRIOR, "num_samples": 200, "generator": SEEDED}),
+    "compare_priors": (
+        compare_priors,
+        {"vae": HOUSE, "x": X, "priors": {"own": PRIOR, "q": Q}, "num_samples": 10, "leave_out": {"q": INDEX},
+         "drawn_from": ["own"], "condition": None, "generator": SEEDED},
+    ),
     "importance_log_prob": (
         likelihood.importance_log_prob, {"vae": HOUSE, "x": X, "num_samples": 10, "prior": None, "generator": SEEDED}
     ),
@@ -202,7 +233,7 @@ def strange_things():
     yield from (range(3), np.ones((B, P)), np.ones(3, dtype=object), np.float64("nan"), np.int64(2), int, torch.float32)
     yield from (lambda: 0, lambda x: x, lambda x: (x, x), lambda *a, **k: torch.zeros(2), torch.device("cpu"), SEEDED)
     yield from (nn.Linear(P, D), nn.Linear(D, P), nn.ReLU(), Normal(0.0, 1.0), Independent(Normal(rand(3), 1.0), 1))
-    yield from (Q, GMM, PRIOR, StandardNormal(7), ENCODER, DECODER, HOUSE, MODEL, type("Empty", (), {})())
+    yield from (Q, WIDE, GMM, PRIOR, StandardNormal(7), ENCODER, DECODER, HOUSE, MODEL, type("Empty", (), {})())
 
 
 POOL = [*strange_tensors(), *strange_things()]
@@ -311,12 +342,12 @@ def test_the_good_calls_are_good(name):
     assert not has_nan(result)
 
 
-def test_ten_thousand_strange_calls():
+def check_calls(num):
     torch.manual_seed(0)
     failures, count = {}, Counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for name, arguments, strange in calls(CALLS):
+        for name, arguments, strange in calls(num):
             wrong = problem(name, arguments)
             if wrong is not None:
                 count[name] += 1
@@ -324,3 +355,12 @@ def test_ten_thousand_strange_calls():
                 failures.setdefault(name, {}).setdefault(wrong.split(":")[0], f"{name}({told}): {wrong}")
     shown = [f"{count[name]} of {line}" for name in failures for line in failures[name].values()]
     assert not failures, f"{sum(count.values())} calls\n" + "\n".join(shown)
+
+
+def test_some_strange_calls():
+    check_calls(1_000)
+
+
+@pytest.mark.slow
+def test_ten_thousand_strange_calls():
+    check_calls(10_000)

@@ -32,6 +32,18 @@ def test_two_components_against_integrals():
         assert got.stderr < 0.02
 
 
+def test_standard_errors_are_those_of_the_data():
+    """Narrow codes of one population: held out or left out, they differ by what the choice of the data does."""
+    far = 0
+    for seed in range(20):
+        loc = torch.randn(150, 4, generator=seeded(seed), dtype=torch.float64)
+        one, two = (DiagGaussianMixture(part, torch.full_like(part, 0.02)) for part in (loc[:100], loc[100:]))
+        found = memorisation(one, two, num_samples=500, generator=seeded(seed + 100))
+        gap = found.leave_one_out.value - found.held_out.value
+        far += abs(gap) > 2.5 * math.hypot(found.leave_one_out.stderr, found.held_out.stderr)
+    assert far <= 2
+
+
 def test_copies_do_not_hide_memorisation():
     once, thrice = line([0.0, 5.0, 10.0], 0.1), line([0.0, 5.0, 10.0] * 3, 0.1)
     one, many = (memorisation(q, generator=seeded(0)) for q in (once, thrice))

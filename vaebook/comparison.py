@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import check_generator, check_index, check_int
+from vaebook._checks import check_generator, check_index, check_int, check_type
 from vaebook.adapters import adapt_prior, adapt_vae
 from vaebook.evaluation import take
 from vaebook.integrals import Joint, encode
@@ -87,7 +87,7 @@ def compare_priors(
     x, condition = vae.data(x, condition)
     check_int("num_samples", num_samples, minimum=2, maximum=10**9)
     check_generator(generator)
-    _check_names(priors, leave_out or {}, drawn_from or ())
+    _check_names(priors, {} if leave_out is None else leave_out, () if drawn_from is None else drawn_from)
     found: dict[str, list[Tensor]] = {name: [] for name in priors}
     with torch.no_grad(), vae.evaluating(x, condition):
         q = encode(vae, x, condition)
@@ -163,6 +163,8 @@ class _Pool:
 def _check_names(priors: object, leave_out: object, drawn_from: object) -> None:
     if not isinstance(priors, Mapping) or not priors:
         raise TypeError(f"priors: expected a dict of at least one prior by name, got {priors!r}")
+    check_type("leave_out", leave_out, Mapping)
+    check_type("drawn_from", drawn_from, tuple | list)
     for name, names in (("leave_out", leave_out), ("drawn_from", drawn_from)):
         if unknown := [n for n in names if n not in priors]:
             raise ValueError(f"{name}: expected names among {', '.join(priors)}, got {unknown[0]!r}")

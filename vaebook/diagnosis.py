@@ -161,7 +161,7 @@ def _read(subject: Any, x: Any, held_out: Any, condition: Any, held_out_conditio
         if other is not None and other.latent_dim != q_agg.latent_dim:
             raise ValueError(f"held_out: expected codes of dimension {q_agg.latent_dim}, got {other.latent_dim}")
         return None, None, None, q_agg, other
-    if isinstance(subject, tuple | list | Tensor) or not hasattr(subject, "encoder"):
+    if isinstance(subject, tuple | list | Tensor) or not all(hasattr(subject, part) for part in ("encoder", "decoder")):
         raise TypeError(
             'subject: expected codes, as {"loc": …, "scale": … or "var": … or "log_var": …} or a DiagGaussianMixture, '
             "or a model, as vaebook.adapters.adapt(encode, decode, spread=…) makes it of functions, got "
@@ -192,12 +192,12 @@ def _codes(work: _Work, q_agg: DiagGaussianMixture, other: DiagGaussianMixture |
     draws = int(min(10_000, max(1_000, PAIRS / (merged.num_components * dim))))
     parts = decompose_kl(merged, prior, num_samples=draws, marginals=True, generator=work.generator)
     work.next()
+    merged = merged.double()  # what is prepared for its sums is shared by all below
     distinct = DiagGaussianMixture(merged.loc, merged.scale, validate_args=False)
     equal = bool((q_agg.log_weight + math.log(num)).abs().max() < 1e-5)
     sample = other if other is not None and other.num_components >= ENOUGH else distinct
     mismatch, information, holes = _population(work, sample, distinct, prior, equal)
-    told = math.exp(parts.mutual_information.value)
-    unit = _units(prior)
+    told, unit = math.exp(parts.mutual_information.value), _units(prior)
     return Diagnosis(
         num_data=num,
         num_distinct=merged.num_components,
@@ -215,7 +215,7 @@ def _codes(work: _Work, q_agg: DiagGaussianMixture, other: DiagGaussianMixture |
         kl_per_dimension=None if unit is None else tuple(kl_per_dimension(merged, prior).tolist()),
         active=_active(merged, prior, unit, work.generator),
         holes=holes,
-        memorisation=work.attempt("Memorisation", lambda: memorisation(q_agg, other, generator=work.generator)),
+        memorisation=work.attempt("Memorisation", lambda: memorisation(merged, other, generator=work.generator)),
         moments=None if unit is None else _moments(merged, *unit),
         sampling=None,
         shown=_shown(merged, other, prior, work.generator),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from vaebook._checks import check_generator, check_int, check_type
 from vaebook.aggregate import merge_duplicates
@@ -52,7 +53,7 @@ def memorisation(
         generator: the source of randomness; None means torch's global one.
 
     Returns:
-        The four averages with standard errors.
+        The four averages. Standard errors are those of the data as a sample, with the draws from them.
 
     Raises:
         TypeError: q_agg or held_out is not a DiagGaussianMixture.
@@ -79,5 +80,14 @@ def memorisation(
     log_all, others = q.log_prob(z), q.log_prob_leave_one_out(z, index)
     new = None
     if held_out is not None:
-        new = estimate(q.log_prob(held_out.double().sample((num_samples,), generator=generator)))
-    return Memorisation(estimate(log_all), estimate(others), new, estimate((log_own - log_all).clamp(max=0).exp()))
+        at, row = held_out.double().sample_with_index((num_samples,), generator=generator)
+        new = _over_data(q.log_prob(at), row)
+    traced = (log_own - log_all).clamp(max=0).exp()
+    return Memorisation(_over_data(log_all, index), _over_data(others, index), new, _over_data(traced, index))
+
+
+def _over_data(values: Tensor, index: Tensor) -> Estimate:
+    """Average values; the standard error is over the data that they are of, whose draws belong together."""
+    alone, centred = estimate(values), values - values.mean()
+    together = torch.zeros(int(index.max()) + 1, dtype=values.dtype).index_add(0, index, centred)
+    return alone._replace(stderr=max(alone.stderr, float(together.square().sum().sqrt()) / len(values)))

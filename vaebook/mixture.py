@@ -192,8 +192,10 @@ class DiagGaussianMixture(WeightedGaussians):
             tensor([-0.9189, -0.9189])
         """
         rows, (log_weight, loc, scale) = self._rows(z), self.components()
-        parts = [kernels.prepare(loc[:, [j]], scale[:, [j]], log_weight) for j in range(rows.shape[1])]
-        columns = [sums.evaluate(rows[:, [j]], part)[:, 0] for j, part in enumerate(parts)]
+        columns = [
+            sums.evaluate(rows[:, [j]], kernels.prepare(loc[:, [j]], scale[:, [j]], log_weight))[:, 0]
+            for j in range(rows.shape[1])
+        ]
         return torch.stack(columns, -1).reshape(z.shape).to(at_least_single(z.dtype))
 
     def responsibilities(self, z: Tensor) -> Tensor:

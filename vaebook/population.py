@@ -226,6 +226,8 @@ def _outside(
 ) -> dict[str, Tensor]:
     """Log-densities at the draws under mixtures fitted without the datum's fold, and under the densities given."""
     check_int("folds", folds, minimum=2, maximum=len(drawn.sizes))
+    check_type("densities", densities, tuple | list)
+    check_type("num_components", num_components, tuple | list)
     found = {f"densities[{i}]": _log_prob(f"densities[{i}]", c, drawn.z) for i, c in enumerate(densities)}
     fold, seed = drawn.group % folds, int(torch.randint(2**31, (), generator=generator))
     fits = [DiagGaussianMixture(q_agg.loc[fold != f], q_agg.scale[fold != f]) for f in range(folds)]

@@ -16,6 +16,8 @@ SCORED = 64
 """Data whose log-likelihood is estimated."""
 DRAWS = 500
 """Draws of z for each of them."""
+CLEAR = 2
+"""Standard errors by which a gain must exceed 0."""
 SAMPLES = 400
 """Decoded samples from each candidate."""
 AGAINST = 20_000
@@ -31,7 +33,8 @@ def decode_candidates(
 ) -> Sampling:
     """Score the candidates of `vaebook.selection.choose_prior` and compare their samples with training data.
 
-    The candidate of largest gain is chosen, which may be the prior; chapter aggregated/sampling measures such choices.
+    The candidate of largest gain is chosen, or the prior if that gain is within two standard errors of 0; chapter
+    aggregated/sampling measures such choices.
 
     Args:
         vae: the model, adapted.
@@ -54,7 +57,8 @@ def decode_candidates(
     # A conditional decoder needs a condition for each sample, and codes that belong to it.
     copies = {} if condition is not None else _copies(vae, given, new, choice, generator)
     told = None if new is None else known
-    chosen = max(choice.gains, key=lambda name: choice.gains[name].value)
+    chosen, gain = max(choice.gains.items(), key=lambda item: item[1].value)
+    chosen = chosen if gain.value > CLEAR * gain.stderr else "prior"
     return Sampling(data, chosen, choice.gains, total, told, choice.effective_samples, copies)
 
 

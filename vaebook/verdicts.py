@@ -14,6 +14,10 @@ LARGE_HOLE = 0.05
 """A hole with more than this share of the prior's samples is a problem."""
 STATIONARY = 0.1
 """Allowed distance of moments from 0 and 1; or 5/√N if larger, which is chance for data that trained no model."""
+BLUNT = 0.5
+"""Where 5/√N is larger than this, moments that pass tell nothing."""
+NOTHING = 1e-6
+"""A rate, in nats, at which every code is the prior itself."""
 SURE = 3
 """A difference counts if it exceeds this many standard errors."""
 COPIES = 0.2
@@ -35,17 +39,24 @@ def verdicts(found: Diagnosis) -> tuple[Verdict, ...]:
 
 def plus(value: Estimate, unit: str = " nats") -> str:
     """Write an estimate with its standard error."""
-    error = f" ± {number(value.stderr)}" if value.num_samples else ""
-    return f"{number(value.value)}{error}{unit}"
+    known = value.num_samples == 0 or value.stderr <= 1e-9 * max(1.0, abs(value.value))  # but for rounding
+    return f"{number(value.value)}{'' if known else f' ± {number(value.stderr)}'}{unit}"
+
+
+def _pair(value: float, stderr: float) -> str:
+    return f"{number(value)} ± {number(stderr)} nats"
 
 
 def _sample(found: Diagnosis) -> Verdict:
     topic, names = "Which distribution should I draw codes from?", {
-        "prior": "The prior will do", "gmm": "A Gaussian mixture fitted to the codes", "q_agg": "The codes of the data"
+        "prior": "The prior will do: nothing is better by more than chance", "q_agg": "The codes of the data",
+        "gmm": "A Gaussian mixture fitted to the codes",
     }  # fmt: skip
     if found.sampling is not None:
         s = found.sampling
-        few = min(s.effective_samples.values()) < 10
+        # One that is far behind would stay behind with more draws.
+        near = [name for name, gain in s.gains.items() if gain.value > -2 - SURE * gain.stderr]
+        few = min(s.effective_samples[name] for name in near) < 10
         others = [f"{name} {plus(gain)}" for name, gain in s.gains.items() if name != "prior"]
         advice = {
             "prior": "Draw z from the prior, as before.",
@@ -57,26 +68,34 @@ def _sample(found: Diagnosis) -> Verdict:
             finding += " But few draws count, so that the gains may be off by more than their errors."
         status = "unknown" if few else "ok" if s.chosen == "prior" else "look"
         return Verdict(topic, status, finding, f"gain over the prior: {', '.join(others)} per datum", advice)
+    if found.mismatch_population is None and found.rate.value < NOTHING:
+        finding = "The prior: every code is the prior itself."
+        return Verdict(topic, "ok", finding, f"rate {plus(found.rate)}", "Draw z from the prior.")
     if found.mismatch_population is None:
         return Verdict(topic, "unknown", "There are too few distinct codes to tell.", "no interval", "Give more data.")
     best = best_of_codes(found.mismatch_population.candidates, found.population_from == "held-out codes")
-    decides = f"log-density of new codes over that of the prior: {best['value']:.3g} ± {best['stderr']:.2g} nats"
+    decides = f"log-density of new codes over that of the prior: {_pair(best['value'], best['stderr'])}"
     if best["name"] == "prior":
         finding = "The prior describes new codes as well as anything that was fitted to them."
         return Verdict(topic, "ok", finding, decides, "Draw z from the prior, as before.")
-    what = "the aggregated posterior" if best["name"] == "q_agg" else f"a Gaussian {best['name']} components"
+    size = best["name"].split()[-1]
+    fitted = "one Gaussian" if size == "1" else f"a mixture of {size} Gaussians"
+    what = "the aggregated posterior" if best["name"] == "q_agg" else f"{fitted}, fitted to the codes,"
     finding = f"New codes are described better by {what} than by the prior."
     advice = "Draw z from it. With the decoder, vaebook can say whether samples gain by it."
     if best["name"] != "q_agg":
-        size = best["name"].split()[-1]
-        advice = f"Fit one, vaebook.priors.fit_gmm(q_agg, {size}), and draw z from it. " + advice.split(". ")[1]
+        advice = f"Fit it, vaebook.priors.fit_gmm(q_agg, {size}), and draw z from it. " + advice.split(". ")[1]
     return Verdict(topic, "look", finding, decides, advice)
 
 
 def _match(found: Diagnosis) -> Verdict:
     topic, interval, own = "Do codes follow the prior?", found.mismatch_population, found.mismatch
+    if interval is None and found.rate.value < NOTHING:
+        return Verdict(topic, "ok", "Yes: every code is the prior itself.", f"rate {plus(found.rate)}", "Nothing.")
     if interval is None:
-        finding = f"For these {found.num_data} data they differ by {plus(own)}; nothing can be said of other data."
+        finding = (
+            f"For the data at hand ({found.num_data}) they differ by {plus(own)}; nothing can be said of other data."
+        )
         return Verdict(topic, "unknown", finding, f"mismatch of the N data: {plus(own)}", "Give more data.")
     decides = f"mismatch of the population between {number(interval.low)} and {number(interval.high)} nats"
     gaps = f" (The {plus(own)} of the N data at hand include the gaps between their codes.)"
@@ -85,7 +104,9 @@ def _match(found: Diagnosis) -> Verdict:
         advice = "See whether there is a hole; draw z from another distribution, or learn the prior with the model."
         return Verdict(topic, "problem" if interval.low > 2 else "look", finding, decides, advice)
     if interval.high <= SMALL:
-        return Verdict(topic, "ok", "Yes, so far as these data can show.", decides, "Nothing.")
+        close = f"Nearly: they differ by {number(interval.low)} nats or more, but hardly visibly."
+        finding = "Yes, so far as these data can show." if interval.low == 0 else close
+        return Verdict(topic, "ok", finding, decides, "Nothing.")
     if interval.low > 0:
         finding = f"Not quite: some mismatch is certified, {number(interval.low)} nats or more." + gaps
         return Verdict(topic, "look", finding, decides, "See whether there is a hole, and look at samples.")
@@ -109,23 +130,25 @@ def _holes(found: Diagnosis) -> Verdict | None:
     where = f" It lies at {'; '.join(places)}." if places else " No single latent shows where; many together do."
     finding = (
         f"Yes: {100 * h.mass:.0f} % of the prior's samples, but only {100 * h.codes:.1f} % of codes, lie in one "
-        f"place.{where}"
+        f"region.{where}"
     )
     decides = f"share of the prior in the hole: {number(h.mass)} ± {number(h.stderr)}"
-    advice = "The decoder was never trained there. Draw z from a distribution fitted to the codes."
+    advice = "The decoder was hardly trained there. Draw z from a distribution fitted to the codes."
     return Verdict(topic, "problem" if h.mass > LARGE_HOLE else "look", finding, decides, advice)
 
 
 def _collapse(found: Diagnosis) -> Verdict:
     topic, used, dim = "Are latents in use, or collapsed?", sum(found.active), found.latent_dim
     decides = f"{used} of {dim} latents in use; information {plus(found.information)}"
+    if found.num_data == 1:
+        return Verdict(topic, "unknown", "One datum cannot tell.", decides, "Give more data.")
     if used == 0 or found.information.value + SURE * found.information.stderr < SMALL / 10:
         finding = "All are collapsed: codes do not tell data apart, and the decoder ignores them."
         advice = "Train with KL warm-up, free bits, a smaller beta or a weaker decoder, and diagnose again."
         return Verdict(topic, "problem", finding, decides, advice)
-    told = f"about {found.distinguishable.value:,.0f} of {found.num_distinct} codes can be told apart"
+    told = f"about {found.distinguishable.value:,.0f} of {found.num_distinct:,} codes can be told apart"
     if used < dim:
-        finding = f"{used} are in use, {dim - used} have collapsed onto the prior; {told}."
+        finding = f"In use: {used}. Collapsed: {dim - used}, whose codes do not depend on the data. And {told}."
         return Verdict(topic, "ok", finding, decides, "Nothing: collapsed latents cost nothing, and do no harm.")
     return Verdict(topic, "ok", f"All are in use; {told}.", decides, "Nothing.")
 
@@ -137,8 +160,8 @@ def _memory(found: Diagnosis) -> Verdict | None:
     topic = "Do draws of the aggregated posterior repeat training data?"
     gap = m.own.value - m.leave_one_out.value
     decides = (
-        f"{100 * m.traced.value:.1f} ± {100 * m.traced.stderr:.1g} % of draws can be traced to their datum; leaving "
-        f"the datum out costs {gap:.3g} nats"
+        f"{plus(Estimate(100 * m.traced.value, 100 * m.traced.stderr, m.traced.num_samples), ' %')} of draws can be "
+        f"traced to their datum; leaving the datum out costs {number(gap)} nats"
     )
     if m.traced.value > 0.5:
         finding = "Yes: most draws lie where only one datum's code is. Decoded, they are reconstructions of that datum."
@@ -158,7 +181,7 @@ def _overfit(found: Diagnosis) -> Verdict | None:
     else:
         return None
     gap, error = one.value - two.value, (one.stderr**2 + two.stderr**2) ** 0.5
-    decides = f"{what} of training data less that of held-out data: {gap:.3g} ± {error:.2g} nats"
+    decides = f"{what} of training data less that of held-out data: {_pair(gap, error)}"
     if gap > max(SMALL, SURE * error):
         finding = "No: training data fare clearly better, so that it has learned some of them by heart."
         advice = "Stop training earlier, add data or regularise; trust numbers from held-out data only."
@@ -186,13 +209,17 @@ def _trained(found: Diagnosis) -> Verdict | None:
         return None
     topic, (mean, second) = "Has training converged?", found.moments
     decides = f"mean farthest from 0: {number(mean)}; mean square farthest from 1: {number(second)}; exact"
-    if max(abs(mean), abs(second - 1)) > max(STATIONARY, 5 / found.num_data**0.5):
+    off, chance = max(abs(mean), abs(second - 1)), 5 / found.num_distinct**0.5
+    if off > max(STATIONARY, chance):
         finding = (
             "It does not look so, or something besides the ELBO was optimised: at its optimum each latent has mean 0 "
             "and mean square 1 over the training data, in units of the prior."
         )
         advice = "Train longer. Weight decay, free bits, clamps or a beta that changes explain it, too."
         return Verdict(topic, "look", finding, decides, advice)
+    if off > STATIONARY and chance > BLUNT:
+        finding = f"It cannot be told from {found.num_distinct} distinct codes: chance moves their moments as much."
+        return Verdict(topic, "unknown", finding, decides, "Give more data.")
     finding = "Moments are those of the end of training. They do not show that codes follow the prior."
     return Verdict(topic, "ok", finding, decides, "Nothing.")
 

@@ -1,0 +1,47 @@
+"""What a diagnosis may take: time for the sizes of digits and of sixty thousand data, memory for a million."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from vaebook.data import digits
+from vaebook.diagnosis import diagnose
+from vaebook.ppca import PPCA
+
+MEASURED = """
+import resource, sys
+import numpy as np
+from vaebook.diagnosis import diagnose
+num, dim = map(int, sys.argv[1:])
+loc = 0.8 * np.random.default_rng(0).standard_normal((num, dim), dtype=np.float32)
+report = diagnose({"loc": loc, "scale": np.full_like(loc, 0.6)})
+assert report.holes.mass == 0 and report.mismatch_population.low == 0
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(peak if sys.platform == "darwin" else 1024 * peak)
+"""
+
+
+def test_digits_take_seconds():
+    data = digits()
+    vae, start = PPCA.fit(data.train, latent_dim=8), time.process_time()
+    diagnose(vae, data.train, held_out=data.test)
+    assert time.process_time() - start < 20  # of the processor: ten seconds on two cores
+
+
+@pytest.mark.slow
+def test_sixty_thousand_codes_take_minutes():
+    loc = 0.8 * torch.randn(60_000, 40, generator=torch.Generator().manual_seed(0))
+    start = time.process_time()
+    report = diagnose({"loc": loc, "scale": torch.full_like(loc, 0.6)})
+    assert time.process_time() - start < 360  # of the processor: three minutes on two cores
+    assert report.num_data == 60_000
+
+
+@pytest.mark.slow
+def test_a_million_codes_fit_in_three_gigabytes():
+    command = [sys.executable, "-c", MEASURED, "1000000", "16"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 3e9
