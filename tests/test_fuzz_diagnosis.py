@@ -75,7 +75,7 @@ def codes(draw, num=None, dim=None):
     """Names and arrays of codes, or of something like codes."""
     num, dim = num or draw.choice([1, 2, 3, 5, 9, 9, 9, 9, 12, 40]), dim or draw.choice([1, 1, 2, 2, 3, 7])
     if draw.random() < 0.01:
-        num, dim = draw.choice([(65, 2), (4, 512), (1, 700)])
+        num, dim = draw.choice([(65, 2), (4, 256), (1, 100)])
     spread = draw.choice(SPREADS)
     found = {"loc": array(draw, num, dim), spread: array(draw, num, dim)}
     if spread != "log_var" and found[spread].dtype.kind == "f" and draw.random() < 0.9:

@@ -272,6 +272,9 @@ def _interval(ends: dict[str, _End], other: _End, confidence: float, sign: int, 
         t = float(stats.t.isf(tail / count, degrees))
         return end.value + direction * end.stderr * (t + max(0.0, direction * end.skew) * (1 + 2 * t**2) / 6)
 
+    ends = {name: end for name, end in ends.items() if math.isfinite(end.value + end.stderr)}
+    if not ends or not math.isfinite(other.value + other.stderr):
+        raise ValueError("q_agg: expected finite log-densities at its draws, got one too large for a number")
     chosen = max(ends.values(), key=lambda end: sign * limit(end, len(ends), -sign))
     one, two = limit(chosen, len(ends), -sign), limit(other, 1, sign)
     (low, a), (high, b) = ((one, chosen), (two, other))[::sign]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from vaebook.estimators import Estimate
@@ -234,7 +235,7 @@ def best_of_codes(candidates: dict[str, tuple[float, float]], held_out: bool) ->
     Returns:
         ``name``, ``value`` and ``stderr`` of the best; the name is "prior" if its lead is within two standard errors.
     """
-    q_agg = candidates["densities[0]" if held_out else "leave-one-out"]
+    q_agg = candidates.get("densities[0]" if held_out else "leave-one-out", (-math.inf, 0.0))
     fitted = {name: pair for name, pair in candidates.items() if name.startswith("mixture")}
     best = {"q_agg": q_agg}
     if fitted:
