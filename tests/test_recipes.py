@@ -69,10 +69,11 @@ def test_pyro():
     assert -0.02 < gap < found["report"].rate.value + 1
 
 
-def test_pythae():
+@pytest.mark.parametrize("loss", ["bce", "mse"])
+def test_pythae(loss):
     models = pytest.importorskip("pythae.models", reason="pythae is not installed")
     torch.manual_seed(0)
-    model = models.VAE(models.VAEConfig(input_dim=(1, 3, 3), latent_dim=2, reconstruction_loss="bce"))
+    model = models.VAE(models.VAEConfig(input_dim=(1, 3, 3), latent_dim=2, reconstruction_loss=loss))
     x = images(40, 1, 3, 3)
     found = run("pythae", model=model, x=x)
     theirs = model.eval().get_nll(x, n_samples=200, batch_size=200)  # -log p(x) by importance sampling
