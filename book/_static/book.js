@@ -2,10 +2,11 @@
 const LONG = 40; // milliseconds of work between two chances for the page to answer
 const setFormulas = async () => {
   const boxes = Array.from(document.querySelectorAll(".math"));
-  for (let many = 8; boxes.length; ) {
+  const least = Math.max(4, Math.ceil(boxes.length / 64)); // each time the browser lays the whole page out again
+  for (let many = 2 * least; boxes.length; ) {
     const start = performance.now();
     await MathJax.typesetPromise(boxes.splice(0, many));
-    many = performance.now() - start < LONG / 2 ? 2 * many : Math.max(4, many / 2);
+    many = performance.now() - start < LONG / 2 ? 2 * many : Math.max(least, many / 2);
     await new Promise((done) => setTimeout(done));
   }
 };

@@ -234,7 +234,7 @@ def test_the_page_that_is_printed_is_whole(browser, tmp_path):
     assert build(tmp_path, builder="singlehtml") == 0
     page, failed = browser.new_page(), []
     page.on("requestfailed", lambda request: failed.append(request.url))
-    page.goto(printable(tmp_path / "_build" / "singlehtml").as_uri(), wait_until="load")
+    page.goto(printable(tmp_path / "_build" / "singlehtml").as_uri(), wait_until="load", timeout=120_000)
     page.emulate_media(media="print")
     page.wait_for_function(READY)
     assert [url for url in failed if not url.endswith("/searchindex.js")] == []  # paper has no search
