@@ -12,6 +12,8 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+from vaebook.storage import write_atomically
+
 FONTS = "output/chtml/fonts/woff-v2"
 PARTS = {  # the names by which MathJax knows its parts, and where they lie
     "startup": "startup",
@@ -45,4 +47,4 @@ def copy_mathjax(root: Path) -> None:
     packages = ["base", *(name.removeprefix("[tex]/") for name in PARTS if name.startswith("[tex]/"))]
     scripts.append(f'MathJax.loader.preLoad("loader", ...{json.dumps(list(PARTS))});')
     scripts.append(f"MathJax.config.tex.packages = {json.dumps(packages)};")
-    script.write_text("\n".join(scripts), encoding="utf-8")
+    write_atomically(script, "\n".join(scripts).encode())
