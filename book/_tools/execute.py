@@ -7,6 +7,7 @@ replaced only after all of its cells have run without an error and without a wor
 from __future__ import annotations
 
 import argparse
+import asyncio
 import hashlib
 import os
 import subprocess
@@ -133,24 +134,36 @@ def settle_differences(md: Path, ipynb: Path, keep: str | None) -> None:
 
 def run(notebook: NotebookNode, folder: Path, **environment: str) -> None:
     """Execute all cells in place, in the chapter's own folder, with additional variables of the environment."""
-    resources = {"metadata": {"path": str(folder)}}
-    settings = {"timeout": TIMEOUT, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
-    # stderr of the kernel's own process; what cells write there is stored.
-    start = {"stderr": subprocess.DEVNULL, "env": os.environ | environment}
     try:
         try:
-            NotebookClient(notebook, resources=resources, **settings).execute(**start)
+            _execute(notebook, folder, environment)
         except RuntimeError as error:
             if type(error) is not RuntimeError:
                 raise
             # The kernel died before it answered: of those that start at once, two may have drawn the same port.
-            NotebookClient(notebook, resources=resources, **settings).execute(**start)
+            _execute(notebook, folder, environment)
     except (CellExecutionError, TimeoutError, DeadKernelError, AssertionError) as error:  # a dead kernel raises both
         raise ChapterError(f"{_failing_cell(notebook)}\n{error}") from None
     for number, cell in enumerate(_code(notebook), start=1):
         for output in cell.outputs:
             if output.output_type == "stream" and output.name == "stderr":
                 raise ChapterError(f"code cell {number} wrote to stderr:\n{output.text}")
+
+
+def _execute(notebook: NotebookNode, folder: Path, environment: dict[str, str]) -> None:
+    settings = {"timeout": TIMEOUT, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
+    client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, **settings)
+    try:
+        # stderr of the kernel's own process; what cells write there is stored.
+        client.execute(stderr=subprocess.DEVNULL, env=os.environ | environment)
+    except (Exception, asyncio.CancelledError):
+        # nbclient takes signals itself, and what it raises after one depends on the moment.
+        cleanup = getattr(client, "_async_cleanup_kernel_future", None)
+        if cleanup is None:
+            raise
+        if cleanup.done() and not cleanup.cancelled():
+            cleanup.exception()  # looked at: asyncio would print it
+        raise KeyboardInterrupt from None
 
 
 def carry_outputs(stored: NotebookNode, notebook: NotebookNode) -> None:

@@ -7,7 +7,9 @@ A request to end (SIGTERM, SIGHUP) is an interruption, too, so that everything i
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import importlib
 import runpy
 import signal
 import sys
@@ -22,9 +24,14 @@ def main() -> int:
     del sys.argv[0]
     script = Path(sys.argv[0])
     sys.path[0] = str(script.resolve().parent)
+    waiting = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
+    for number in waiting:
+        signal.signal(number, signal.default_int_handler)
+    with contextlib.suppress(ImportError):
+        importlib.import_module("vaebook.storage")  # with torch, whose C++ aborts if it is interrupted as it loads
     try:
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, waiting)
         runpy.run_path(str(script), run_name="__main__")
     except KeyboardInterrupt:
         print(f"{script.stem}: interrupted", file=sys.stderr)
