@@ -39,7 +39,7 @@ def array(draw, num, dim):
     value = rng.normal(size=(num, dim)) * draw.choice([0.8, 0.8, 0.8, 1e-4, 1e4])
     for _ in range(draw.choice([0, 0, 0, 1, 1, 2])):
         with contextlib.suppress(
-            ValueError, TypeError, IndexError, OverflowError
+            ValueError, TypeError, IndexError, OverflowError, RuntimeError
         ):  # this change cannot follow the last
             value = change(draw, value)
     return value

@@ -110,7 +110,7 @@ def minibatch_weights(scheme: Scheme, batch_size: int, num_data: int | None = No
     Poole et al., On variational bounds of mutual information (2019) ("in-batch", "leave-one-out"); "equal": this
     book, chapter aggregated/estimators.
     """
-    if scheme not in get_args(Scheme):
+    if not isinstance(scheme, str) or scheme not in get_args(Scheme):
         raise ValueError(f"scheme: expected one of {get_args(Scheme)}, got {scheme!r}")
     num = check_int("batch_size", batch_size, minimum=1 if scheme in ("in-batch", "weighted") else 2)
     if scheme not in ("in-batch", "leave-one-out"):
