@@ -129,7 +129,7 @@ def test_estimates_of_p_are_unbiased_and_their_errors_as_large_as_stated():
 
 def test_the_samples_of_the_fit_are_not_used_again(monkeypatch):
     """Unbiased whatever the fit does: also if it is made of four samples."""
-    monkeypatch.setattr(likelihood, "ROUND_SAMPLES", 4)
+    monkeypatch.setattr(likelihood.Sampler.__new__, "__defaults__", (likelihood.STARTS, 4))
     model, _, x = digit_model(2)
     with pytest.warns(UserWarning, match="expected 50 effective samples, got fewer for 3200 of 3200 data"):
         runs = importance_log_prob(model, x[:1].expand(3200, -1), 2, generator=rng())
@@ -148,8 +148,9 @@ def test_more_samples_shrink_the_error_as_they_should():
 
 def test_failure_shows(monkeypatch):
     """Without a fit, and with an encoder and a prior that miss the posterior, the effective number says so."""
-    for name, value in (("STARTS", 1), ("ROUNDS", 0), ("PRIOR_DRAWS", 200)):
+    for name, value in (("ROUNDS", 0), ("PRIOR_DRAWS", 200)):
         monkeypatch.setattr(likelihood, name, value)
+    monkeypatch.setattr(likelihood.Sampler.__new__, "__defaults__", (1, likelihood.ROUND_SAMPLES))
     monkeypatch.setattr(laplace, "STEPS", 1)
     model, _, x = digit_model(16)
 

@@ -215,12 +215,12 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 """
 
 
-@pytest.mark.parametrize(("num", "points"), [(30_000, 10_000), (10_000, 30_000), (600, 40_000)])
-def test_memory_stays_flat(num, points):
+@pytest.mark.parametrize(("num", "points", "most"), [(30_000, 10_000, 200), (10_000, 30_000, 200), (600, 40_000, 130)])
+def test_memory_stays_flat(num, points, most):
     """In MiB; in a process of its own, because a peak that was reached before would hide this one."""
     command = [sys.executable, "-c", MEMORY, str(num), str(points), "40"]
     extra = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    assert extra < 200, f"{extra:.0f} MiB"
+    assert extra < most, f"{extra:.0f} MiB"
 
 
 @pytest.mark.parametrize(

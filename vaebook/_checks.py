@@ -95,9 +95,8 @@ def check_index(
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
     if like is not None and value.device != like.device:
         raise ValueError(f"{name}: expected all arguments on one device, {like.device}, got {value.device}")
-    low, high = (int(end) for end in value.aminmax()) if size is not None and value.numel() else (0, -1)
-    if size is not None and not (low >= 0 and high < size):
-        raise ValueError(f"{name}: expected values in [0, {size}), got {low} to {high}")
+    if size is not None and value.numel() and not 0 <= (ends := value.aminmax()).min <= ends.max < size:
+        raise ValueError(f"{name}: expected values in [0, {size}), got {ends.min} to {ends.max}")
     return value
 
 

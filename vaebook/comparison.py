@@ -94,7 +94,9 @@ def compare_priors(
         adapted = {name: adapt_prior(prior, q.loc.shape[1]) for name, prior in priors.items()}
         adapted = {name: as_mixture(prior) or prior for name, prior in adapted.items()}
         for name, own in (leave_out or {}).items():
-            _check_own(adapted[name], own, len(x))
+            if optional(adapted[name], "leave_one_out") is None:
+                raise ValueError(f"leave_out: expected a DiagGaussianMixture, got {adapted[name]}")
+            check_index("leave_out", own, (len(x),), size=adapted[name].num_components)
         pool = _Pool({n: adapted[n] for n in drawn_from or priors}, leave_out or {}, generator)
         draws = pool.draw(torch.full((PRIOR_DRAWS,), -1))
         mixture = pool.gaussians(draws)
@@ -168,9 +170,3 @@ def _check_names(priors: object, leave_out: object, drawn_from: object) -> None:
     for name, names in (("leave_out", leave_out), ("drawn_from", drawn_from)):
         if unknown := [n for n in names if n not in priors]:
             raise ValueError(f"{name}: expected names among {', '.join(priors)}, got {unknown[0]!r}")
-
-
-def _check_own(prior: Any, own: object, num: int) -> None:
-    if optional(prior, "leave_one_out") is None:
-        raise ValueError(f"leave_out: expected a DiagGaussianMixture, got {prior}")
-    check_index("leave_out", own, (num,), size=prior.num_components)

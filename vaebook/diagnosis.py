@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vaebook._checks import check_generator, check_int, check_type
+from vaebook._checks import check_bool, check_generator, check_int
 from vaebook.adapters import AdaptedVAE, adapt_prior, adapt_vae
 from vaebook.aggregate import aggregated_posterior, as_codes, merge_duplicates
 from vaebook.estimators import Estimate
@@ -91,7 +91,7 @@ def diagnose(
     """
     check_int("num_data", num_data, minimum=2)
     generator = check_generator(generator) or torch.Generator().manual_seed(0)
-    silent = None if check_type("progress", progress, bool | None) is None else not progress
+    silent = None if progress is None else not check_bool("progress", progress)
     with tqdm(total=6, desc="diagnose", unit="step", delay=2, leave=False, disable=silent) as bar:
         work = _Work(bar, generator)
         vae, given, new, q_agg, other = _read(subject, x, held_out, condition, held_out_condition)
@@ -267,9 +267,7 @@ def _units(prior: Any) -> tuple[Tensor, Tensor] | None:
 
 def _active(q: DiagGaussianMixture, prior: Any, unit: Any, generator: torch.Generator) -> tuple[bool, ...]:
     scale = prior.sample((5_000,), generator=generator).double().std(0) if unit is None else unit[1]
-    return tuple(
-        active_units(DiagGaussianMixture(q.loc.double() / scale, q.scale.double() / scale, q.log_weight)).tolist()
-    )
+    return tuple(active_units(DiagGaussianMixture(q.loc / scale, q.scale / scale, q.log_weight)).tolist())
 
 
 def _moments(q: DiagGaussianMixture, loc: Tensor, scale: Tensor) -> Moments:

@@ -28,7 +28,7 @@ from vaebook._checks import (
 )
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.shards import cut
-from vaebook.sums import log_sum_of_others
+from vaebook.sums import check_others, log_sum_of_others
 
 POINTS = 2**14
 """Points that one pass over all components, and one exchange between processes, serves."""
@@ -73,10 +73,11 @@ class ShardedMixture:
     ) -> None:
         check_int("part_size", part_size, minimum=1)
         self._group, self._several = group, distributed.is_available() and distributed.is_initialized()
-        self._parts, self._kept = list(cut(loc, scale, log_weight, part_size)), {}
+        parts, self._kept = list(cut(loc, scale, log_weight, part_size)), {}
+        self._parts = [part for part in parts if part.log_mass > -math.inf]
         mass = torch.tensor([part.log_mass for part in self._parts], dtype=torch.float64)
-        dims = [part.dim for part in self._parts]
-        num = sum(part.num for part in self._parts)
+        dims = [part.dim for part in parts]
+        num = sum(part.num for part in parts)
         mine = [num, max(dims, default=0), min(dims, default=math.inf), float(mass.logsumexp(0))]
         told = self._gather(torch.tensor(mine, dtype=torch.float64))
         self.num_components, self.latent_dim = int(told[:, 0].sum()), int(told[:, 1].max())
@@ -98,8 +99,6 @@ class ShardedMixture:
     def parts(self) -> Iterator[tuple[DiagGaussianMixture, float, int]]:
         """Go through this process's parts: the mixture, its log-weight in the whole, its first component's number."""
         for place, part in enumerate(self._parts):
-            if part.log_mass == -math.inf:
-                continue
             mixture = self._kept.get(place) or part.read()
             mixture.in_clusters = isinstance(part.loc, Tensor)
             if mixture.in_clusters:  # in memory anyhow: what is prepared for the sums stays
@@ -143,12 +142,7 @@ class ShardedMixture:
 
         flat = check_index("index", index, z.shape[:-1], size=self.num_components).reshape(-1)
         density, rest = self._sums(z, of, flat, logarithms=2)
-        if bool(rest.isneginf().any()):
-            raise ValueError(
-                "index: expected other components of positive weight to remain, got a mixture in which "
-                f"the component left out is the only one (N = {self.num_components})"
-            )
-        return density - rest
+        return density - check_others(rest, self.num_components)
 
     def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
         """Log-density, (*s), of one component each, log N(z | mu_n, sigma_n²), for z (*s, D) and numbers n (*s)."""
@@ -190,8 +184,8 @@ class ShardedMixture:
         mine = (process == self._rank).nonzero()[:, 0]
         z, index = torch.zeros(num, self.latent_dim, dtype=torch.float64), torch.zeros(num, dtype=torch.float64)
         if len(mine):
-            masses = [part.log_mass for part in self._parts if part.log_mass > -math.inf]  # those that are gone through
-            place = torch.tensor(masses, dtype=torch.float64).softmax(0).multinomial(len(mine), True, generator=own)
+            mass = torch.tensor([part.log_mass for part in self._parts], dtype=torch.float64)
+            place = mass.softmax(0).multinomial(len(mine), True, generator=own)
             for k, (q, _, first) in enumerate(self.parts()):
                 rows = mine[place == k]
                 z[rows], number = q.double().sample_with_index((len(rows),), generator=own)

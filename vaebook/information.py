@@ -93,7 +93,7 @@ def decompose_kl(
     log_prior, rates = prior.log_prob(z).double(), _rates(q_agg, prior)
     check_all("prior.log_prob(z)", log_prior, log_prior.isfinite(), "finite values at the draws of q_agg")
     price, told = log_own - log_prior, log_own - log_agg
-    check_all("q_agg", price, price.abs() < 1e150, "codes whose rate has a square that is a number")
+    check_all("q_agg", price, price.abs() < 1e150, "rates below 1e150 nats")
     between = log_agg - q_agg.double().log_prob_marginals(z).sum(-1) if marginals else torch.zeros_like(told)
     if rates is None:
         parts, how = (estimate(price), estimate(told), estimate(price - told)), "sampled"

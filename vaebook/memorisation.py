@@ -53,7 +53,7 @@ def memorisation(
         generator: the source of randomness; None means torch's global one.
 
     Returns:
-        The four averages. Standard errors are those of the data as a sample, with the draws from them.
+        The four averages; their standard errors are over data and draws.
 
     Raises:
         TypeError: q_agg or held_out is not a DiagGaussianMixture.
@@ -87,7 +87,7 @@ def memorisation(
 
 
 def _over_data(values: Tensor, index: Tensor) -> Estimate:
-    """Average values; the standard error is over the data that they are of, whose draws belong together."""
+    """Average values; for the standard error, draws of one datum count as one cluster."""
     alone, centred = estimate(values), values - values.mean()
-    together = torch.zeros(int(index.max()) + 1, dtype=values.dtype).index_add(0, index, centred)
+    together = torch.bincount(index, centred)
     return alone._replace(stderr=max(alone.stderr, float(together.square().sum().sqrt()) / len(values)))

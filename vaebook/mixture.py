@@ -146,12 +146,7 @@ class DiagGaussianMixture(WeightedGaussians):
         """
         rows = self._rows(z)
         flat = check_index("index", index, z.shape[:-1], like=self.loc, size=self.num_components).reshape(-1)
-        remaining = sums.log_sum_of_others(self._log_weight)[flat]
-        if bool(torch.isneginf(remaining).any()):
-            raise ValueError(
-                "index: expected other components of positive weight to remain, got a mixture in which "
-                f"the component left out is the only one (N = {self.num_components})"
-            )
+        remaining = sums.check_others(sums.log_sum_of_others(self._log_weight)[flat], self.num_components)
         return (self._sums(rows, flat)[:, 0] - remaining).reshape(z.shape[:-1]).to(at_least_single(z.dtype))
 
     def leave_one_out(self, index: Tensor) -> LeaveOneOut:
@@ -192,10 +187,8 @@ class DiagGaussianMixture(WeightedGaussians):
             tensor([-0.9189, -0.9189])
         """
         rows, (log_weight, loc, scale) = self._rows(z), self.components()
-        columns = [
-            sums.evaluate(rows[:, [j]], kernels.prepare(loc[:, [j]], scale[:, [j]], log_weight))[:, 0]
-            for j in range(rows.shape[1])
-        ]
+        parts = (kernels.prepare(loc[:, [j]], scale[:, [j]], log_weight) for j in range(rows.shape[1]))
+        columns = [sums.evaluate(rows[:, [j]], part)[:, 0] for j, part in enumerate(parts)]
         return torch.stack(columns, -1).reshape(z.shape).to(at_least_single(z.dtype))
 
     def responsibilities(self, z: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def bracket_mismatch(
     leaves, since all this is approximate in small samples.
 
     The confidence is that of samples that show the tails of their population. Of a kind of datum that the sample does
-    not hold, a bracket knows nothing. Nor does it hold as often as promised where log(q̂/p) has heavy tails: under
+    not hold, a bracket knows nothing. Nor does it reach its confidence where log(q̂/p) has heavy tails: under
     N(0, I), where codes lie as far out as draws of Student's t with three degrees of freedom, or are log-normal. Then
     the upper end is too low: for tens of data in a fifth of cases or more (book/results/brackets.json).
 

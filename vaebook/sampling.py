@@ -1,4 +1,4 @@
-"""Compare candidate densities of codes by their decoded samples: log-likelihoods, and copies of training data."""
+"""Compare candidate densities of codes by the log-likelihood of data, and by how samples copy training data."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ except ImportError:  # Windows, where what a killed writer leaves stays
     fcntl = None
 
 MOST_HEADER = 2**20
-"""Bytes that description, names and shapes may take in a file: to read them costs far more memory than they are."""
+"""The most bytes of a file's header (description, names, shapes): reading it takes many times that memory."""
 _FORMAT = 1
 _PART = ".vaebook-"  # begins the name of a file that is not complete
 
@@ -176,6 +176,9 @@ def write_atomically(target: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+            if fcntl:  # while it is locked
+                os.replace(part, target)
+        if not fcntl:  # Windows moves no file that is open
             os.replace(part, target)
     except OSError as error:
         if error.errno is None:

@@ -71,3 +71,13 @@ def log_sum_of_others(log_weight: Tensor) -> Tensor:
     after = torch.cat([log_weight.flip(0).logcumsumexp(0).flip(0)[1:], edge])
     others = torch.logaddexp(before, after)
     return others.masked_fill(others < nothing / 2, -torch.inf)
+
+
+def check_others(log_weight: Tensor, num: int) -> Tensor:
+    """Check that others of positive weight remain where one of ``num`` components is left out."""
+    if bool(log_weight.isneginf().any()):
+        raise ValueError(
+            "index: expected other components of positive weight to remain, got a mixture in which "
+            f"the component left out is the only one (N = {num})"
+        )
+    return log_weight

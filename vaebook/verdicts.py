@@ -18,7 +18,7 @@ STATIONARY = 0.1
 BLUNT = 0.5
 """Where 5/√N is larger than this, moments that pass tell nothing."""
 NOTHING = 1e-6
-"""A rate, in nats, at which every code is the prior itself."""
+"""A rate, in nats, below which every code counts as the prior itself."""
 SURE = 3
 """A difference counts if it exceeds this many standard errors."""
 COPIES = 0.2
@@ -42,10 +42,6 @@ def plus(value: Estimate, unit: str = " nats") -> str:
     """Write an estimate with its standard error."""
     known = value.num_samples == 0 or value.stderr <= 1e-9 * max(1.0, abs(value.value))  # but for rounding
     return f"{number(value.value)}{'' if known else f' ± {number(value.stderr)}'}{unit}"
-
-
-def _pair(value: float, stderr: float) -> str:
-    return f"{number(value)} ± {number(stderr)} nats"
 
 
 def _sample(found: Diagnosis) -> Verdict:
@@ -75,7 +71,7 @@ def _sample(found: Diagnosis) -> Verdict:
     if found.mismatch_population is None:
         return Verdict(topic, "unknown", "There are too few distinct codes to tell.", "no interval", "Give more data.")
     best = best_of_codes(found.mismatch_population.candidates, found.population_from == "held-out codes")
-    decides = f"log-density of new codes over that of the prior: {_pair(best['value'], best['stderr'])}"
+    decides = f"log-density of new codes over that of the prior: {plus(Estimate(best['value'], best['stderr'], 1))}"
     if best["name"] == "prior":
         finding = "The prior describes new codes as well as anything that was fitted to them."
         return Verdict(topic, "ok", finding, decides, "Draw z from the prior, as before.")
@@ -94,9 +90,7 @@ def _match(found: Diagnosis) -> Verdict:
     if interval is None and found.rate.value < NOTHING:
         return Verdict(topic, "ok", "Yes: every code is the prior itself.", f"rate {plus(found.rate)}", "Nothing.")
     if interval is None:
-        finding = (
-            f"For the data at hand ({found.num_data}) they differ by {plus(own)}; nothing can be said of other data."
-        )
+        finding = f"For the data at hand ({found.num_data}) they differ by {plus(own)}; of others nothing can be said."
         return Verdict(topic, "unknown", finding, f"mismatch of the N data: {plus(own)}", "Give more data.")
     decides = f"mismatch of the population between {number(interval.low)} and {number(interval.high)} nats"
     gaps = f" (The {plus(own)} of the N data at hand include the gaps between their codes.)"
@@ -182,7 +176,7 @@ def _overfit(found: Diagnosis) -> Verdict | None:
     else:
         return None
     gap, error = one.value - two.value, (one.stderr**2 + two.stderr**2) ** 0.5
-    decides = f"{what} of training data less that of held-out data: {_pair(gap, error)}"
+    decides = f"{what} of training data less that of held-out data: {plus(Estimate(gap, error, 1))}"
     if gap > max(SMALL, SURE * error):
         finding = "No: training data fare clearly better, so that it has learned some of them by heart."
         advice = "Stop training earlier, add data or regularise; trust numbers from held-out data only."
@@ -236,12 +230,6 @@ def best_of_codes(candidates: dict[str, tuple[float, float]], held_out: bool) ->
         ``name``, ``value`` and ``stderr`` of the best; the name is "prior" if its lead is within two standard errors.
     """
     q_agg = candidates.get("densities[0]" if held_out else "leave-one-out", (-math.inf, 0.0))
-    fitted = {name: pair for name, pair in candidates.items() if name.startswith("mixture")}
-    best = {"q_agg": q_agg}
-    if fitted:
-        name = max(fitted, key=lambda key: fitted[key][0])
-        best[name] = fitted[name]
-    name, (value, error) = max(best.items(), key=lambda item: item[1][0])
-    if value <= 2 * error:
-        return {"name": "prior", "value": value, "stderr": error}
-    return {"name": name, "value": value, "stderr": error}
+    scored = {"q_agg": q_agg} | {name: pair for name, pair in candidates.items() if name.startswith("mixture")}
+    name, (value, error) = max(scored.items(), key=lambda item: item[1][0])
+    return {"name": name if value > 2 * error else "prior", "value": value, "stderr": error}

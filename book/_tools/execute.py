@@ -158,11 +158,8 @@ def _execute(notebook: NotebookNode, folder: Path, environment: dict[str, str]) 
         client.execute(stderr=subprocess.DEVNULL, env=os.environ | environment)
     except (Exception, asyncio.CancelledError):
         # nbclient takes signals itself, and what it raises after one depends on the moment.
-        cleanup = getattr(client, "_async_cleanup_kernel_future", None)
-        if cleanup is None:
+        if getattr(client, "_async_cleanup_kernel_future", None) is None:
             raise
-        if cleanup.done() and not cleanup.cancelled():
-            cleanup.exception()  # looked at: asyncio would print it
         raise KeyboardInterrupt from None
 
 

@@ -2,36 +2,88 @@
 
     python book/_tools/run.py SCRIPT ARGUMENTS...
 
-A request to end (SIGTERM, SIGHUP) is an interruption, too, so that everything is cleaned up.
+The script runs in a process of its own. A request to end (SIGINT, SIGTERM, SIGHUP) comes to this one, is passed on as
+one interruption, and from then on nothing of what libraries have to say is shown.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
+import os
 import runpy
 import signal
 import sys
+import threading
 from pathlib import Path
 
 OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
 """Errors of the system that are no fault of the script."""
+ENDING = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+"""Requests to end; one that is ignored stays so, as under nohup."""
 
 
 def main() -> int:
+    """Let the script run and show its stderr until a request to end comes; its exit status, or 130 after one."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    (heard, stderr), (lives, alive) = os.pipe(), os.pipe()
+    script = os.fork()
+    if not script:
+        os.close(heard), os.close(alive)
+        os.setsid()  # what a terminal or a group is sent does not come a second time
+        os.dup2(stderr, 2)
+        threading.Thread(target=end_with, args=(lives,), daemon=True).start()
+        return work()
+    os.close(stderr), os.close(lives)
+    asked, held = [], []
+
+    def ask(number: int, _: object) -> None:
+        if not asked:
+            asked.append(number)
+            os.kill(script, signal.SIGINT)
+
+    def listen() -> None:
+        while piece := os.read(heard, 2**16):
+            held.append(piece) if asked else show(piece)
+
+    for number in ENDING:
+        signal.signal(number, ask)
+    ear = threading.Thread(target=listen, daemon=True)
+    ear.start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    code = os.waitstatus_to_exitcode(os.waitpid(script, 0)[1])
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(script, signal.SIGKILL)  # what it started and left
+    ear.join(1)
+    if asked and code:
+        show(f"{Path(sys.argv[1]).stem}: interrupted\n".encode())
+        return 130
+    show(b"".join(held))
+    return code if code >= 0 else 128 - code
+
+
+def show(said: bytes) -> None:
+    """Write to stderr, as it comes; a terminal that was closed does not matter."""
+    with contextlib.suppress(OSError):
+        sys.stderr.buffer.write(said)
+        sys.stderr.buffer.flush()
+
+
+def end_with(lives: int) -> None:
+    """Wait for the end of the process that listens, and end at once with all that was started."""
+    os.read(lives, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def work() -> int:
     """Run the script as Python would; its exit status, 130 after an interruption, or 1."""
     del sys.argv[0]
     script = Path(sys.argv[0])
     sys.path[0] = str(script.resolve().parent)
-    waiting = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    signal.pthread_sigmask(signal.SIG_BLOCK, waiting)
-    for number in waiting:
+    for number in {signal.SIGINT, *ENDING}:
         signal.signal(number, signal.default_int_handler)
-    with contextlib.suppress(ImportError):
-        importlib.import_module("vaebook.storage")  # with torch, whose C++ aborts if it is interrupted as it loads
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, waiting)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         runpy.run_path(str(script), run_name="__main__")
     except KeyboardInterrupt:
         print(f"{script.stem}: interrupted", file=sys.stderr)

@@ -9,25 +9,8 @@ import execute
 import nbformat
 import pytest
 from fingerprint import ROOT, fingerprint, is_chapter, read_ipynb, read_md, source_hash, why_stale
+from toy import CHAPTER
 
-CHAPTER = """\
----
-jupytext:
-  text_representation:
-    extension: .md
-    format_name: myst
-kernelspec:
-  display_name: Python 3
-  language: python
-  name: python3
----
-
-# A title
-
-```{code-cell} ipython3
-print(6 * 7)
-```
-"""
 READS = 'import vaebook.mixture\nnumbers = open("../results/ppca.json")\nprint(6 * 7)'
 
 

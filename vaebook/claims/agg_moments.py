@@ -110,7 +110,7 @@ def stationarity(generator: torch.Generator) -> Measurement:
 def _saddle(generator: torch.Generator, beta: float = 0.8, noise: float = 0.5) -> tuple[Tensor, Tensor]:
     """Return the gradient of the exact objective of a linear VAE at a saddle point, and the codes' covariance there.
 
-    The columns of W are turned by 45 degrees against the principal axes, so that latents are correlated.
+    The latents are turned by 45 degrees against the principal axes, and so correlated.
     """
     spread = 2 + torch.rand(2, generator=generator, dtype=torch.float64) * torch.tensor([1.0, -0.5])
     t, turn = spread.mean() ** 2, torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64) / 2**0.5
@@ -119,11 +119,11 @@ def _saddle(generator: torch.Generator, beta: float = 0.8, noise: float = 0.5) -
     a = (turn @ torch.diag(1 / tau) @ turn.mT @ w.detach().mT).requires_grad_()
     log_scale = torch.full((2,), 0.5 * math.log(beta * noise / t), dtype=torch.float64, requires_grad=True)
     variance, missed = (2 * log_scale).exp(), torch.eye(2, dtype=torch.float64) - w @ a
-    codes = torch.diag(spread.square())  # the covariance of the data
-    error = (missed @ codes @ missed.mT).trace() + variance @ w.square().sum(0)
-    kl = 0.5 * ((a @ codes @ a.mT).trace() + (variance - 1 - 2 * log_scale).sum())
+    covariance_x = torch.diag(spread.square())
+    error = (missed @ covariance_x @ missed.mT).trace() + variance @ w.square().sum(0)
+    kl = 0.5 * ((a @ covariance_x @ a.mT).trace() + (variance - 1 - 2 * log_scale).sum())
     slopes = torch.autograd.grad(error / (2 * noise) + beta * kl, (w, a, log_scale))
-    covariance = a @ codes @ a.mT + torch.diag(variance)
+    covariance = a @ covariance_x @ a.mT + torch.diag(variance)
     return torch.cat([slope.flatten() for slope in slopes]), covariance.detach()
 
 

@@ -64,7 +64,9 @@ def population(generator: torch.Generator) -> Measurement:
     rate = share @ torch.stack([_kl(part, log_p) for part in parts])
     twice = share @ torch.stack([torch.trapezoid(part.exp() * (part - log_p), GRID) for part in parts])
     return Measurement(
-        lhs=torch.stack([plug_in, left_out, scored, told, told_left_out, rate]),  # last: three copies of one datum
+        lhs=torch.stack(
+            [plug_in, left_out, scored, told, told_left_out, rate]
+        ),  # last: the plug-in value of three copies of one datum
         rhs=torch.stack(
             [
                 truth + excess,
@@ -82,7 +84,7 @@ def population(generator: torch.Generator) -> Measurement:
             "leaving one out is unbiased": Neighbour(left_out, truth),
             "its lack is the KL the other way round": Neighbour(left_out, truth - reverse),
             "the same with a copy of the datum among the others": Neighbour(twice, truth - lack),
-            "R - log N is at most the population's mismatch": Neighbour(rate - math.log(3), truth, "<="),
+            "R - log N is at most the population's mismatch": Neighbour(rate - math.log(2), truth, "<="),  # N = 2
             "I(n; z) is the population's information": Neighbour(told, told_all),
         },
     )
@@ -123,6 +125,6 @@ def collapse(generator: torch.Generator) -> Measurement:
             "the infimum over spread codes is at least 0.01": Neighbour(0.01, many),
             "more codes do not come nearer": Neighbour(few, many),
             "components of weight 0 count too": Neighbour(1e-6, without),
-            "one code alone does not attain it either": Neighbour(1e-6, _kl(log_p, log_p)),
+            "one code alone does not attain it either": Neighbour(1e-6, _kl(_log_mixture(log_p[None]), log_p)),
         },
     )

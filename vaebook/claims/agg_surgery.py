@@ -47,9 +47,9 @@ def _standard(dim: int) -> MultivariateNormal:
     return MultivariateNormal(torch.zeros(dim, dtype=torch.float64), torch.eye(dim, dtype=torch.float64))
 
 
-def _integrated_kl(q_agg: DiagGaussianMixture, limit: float = 30.0) -> float:
+def integrated_kl(q_agg: DiagGaussianMixture) -> float:
     """KL(q_agg | N(0, 1)) for D = 1, by the trapezoid rule on the two densities themselves."""
-    z = torch.linspace(-limit, limit, 60_001, dtype=torch.float64)
+    z = torch.linspace(-30, 30, 60_001, dtype=torch.float64)
     log_q = q_agg.log_prob(z[:, None])
     return float(torch.trapezoid(log_q.exp() * (log_q - Normal(z.new_zeros(()), 1.0).log_prob(z)), z))
 
@@ -174,7 +174,7 @@ def tc_split(generator: torch.Generator) -> Measurement:
     parts = decompose_kl(q_agg, StandardNormal(2), num_samples=SAMPLES, marginals=True, generator=generator)
     total = parts.total_correlation
     loc, scale, log_weight = q_agg.loc, q_agg.scale, q_agg.log_weight
-    single = sum(_integrated_kl(DiagGaussianMixture(loc[:, [j]], scale[:, [j]], log_weight)) for j in range(2))
+    single = sum(integrated_kl(DiagGaussianMixture(loc[:, [j]], scale[:, [j]], log_weight)) for j in range(2))
     mismatch = _kl(q_agg, _standard(2), generator)
     wrong = _kl(q_agg, MultivariateNormal(torch.zeros(2, dtype=torch.float64), correlation), generator)
     return Measurement(
@@ -204,7 +204,7 @@ def pythagoras(generator: torch.Generator) -> Measurement:
     for middle in (
         _moment_match(q_agg),
         MultivariateNormal(q_agg.mean, within),
-        MultivariateNormal(q_agg.mean + 0.5, q_agg.covariance),
+        MultivariateNormal(q_agg.mean + 1.0, q_agg.covariance),
     ):
         first = _kl(q_agg, middle, generator)
         sums.append(first.value + float(kl_divergence(middle, _standard(3))))

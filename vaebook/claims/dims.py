@@ -64,13 +64,12 @@ def ghost_modes(generator: torch.Generator) -> Measurement:
     ghosts = DiagGaussianMixture(q.loc[which, coordinate], q.scale[which, coordinate], q.log_weight[which].sum(1))
     z = q.sample((20_000,), generator=generator)
     gained = estimate(q.log_prob(z) - q.log_prob_marginals(z).sum(1))
-    counts = torch.tensor([len(find_modes(q)), len(find_modes(ghosts))])
     product_of_sums, at_ghosts = q.log_prob_marginals(z[:30]).sum(1), ghosts.loc[which[:, 0] != which[:, 1]]
     exact = 1e-10
     loc, scale = q.loc.clone(), q.scale.clone()
     loc[1, 0], scale[1, 0] = loc[0, 0], scale[0, 0]  # two codes that share their first coordinate
     distinct = torch.cat([loc[which, coordinate], scale[which, coordinate]], 1).unique(dim=0).shape[0]
-    counts = torch.cat([counts, torch.tensor([distinct])])
+    counts = torch.tensor([len(find_modes(q)), len(find_modes(ghosts)), distinct])
     return Measurement(
         lhs=torch.cat([ghosts.log_prob(z[:30]), counts, torch.tensor([gained.value])]),
         rhs=torch.cat([product_of_sums, torch.tensor([4, 16, 12, _total_correlation(q)])]),

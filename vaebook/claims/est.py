@@ -23,6 +23,9 @@ from vaebook.estimators import (
     pairwise_log_prob,
 )
 
+APART = 0.998 * torch.eye(5, dtype=torch.float64) + 0.002 / 5
+"""Five data whose codes hardly overlap."""
+
 
 @claim(
     "est/in-batch",
@@ -44,11 +47,10 @@ def in_batch(generator: torch.Generator) -> Measurement:
         means.append(mean)
         swapped.append(mean + _kl(codes.mean(0), codes[batches].mean(1)).mean())
     # A sampler that balances: of three data two have one code, and the third is in every batch.
-    apart = 0.998 * torch.eye(5, dtype=torch.float64) + 0.002 / 5
-    twice = apart[[0, 0, 1]]
+    twice = APART[[0, 0, 1]]
     log_q, mass = _every_outcome(twice, torch.tensor([[0, 2], [1, 2]]))
     balanced = (mass * minibatch_information(log_q, minibatch_weights("in-batch", 2))).sum()
-    largest = minibatch_information(_every_outcome(apart, _subsets(5, 3))[0], minibatch_weights("in-batch", 3)).max()
+    largest = minibatch_information(_every_outcome(APART, _subsets(5, 3))[0], minibatch_weights("in-batch", 3)).max()
     return Measurement(  # each identity as two inequalities
         lhs=torch.stack([*lhs, exact]),
         rhs=torch.stack([*rhs, means[-1]]),
@@ -169,8 +171,7 @@ def mss(generator: torch.Generator) -> Measurement:
     chain = torch.stack([exact, low, low - inside, whole, exact])
     above = torch.stack([low, high, torch.tensor(math.log(5 / 3)), exact, whole])
     most = minibatch_information(_every_outcome(codes[:5], _subsets(5, 3))[0], minibatch_weights("equal", 3, 5)).max()
-    apart = 0.998 * torch.eye(5, dtype=torch.float64) + 0.002 / 5
-    near, far = (_mean(s, apart, _subsets(5, 3)) for s in ("in-batch", "equal"))
+    near, far = (_mean(s, APART, _subsets(5, 3)) for s in ("in-batch", "equal"))
     off = (misplaced - q_agg).abs().sum(2).mean(1)[1:]  # row by row, over z, on average over the data
     left, right = (torch.cat([side.flatten() for side in sides]) for sides in zip(*equalities, strict=True))
     return Measurement(

@@ -47,6 +47,7 @@ def npmle(generator: torch.Generator) -> Measurement:
     em_bound = _bound(x, DiscretePrior(coarse, log_weight, em_log_prob, 0.0))
     # The tempting one: all mass at the single best place. EM does not move it, for it is its own average posterior.
     one = log_likelihood(x.mean()[None, None])
+    changed, allowed = _one_weight_too_large(50)
     return Measurement(
         lhs=torch.stack(
             [
@@ -57,7 +58,7 @@ def npmle(generator: torch.Generator) -> Measurement:
                 (best - em_log_prob).mean(),
                 em(one, 1)[0].abs().max(),
                 moved,
-                _one_weight_too_large(50)[0],
+                changed,
             ]
         ),
         rhs=torch.tensor(
@@ -69,7 +70,7 @@ def npmle(generator: torch.Generator) -> Measurement:
                 em_bound,
                 0.0,
                 trace[1] - trace[0],
-                _one_weight_too_large(50)[1],
+                allowed,
             ],
             dtype=torch.float64,
         ),
@@ -171,7 +172,7 @@ def fixed_point(generator: torch.Generator) -> Measurement:
 
 
 def _jump() -> Tensor:
-    """Largest log D_G where one datum is twice as likely at a single code, and G is uniform: it stays so, not best."""
+    """Largest log D_G where a datum is twice as likely at a code of no mass: EM keeps the uniform G, not the best."""
     return log_gradient(torch.tensor([[0.0, math.log(2.0)]], dtype=torch.float64), torch.zeros(1).double()).max()
 
 

@@ -154,7 +154,7 @@ def duplicates(generator: torch.Generator) -> Measurement:
         neighbours={
             "I is H(m/N), not below it": Neighbour(entropy, information[0]),
             "0.999 H(m/N) bounds it": Neighbour(information[-1], 0.999 * entropy),
-            "H(m/N) is the log of the number of distinct codes": Neighbour(math.log(6), entropy),
+            "H(m/N) is the log of the number of distinct codes": Neighbour(math.log(merged.num_components), entropy),
         },
     )
 

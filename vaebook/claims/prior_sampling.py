@@ -77,7 +77,10 @@ def left_out(generator: torch.Generator) -> Measurement:
     drawn = torch.tensor(list(product(range(4), repeat=4)))
     split = torch.tensor(list(permutations([0, 0, 1, 2, 3], 4)))
     lhs, rhs, whole, own = [], [], [], []
-    for x, mass in ((drawn, share[drawn].prod(1)), (split, torch.full((len(split),), 1 / len(split)).double())):
+    for x, mass in (
+        (drawn, share[drawn].prod(1)),
+        (split, torch.full((len(split),), 1 / len(split), dtype=torch.float64)),
+    ):
 
         def score(members: Tensor, at: Tensor, x: Tensor = x, mass: Tensor = mass) -> Tensor:
             """Return the mean log-probability of a datum under the aggregated posterior of some places."""
