@@ -129,6 +129,16 @@ class TestEncoders:
         with pytest.raises(error, match=match):
             adapt(encode, spread=spread).encode(X)
 
+    def test_what_is_no_number_is_named_before_anything_else_is_run(self):
+        vae = adapt(lambda x: (x * math.nan, torch.ones_like(x)))
+        with pytest.raises(ValueError, match=r"^encoder's loc: expected finite values, got nan"), vae.evaluating(X):
+            pass
+
+    @pytest.mark.parametrize("name", ["x", "held_out"])
+    def test_batches_name_the_argument_that_they_come_from(self, name):
+        with pytest.raises(TypeError, match=rf"^{name}: expected a tensor, an array or an iterable"):
+            next(adapt(loc_scale).batches(3, 5, name=name))
+
     @pytest.mark.parametrize("spread", ["scale", "log_std", None, 2, X])
     def test_unknown_spread(self, spread):
         with pytest.raises(ValueError, match="spread: expected one of std, var, log_var"):

@@ -87,6 +87,14 @@ def test_others_are_weighed_with_draws_of_some(model, priors):
     assert float(off.mean()) == pytest.approx(0, abs=0.02)
 
 
+def test_those_that_are_not_drawn_from_change_nothing(model, priors):
+    ppca, x = model
+    both = {"own": priors["own"], "q_agg": priors["q_agg"]}
+    one = compare_priors(ppca, x[:5], {"own": priors["own"]}, 100, generator=rng())["own"]
+    two = compare_priors(ppca, x[:5], both, 100, drawn_from=("own",), generator=rng())["own"]
+    torch.testing.assert_close(one.log_prob, two.log_prob, rtol=0, atol=1e-12)
+
+
 def test_torch_distributions_are_taken_and_the_generator_is_all_there_is():
     vae = VAE(GaussianEncoder(6, 1, (8,)), BernoulliDecoder(1, 6, (8,)), StandardNormal(1))
     x = torch.rand(7, 6, generator=rng()).round()
@@ -99,6 +107,23 @@ def test_torch_distributions_are_taken_and_the_generator_is_all_there_is():
     for name, prior in priors.items():
         exact = (terms + prior.log_prob(z).double()[:, None]).logsumexp(0) + torch.tensor(0.01).log()
         torch.testing.assert_close(one[name].log_prob, exact.detach(), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("beside", [(), ("own",)], ids=["alone", "among draws of the prior"])
+def test_draws_leave_out_what_the_density_leaves_out(beside):
+    """Three codes far apart, each datum without its own: a third of q_agg's draws would be of no density."""
+    weight = torch.tensor([[1.0], [0.0]], dtype=torch.float64)
+    ppca = PPCA(torch.zeros(2, dtype=torch.float64), weight, noise_variance=4.0)
+    loc = torch.tensor([[-4.0], [0.0], [4.0]], dtype=torch.float64)
+    q_agg = DiagGaussianMixture(loc, torch.full_like(loc, 0.5))
+    own = torch.arange(3).repeat(40)
+    x = torch.cat([loc[own], torch.zeros(120, 1)], 1)
+    priors = {"q_agg": q_agg} | {name: ppca.prior for name in beside}
+    found = compare_priors(ppca, x, priors, 2000, leave_out={"q_agg": own}, generator=rng())["q_agg"]
+    exact = ppca.log_prob_under(q_agg, x, leave_out_index=own)
+    for n in range(3):
+        off = (found.log_prob - exact)[own == n]
+        assert abs(float(off.mean())) < 5 * float(off.std()) / 40**0.5 + 1e-3
 
 
 def test_bad_names(model, priors):

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import distributed
 
+from vaebook import distributed as module
 from vaebook import shards
 from vaebook.distributed import ShardedMixture
 from vaebook.information import active_units, decompose_kl, kl_per_dimension, mutual_information
@@ -142,6 +143,15 @@ def test_shards_are_one_mixture(name, weighted, found):
 
 
 def test_one_process_without_a_group():
+    q, z, index = whole()
+    found = answers(ShardedMixture(q.loc, q.scale, q.components()[0]), z, index)
+    for name, value in answers(q, z, index).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("points", [7, 39, 40])
+def test_many_points_are_answered_in_blocks(points, monkeypatch):
+    monkeypatch.setattr(module, "POINTS", points)
     q, z, index = whole()
     found = answers(ShardedMixture(q.loc, q.scale, q.components()[0]), z, index)
     for name, value in answers(q, z, index).items():

@@ -12,6 +12,7 @@ from torch.distributions import Bernoulli, Independent, Normal
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from vaebook import evaluation
 from vaebook.adapters import adapt, adapt_decoder
 from vaebook.aggregate import aggregated_posterior
 from vaebook.evaluation import as_data, evaluation_mode
@@ -341,3 +342,44 @@ def test_the_first_data_are_enough_for_one():
     """One datum has no half: it is compared with itself."""
     q = aggregated_posterior(lambda x: ones(x), X[:1])
     assert torch.equal(q.loc, X[:1])
+
+
+def test_a_condition_is_repeated_for_every_row_of_a_batch_of_codes():
+    """Codes (4, 3): the rows of the condition belong to the last dimension, and come four times, in order."""
+    condition = {"a": torch.arange(6.0).reshape(3, 2), "b": torch.arange(3)}
+    repeated = evaluation.repeat(condition, torch.Size([4, 3]))
+    assert repeated["a"].shape == (12, 2) and repeated["b"].tolist() == [0, 1, 2] * 4
+    torch.testing.assert_close(repeated["a"].reshape(4, 3, 2)[2], condition["a"])
+    assert evaluation.repeat(None, torch.Size([4, 3])) is None
+    assert evaluation.repeat(condition["b"], torch.Size([3]))[""].tolist() == [0, 1, 2]
+
+
+def test_rows_of_a_condition_are_taken():
+    rows = slice(1, 3)
+    assert evaluation.take(None, rows) is None
+    assert evaluation.take(torch.arange(4), rows).tolist() == [1, 2]
+    assert evaluation.take({"a": torch.arange(4)}, rows)["a"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("error", [1e-4, 1e-3])
+def test_two_passes_may_differ_by_the_root_of_the_rounding(error):
+    """In single precision by 3e-4 of the largest value."""
+    once = torch.tensor([0.0, 1.0, -2.0, torch.inf, torch.nan])
+    again = once + torch.tensor([2 * error, 0, 0, 0, 0])
+    if error < 3e-4:
+        evaluation.check_repeatable("encoder", once, again)
+    else:
+        with pytest.raises(ValueError, match=r"^encoder: expected the same from two passes .* got values"):
+            evaluation.check_repeatable("encoder", once, again)
+
+
+def test_a_generator_stands_for_the_global_one_and_leaves_it_alone():
+    state = torch.get_rng_state()
+    with evaluation.seeded(torch.Generator().manual_seed(0)):
+        one = torch.rand(3)
+    with evaluation.seeded(torch.Generator().manual_seed(0)):
+        two = torch.rand(3)
+    assert torch.equal(one, two) and torch.equal(torch.get_rng_state(), state)
+    with evaluation.seeded(None):
+        torch.rand(1)
+    assert not torch.equal(torch.get_rng_state(), state)

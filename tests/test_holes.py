@@ -92,6 +92,12 @@ def test_fewer_data_see_larger_holes_only():
     assert 8 * many < few < 12 * many
 
 
+def test_the_smallest_hole_that_can_be_seen_is_that_of_no_code_in_it():
+    """Six kinds of sets at 36 levels share the 0.01: the exact limit of 0 of N lies below half of the mass."""
+    found = hole_mass(perfect(0, 100, 2, 0.5), StandardNormal(2), num_samples=1_000, generator=seeded(0))
+    assert found.least == pytest.approx(2 * (1 - (0.01 / (6 * 36)) ** (1 / 100)))
+
+
 def test_what_is_refused():
     with pytest.raises(TypeError, match="q_agg: expected a DiagGaussianMixture, got int"):
         hole_mass(3, StandardNormal(2))

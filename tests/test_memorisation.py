@@ -32,6 +32,23 @@ def test_two_components_against_integrals():
         assert got.stderr < 0.02
 
 
+def test_weights_count_in_what_can_be_traced():
+    """All codes at one place: a draw is traced to its datum with the probability of its weight, squared and summed."""
+    weight = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+    loc = torch.tensor([[0.0], [1e-9], [2e-9]], dtype=torch.float64)
+    q = DiagGaussianMixture(loc, torch.ones_like(loc), weight.log())
+    found = memorisation(q, num_samples=20_000, generator=seeded(0))
+    assert found.traced.value == pytest.approx(float(weight @ weight), abs=0.01)
+
+
+def test_the_error_over_data_counts_draws_of_one_datum_once():
+    """Two data of which the draws tell all: ten times the draws are no better."""
+    q = DiagGaussianMixture(torch.tensor([[0.0], [50.0]]).double(), torch.tensor([[1e-3], [1.0]]).double())
+    few, many = (memorisation(q, num_samples=num, generator=seeded(0)).own for num in (400, 4_000))
+    half = 0.5 * math.log(1e3)  # how far each datum's log-density lies from the mean
+    assert [few.stderr, many.stderr] == pytest.approx([half / 2**0.5] * 2, rel=0.1)
+
+
 def test_standard_errors_are_those_of_the_data():
     """Narrow codes of one population: held out or left out, they differ by what the choice of the data does."""
     far = 0

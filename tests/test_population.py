@@ -113,6 +113,24 @@ def test_a_mixture_that_cannot_be_fitted_is_no_candidate():
         assert interval.low == 0 and "mixture of 1" in interval.candidates
 
 
+def test_a_mixture_has_at_most_half_as_many_components_as_its_data():
+    """Ten data in three folds of 4, 4 and 2: without one of the larger folds there are six, enough for three."""
+    q_agg, _, _ = gaussian(0, num=10)
+    found = bracket_mismatch(
+        q_agg, StandardNormal(1), num_components=(3, 4), num_samples=100, generator=seeded(0)
+    ).candidates
+    assert set(found) == {"leave-one-out", "mixture of 3"}
+
+
+def test_mixtures_are_scored_on_data_that_they_were_not_fitted_to():
+    """Twelve components for narrow codes of the prior: on their own data they would be better than it by a nat."""
+    q_agg, mismatch, _ = gaussian(2, num=60, dim=2, spread=1.0, scale=0.02)
+    found = bracket_mismatch(
+        q_agg, StandardNormal(2), num_components=(12,), num_samples=600, generator=seeded(0)
+    ).candidates
+    assert mismatch < 1e-3 and found["mixture of 12"][0] < -0.3
+
+
 def test_limits_move_out_where_terms_are_skewed():
     """Of 40 data one lies far out: what it adds is rare, so the upper limit is farther than the normal theory's."""
     loc = torch.cat([torch.randn(39, 1, generator=seeded(0)).double(), torch.full((1, 1), 6.0).double()])
@@ -131,6 +149,32 @@ def test_choosing_the_best_is_paid_for():
         for d in ([], [prior] * 20)
     )
     assert many.low < few.low and many.low_estimate == few.low_estimate
+
+
+@pytest.mark.parametrize(("scale", "skewed"), [(10.0, -1), (0.5, 1)])
+def test_the_lower_limit_is_johnsons(scale, skewed):
+    """Where codes are points, the terms of a density of one's own are known: log c - log p of each datum."""
+    loc = torch.randn(240, 1, generator=seeded(6), dtype=torch.float64)
+    prior, density = (Independent(Normal(torch.zeros(1).double(), s), 1) for s in (scale, 1.0))
+    options = {"num_components": (), "num_samples": 720, "confidence": 0.9, "generator": seeded(1)}
+    points = DiagGaussianMixture(loc, torch.full_like(loc, 1e-9))
+    interval = bracket_mismatch(points, prior, densities=[density], **options)
+    terms = (density.log_prob(loc) - prior.log_prob(loc)).numpy()
+    stderr, skew = stats.sem(terms), stats.skew(terms) / 240**0.5
+    assert skew * skewed > 0.1
+    assert interval.candidates["densities[0]"] == pytest.approx((terms.mean(), stderr), abs=1e-6)
+    t = stats.t.isf(0.1 / 4 / 2, 19)  # a quarter of what 0.9 leaves, for the better of two densities; 20 groups
+    limit = terms.mean() - stderr * (t + max(0.0, -skew) * (1 + 2 * t**2) / 6)
+    assert interval.low == pytest.approx(limit, abs=1e-6) and limit > 0.1
+
+
+def test_codes_that_are_all_the_prior_have_no_mismatch_and_no_error():
+    """Whatever the sizes of the groups that the jackknife leaves out: 25 data make twelve of them, of two and three."""
+    for num in (10, 25, 41):
+        q_agg = DiagGaussianMixture(torch.zeros(num, 2).double(), torch.ones(num, 2).double())
+        interval = bracket_mismatch(q_agg, StandardNormal(2), num_components=(), num_samples=100, generator=seeded(0))
+        assert interval[:6] == pytest.approx((0.0,) * 6, abs=1e-12)
+        assert interval.candidates["leave-one-out"] == pytest.approx((0.0, 0.0), abs=1e-12)
 
 
 def test_ends_agree_with_their_definitions():

@@ -1,0 +1,205 @@
+"""The checks themselves: each limit from both sides, and what the message names."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from vaebook import _checks as checks
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.ppca import PPCA
+
+ONE = torch.ones(2, 3)
+META = torch.ones(2, 3, device="meta")
+GOOD = [
+    lambda: checks.check_tensor("a", ONE, (2, "D")),
+    lambda: checks.check_tensor("a", ONE, ("...", 3)),
+    lambda: checks.check_tensor("a", ONE[0], ("...", "D")),
+    lambda: checks.check_tensor("a", ONE.reshape(1, 2, 1, 3), ("...", "N", 3)),
+    lambda: checks.check_tensor("a", torch.tensor(1.0), ("...",)),
+    lambda: checks.check_tensor("a", torch.ones(0, 3), ("N", 3), empty=True),
+    lambda: checks.check_tensor("a", ONE * math.nan, (2, 3), finite=False),
+    lambda: checks.check_tensor("a", META, (2, 3), finite=False),
+    lambda: checks.check_index("i", torch.tensor([0, 2]), (2,), size=3),
+    lambda: checks.check_index("i", torch.zeros(0, dtype=torch.long), (0,), size=3),
+    lambda: checks.check_positive("s", torch.tensor([5e-324], dtype=torch.float64)),
+    lambda: checks.check_int("n", np.int64(3), minimum=3, maximum=3),
+    lambda: checks.check_int("n", 2**63 - 1, minimum=1),
+    lambda: checks.check_number("t", 0, minimum=0),
+    lambda: checks.check_number("t", np.float32(0.5), above=0.25, below=0.75),
+    lambda: checks.check_bool("b", False),
+    lambda: checks.check_shape("s", [np.int64(2), 0]),
+    lambda: checks.check_shape("s", (2**31, 2**31)),
+    lambda: checks.check_generator(torch.Generator()),
+    lambda: checks.check_generator(None),
+    lambda: checks.check_log_weight(torch.tensor([0.5, 0.5]).log() + 0.9e-5),
+    lambda: checks.check_log_weight(torch.full((3,), 1 / 3).bfloat16().log()),
+    lambda: checks.check_spread("var", torch.tensor([1.0, 4.0])),
+    lambda: checks.check_type("q", DiagGaussianMixture(ONE, ONE), DiagGaussianMixture | PPCA),
+]
+
+
+@pytest.mark.parametrize("call", GOOD)
+def test_what_is_good_passes(call):
+    call()
+
+
+BAD = [
+    (TypeError, "a: expected a torch.Tensor, got ndarray", lambda: checks.check_tensor("a", np.ones(3), (3,))),
+    (
+        TypeError,
+        "a: expected a floating-point tensor, got dtype torch.int64",
+        lambda: checks.check_tensor("a", ONE.long(), (2, 3)),
+    ),
+    (
+        TypeError,
+        "a: expected a floating-point tensor of 16 to 64 bits, got dtype torch.float8_e5m2",
+        lambda: checks.check_tensor("a", ONE.to(torch.float8_e5m2), (2, 3)),
+    ),
+    (
+        TypeError,
+        "a: expected a dense tensor, got layout torch.sparse_coo",
+        lambda: checks.check_tensor("a", ONE.to_sparse(), (2, 3)),
+    ),
+    (
+        TypeError,
+        "a: expected a tensor with values, got one on device meta",
+        lambda: checks.check_tensor("a", META, (2, 3)),
+    ),
+    (
+        ValueError,
+        "a: expected all arguments on one device, cpu, got meta",
+        lambda: checks.check_tensor("a", META, (2, 3), finite=False, like=ONE),
+    ),
+    (ValueError, "a: expected shape (2, 4), got (2, 3)", lambda: checks.check_tensor("a", ONE, (2, 4))),
+    (ValueError, "a: expected shape (N,), got (2, 3)", lambda: checks.check_tensor("a", ONE, ("N",))),
+    (ValueError, "a: expected shape (N, D, P), got (2, 3)", lambda: checks.check_tensor("a", ONE, ("N", "D", "P"))),
+    (ValueError, "a: expected shape (..., 4), got (2, 3)", lambda: checks.check_tensor("a", ONE, ("...", 4))),
+    (
+        ValueError,
+        "a: expected shape (..., B, D), got (3,)",
+        lambda: checks.check_tensor("a", ONE[0], ("...", "B", "D")),
+    ),
+    (
+        ValueError,
+        "a: expected at least one element, got shape (0, 3)",
+        lambda: checks.check_tensor("a", ONE[:0], ("N", 3)),
+    ),
+    (
+        ValueError,
+        "a: expected finite values, got inf at index (1, 2)",
+        lambda: checks.check_tensor("a", torch.tensor([[1.0, 2, 3], [4, 5, math.inf]]), (2, 3)),
+    ),
+    (
+        ValueError,
+        "s: expected positive values, got min 0 at index (1, 0)",
+        lambda: checks.check_positive("s", torch.tensor([[1.0, 2.0], [0.0, 3.0]])),
+    ),
+    (
+        ValueError,
+        "s: expected finite values, got nan",
+        lambda: checks.check_positive("s", torch.tensor([1.0, math.nan])),
+    ),
+    (
+        TypeError,
+        "i: expected a tensor of dtype torch.int64, got torch.int32",
+        lambda: checks.check_index("i", ONE.int(), (2, 3)),
+    ),
+    (TypeError, "i: expected a tensor of dtype torch.int64, got list", lambda: checks.check_index("i", [1], (1,))),
+    (ValueError, "i: expected shape (3,), got (2,)", lambda: checks.check_index("i", torch.tensor([0, 1]), (3,))),
+    (
+        ValueError,
+        "i: expected values in [0, 3), got 0 to 3",
+        lambda: checks.check_index("i", torch.tensor([0, 3]), (2,), size=3),
+    ),
+    (
+        ValueError,
+        "i: expected values in [0, 3), got -1 to 2",
+        lambda: checks.check_index("i", torch.tensor([2, -1]), (2,), size=3),
+    ),
+    (
+        ValueError,
+        "i: expected all arguments on one device, cpu, got meta",
+        lambda: checks.check_index("i", META.long(), (2, 3), like=ONE),
+    ),
+    (
+        ValueError,
+        "log_weight: expected natural logarithms that log-sum to 0 within 1e-05",
+        lambda: checks.check_log_weight(torch.tensor([0.5, 0.5]).log() + 1.2e-5),
+    ),
+    (
+        ValueError,
+        "log_weight: expected natural",
+        lambda: checks.check_log_weight(torch.tensor([0.5, 0.5]).log() - 1.2e-5),
+    ),
+    (ValueError, "log_weight: expected natural", lambda: checks.check_log_weight(torch.tensor([0.0, math.nan]))),
+    (TypeError, "b: expected a bool, got int", lambda: checks.check_bool("b", 1)),
+    (ValueError, "var: expected positive values, got only negative ones", lambda: checks.check_spread("var", -ONE)),
+    (ValueError, "var: expected positive values, got min 0", lambda: checks.check_spread("var", ONE - 1)),
+    (
+        TypeError,
+        "q: expected a DiagGaussianMixture, got int, no",
+        lambda: checks.check_type("q", 3, DiagGaussianMixture, ", no"),
+    ),
+    (
+        TypeError,
+        "q: expected a DiagGaussianMixture or a PPCA",
+        lambda: checks.check_type("q", 3, DiagGaussianMixture | PPCA),
+    ),
+    (TypeError, "n: expected an int, got bool", lambda: checks.check_int("n", True, minimum=0)),
+    (TypeError, "n: expected an int, got float", lambda: checks.check_int("n", 3.0, minimum=0)),
+    (ValueError, "n: expected an int at least 3, got 2", lambda: checks.check_int("n", 2, minimum=3)),
+    (ValueError, "n: expected an int between 3 and 4, got 5", lambda: checks.check_int("n", 5, minimum=3, maximum=4)),
+    (
+        ValueError,
+        f"n: expected an int at most {2**63 - 1}, got {2**63}",
+        lambda: checks.check_int("n", 2**63, minimum=3),
+    ),
+    (ValueError, "got one of 21 digits", lambda: checks.check_int("n", 10**20, minimum=3)),
+    (TypeError, "t: expected a number, got bool", lambda: checks.check_number("t", True)),
+    (TypeError, "t: expected a number, got str", lambda: checks.check_number("t", "1")),
+    (ValueError, "t: expected a finite number, got one of 401 digits", lambda: checks.check_number("t", 10**400)),
+    (ValueError, "t: expected a finite number, got inf", lambda: checks.check_number("t", math.inf)),
+    (ValueError, "t: expected a number >= 0, got -1e-09", lambda: checks.check_number("t", -1e-9, minimum=0)),
+    (ValueError, "t: expected a number > 0, got 0", lambda: checks.check_number("t", 0, above=0)),
+    (ValueError, "t: expected a number < 1, got 1.0", lambda: checks.check_number("t", 1.0, below=1)),
+    (ValueError, "t: expected a number > 0, got nan", lambda: checks.check_number("t", math.nan, above=0)),
+    (TypeError, "s: expected a tuple of ints, got 3", lambda: checks.check_shape("s", 3)),
+    (TypeError, "s: expected a tuple of ints, got (True,)", lambda: checks.check_shape("s", (True,))),
+    (TypeError, "s: expected a tuple of ints, got (1.0,)", lambda: checks.check_shape("s", (1.0,))),
+    (ValueError, "s: expected no negative sizes, got (2, -1)", lambda: checks.check_shape("s", (2, -1))),
+    (ValueError, f"s: expected fewer than 2^63 draws, got {2**63}", lambda: checks.check_shape("s", (2**31, 2**32))),
+    (TypeError, "generator: expected a torch.Generator or None, got int", lambda: checks.check_generator(3)),
+]
+
+
+@pytest.mark.parametrize(("error", "message", "call"), BAD)
+def test_what_is_bad_is_named(error, message, call):
+    with pytest.raises(error, match="^" + re.escape(message) if ": " in message else re.escape(message)):
+        call()
+
+
+def test_what_is_returned():
+    assert (
+        checks.check_int("n", np.int32(3), minimum=1) == 3
+        and type(checks.check_int("n", np.int32(3), minimum=1)) is int
+    )
+    assert type(checks.check_number("t", 3)) is float
+    assert checks.check_shape("s", [2, 3]) == torch.Size([2, 3])
+    assert checks.check_tensor("a", ONE, (2, 3)) is checks.check_positive("a", ONE) is ONE
+    assert float(checks.check_log_weight(torch.tensor([0.5, 0.5]).log() + 0.5e-5)) == pytest.approx(0.5e-5, rel=0.1)
+    assert [checks.at_least_single(d) for d in (torch.float16, torch.float32, torch.float64)] == [
+        torch.float32, torch.float32, torch.float64,
+    ]  # fmt: skip
+
+
+def test_spreads_become_standard_deviations_and_odd_ones_are_warned_about():
+    for name, value in (("scale", [0.5, 3.0]), ("var", [0.25, 9.0])):
+        scale = checks.check_spread(name, torch.tensor(value))
+        torch.testing.assert_close(scale.double(), torch.tensor([0.5, 3.0]).double())
+    scale = checks.check_spread("log_var", torch.tensor([0.25, 9.0]).log())  # one is negative: nothing odd
+    torch.testing.assert_close(scale.double(), torch.tensor([0.5, 3.0]).double(), rtol=1e-6, atol=0)
+    with pytest.warns(UserWarning, match=r"log_var: all values are positive"):
+        checks.check_spread("log_var", torch.tensor([0.1, 9.0]))

@@ -1,0 +1,106 @@
+"""Scores of the candidates against closed forms, the choice among them, and samples that copy training data."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal
+
+from vaebook import sampling
+from vaebook.adapters import adapt, adapt_vae
+from vaebook.estimators import Estimate
+from vaebook.ppca import PPCA
+from vaebook.priors import StandardNormal
+from vaebook.sampling import decode_candidates
+
+D = 3
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def draws(seed, num, loc=0.0):
+    return loc + torch.randn(num, D, generator=seeded(seed), dtype=torch.float64)
+
+
+def identity(scale):
+    """A model whose codes are the data, but for a noise of this scale."""
+
+    def encode(x):
+        return Independent(Normal(x, torch.full_like(x, scale)), 1)
+
+    return adapt(encode, lambda z: Independent(Normal(z, scale), 1), prior=StandardNormal(D).double())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return PPCA(torch.zeros(D).double(), torch.eye(D, 1).double(), noise_variance=1.0)
+
+
+@pytest.fixture(scope="module")
+def scored(model):
+    """Training data from the model, held-out data from elsewhere."""
+    x, new = draws(0, 40), draws(1, 50, loc=2.0)
+    vae = adapt_vae(model)
+    return x, new, decode_candidates(vae, (x, None), (new, None), 30, seeded())
+
+
+def test_log_likelihoods_of_training_and_of_held_out_data(model, scored):
+    x, new, found = scored
+    assert found.data == "held-out data"
+    assert found.training_log_likelihood.value == pytest.approx(float(model.log_prob(x).mean()), abs=0.02)
+    assert found.log_likelihood["prior"].value == pytest.approx(float(model.log_prob(new).mean()), abs=0.02)
+
+
+def test_a_log_likelihood_is_that_of_the_prior_and_the_gain(scored):
+    found = scored[2]
+    base = found.log_likelihood["prior"]
+    for name, gain in found.gains.items():
+        total = found.log_likelihood[name]
+        assert total.value == pytest.approx(base.value + gain.value)
+        assert total.stderr == pytest.approx(math.hypot(base.stderr, gain.stderr))
+
+
+@pytest.mark.parametrize(
+    ("gains", "chosen"),
+    [
+        ({"gmm": (0.19, 0.1), "q_agg": (-1.0, 0.1)}, "prior"),
+        ({"gmm": (0.21, 0.1), "q_agg": (-1.0, 0.1)}, "gmm"),
+        ({"gmm": (0.21, 0.1), "q_agg": (0.3, 0.2)}, "prior"),
+        ({"gmm": (0.21, 0.1), "q_agg": (0.41, 0.2)}, "q_agg"),
+        ({"gmm": (-0.5, 0.1), "q_agg": (-1.0, 0.1)}, "prior"),
+    ],
+)
+def test_the_best_is_chosen_if_its_gain_exceeds_two_standard_errors(gains, chosen, model, monkeypatch):
+    every = {"prior": Estimate(0.0, 0.0, 30)} | {name: Estimate(*pair, 30) for name, pair in gains.items()}
+    choice = SimpleNamespace(gains=every, candidates={}, effective_samples={})
+    monkeypatch.setattr(sampling, "choose_prior", lambda *args, **named: choice)
+    found = decode_candidates(adapt_vae(model), (draws(0, 20), None), None, 20, seeded())
+    assert found.chosen == chosen
+    assert found.training_log_likelihood is None and found.data.startswith("training data")
+
+
+@pytest.mark.filterwarnings("ignore:choose_prior.*")
+@pytest.mark.parametrize("new", [None, draws(2, 100)], ids=["training data", "held-out data"])
+def test_samples_from_narrow_codes_are_copies_and_those_of_the_right_prior_are_not(new):
+    """Nearer to a training datum than 95 % of other data's are: all of q_agg, one in twenty of the population's."""
+    x = draws(3, 100)
+    held_out = None if new is None else (new, None)
+    found = decode_candidates(identity(1e-3), (x, None), held_out, 10, seeded())
+    assert found.copies["q_agg"].value == 1.0
+    assert found.copies["prior"].value < 0.15
+    assert found.copies["prior"].num_samples == 400
+
+
+def test_a_conditional_decoder_has_no_samples_to_compare():
+    def decode(z, label):
+        return Independent(Normal(z + label, 1.0), 1)
+
+    def encode(x, label):
+        return Independent(Normal(x - label, torch.ones_like(x)), 1)
+
+    vae = adapt(encode, decode, prior=StandardNormal(D).double())
+    found = decode_candidates(vae, (draws(0, 20), torch.ones(20, 1).double()), None, 10, seeded())
+    assert found.copies == {}

@@ -1,0 +1,168 @@
+"""Verdicts on numbers made by hand: each threshold from both sides, and which number it is that decides."""
+
+import dataclasses
+
+import pytest
+
+from vaebook.estimators import Estimate
+from vaebook.holes import Holes
+from vaebook.memorisation import Memorisation
+from vaebook.population import Interval
+from vaebook.report import Diagnosis, Moments, Sampling
+from vaebook.verdicts import best_of_codes, plus, verdicts
+
+SAMPLE, MATCH, HOLES = "Which distribution", "Do codes follow", "Are there holes"
+USED, TRACED, OVERFIT, COPIED, TRAINED = (
+    "Are latents",
+    "Do draws",
+    "Does the model",
+    "Are samples copies",
+    "Has training",
+)
+
+
+def about(value, stderr=0.1):
+    return Estimate(value, stderr, 100)
+
+
+def interval(low, high, **candidates):
+    return Interval(low, high, low, 0.1, high, 0.1, candidates or {"leave-one-out": (-5.0, 0.1)})
+
+
+def hole(mass=0.0, least=0.01):
+    return Holes(mass, 0.001, 0.0005, 0.0001, least, None, ())
+
+
+def memory(own=-1.0, left=-1.2, held=None, traced=0.1, stderr=0.1):
+    held_out = None if held is None else about(held, stderr)
+    return Memorisation(about(own, stderr), about(left, stderr), held_out, about(traced))
+
+
+def sampling(chosen="prior", gains=(0.1, -9.0), stderr=0.01, effective=(99, 99, 99), copies=None, **changes):
+    """Scores of the prior, of the mixture and of q_agg."""
+    names = ("prior", "gmm", "q_agg")
+    every = dict(zip(names, (Estimate(0.0, 0.0, 60), *(about(gain, stderr) for gain in gains)), strict=True))
+    likelihood = {name: about(-50.0) for name in names}
+    made = Sampling(
+        "held-out data", chosen, every, likelihood, None, dict(zip(names, effective, strict=True)), copies or {}
+    )
+    return made._replace(**changes)
+
+
+PLAIN = Diagnosis(
+    num_data=2000,
+    num_distinct=1000,
+    latent_dim=2,
+    prior="standard normal",
+    rate=about(3.0),
+    information=about(2.0),
+    log_num_data=7.6,
+    distinguishable=about(7.0),
+    information_population=interval(1.0, 2.0),
+    mismatch=about(1.0),
+    mismatch_population=interval(0.0, 0.4),
+    population_from="the codes at hand",
+    total_correlation=about(0.1),
+    kl_per_dimension=(1.0, 2.0),
+    active=(True, True),
+    holes=hole(),
+    memorisation=memory(),
+    moments=Moments(0.01, 1.01),
+    sampling=None,
+)
+
+CASES = [
+    (MATCH, {"mismatch_population": interval(0.0, 0.5)}, "ok", "Yes, so far"),
+    (MATCH, {"mismatch_population": interval(0.1, 0.5)}, "ok", "Nearly"),
+    (MATCH, {"mismatch_population": interval(0.0, 0.51)}, "unknown", "It cannot be told"),
+    (MATCH, {"mismatch_population": interval(0.5, 9.0)}, "look", "Not quite"),
+    (MATCH, {"mismatch_population": interval(0.51, 9.0)}, "look", "No: new codes, too, differ"),
+    (MATCH, {"mismatch_population": interval(2.0, 9.0)}, "look", "No: new codes, too, differ"),
+    (MATCH, {"mismatch_population": interval(2.01, 9.0)}, "problem", "No: new codes, too, differ"),
+    (MATCH, {"mismatch_population": None}, "unknown", "For the data at hand"),
+    (MATCH, {"mismatch_population": None, "rate": about(9e-7)}, "ok", "Yes: every code"),
+    (HOLES, {"holes": hole(0.0, 0.09)}, "ok", "None was found"),
+    (HOLES, {"holes": hole(0.0, 0.1)}, "unknown", "None was found"),
+    (HOLES, {"holes": hole(0.05)}, "look", "Yes: 5 %"),
+    (HOLES, {"holes": hole(0.051)}, "problem", "Yes: 5 %"),
+    (USED, {"num_data": 1}, "unknown", "One datum"),
+    (USED, {"active": (False, False)}, "problem", "All are collapsed"),
+    (USED, {"active": (True, False)}, "ok", "In use: 1. Collapsed: 1"),
+    (USED, {"information": about(0.02, 0.0099)}, "problem", "All are collapsed"),
+    (USED, {"information": about(0.02, 0.0101)}, "ok", "All are in use"),
+    (TRACED, {"memorisation": memory(traced=0.5)}, "ok", "Mostly not"),
+    (TRACED, {"memorisation": memory(traced=0.51)}, "look", "Yes: most draws"),
+    # its standard error is 0.14: a gap of half a nat is both visible and certain, one of 0.4 is not visible
+    (OVERFIT, {"memorisation": memory(left=-1.2, held=-1.65)}, "ok", "Yes, within"),
+    (OVERFIT, {"memorisation": memory(left=-1.2, held=-1.75)}, "problem", "No: training data"),
+    (OVERFIT, {"memorisation": memory(left=-1.2, held=-1.65, stderr=0.01)}, "ok", "Yes, within"),
+    (OVERFIT, {"memorisation": memory(left=-1.2, held=-2.2, stderr=0.3)}, "ok", "Yes, within"),
+    (OVERFIT, {"memorisation": memory(own=9.0, left=-1.2, held=-1.2)}, "ok", "Yes, within"),
+    (OVERFIT, {"sampling": sampling(training_log_likelihood=about(-49.4))}, "problem", "No: training data"),
+    (OVERFIT, {"sampling": sampling(training_log_likelihood=about(-49.6))}, "ok", "Yes, within"),
+    (OVERFIT, {"sampling": sampling(training_log_likelihood=about(-49.0, 0.4))}, "ok", "Yes, within"),
+    (COPIED, {"sampling": sampling(copies={"prior": about(0.26, 0.019)})}, "problem", "Many are nearer"),
+    (COPIED, {"sampling": sampling(copies={"prior": about(0.26, 0.021)})}, "ok", "No more than"),
+    (COPIED, {"sampling": sampling(copies={"prior": about(0.05), "q_agg": about(0.9)})}, "ok", "No more than"),
+    # 5/√1000 = 0.158 is more than 0.1, and 5/√10000 is less; 5/√50 moves moments as much as anything
+    (TRAINED, {"moments": Moments(0.15, 1.0)}, "ok", "Moments are those"),
+    (TRAINED, {"moments": Moments(0.17, 1.0)}, "look", "It does not look so"),
+    (TRAINED, {"moments": Moments(-0.17, 1.0)}, "look", "It does not look so"),
+    (TRAINED, {"moments": Moments(0.0, 0.83)}, "look", "It does not look so"),
+    (TRAINED, {"moments": Moments(0.0, 1.15)}, "ok", "Moments are those"),
+    (TRAINED, {"moments": Moments(0.11, 1.0), "num_distinct": 10_000}, "look", "It does not look so"),
+    (TRAINED, {"moments": Moments(0.09, 1.0), "num_distinct": 10_000}, "ok", "Moments are those"),
+    (TRAINED, {"moments": Moments(0.3, 1.0), "num_distinct": 50}, "unknown", "It cannot be told"),
+    (TRAINED, {"moments": Moments(0.3, 1.0), "num_distinct": 110}, "ok", "Moments are those"),
+    (TRAINED, {"moments": Moments(0.09, 1.0), "num_distinct": 50}, "ok", "Moments are those"),
+    (SAMPLE, {"sampling": sampling()}, "ok", "The prior will do"),
+    (SAMPLE, {"sampling": sampling("gmm")}, "look", "A Gaussian mixture"),
+    (SAMPLE, {"sampling": sampling("q_agg")}, "look", "The codes of the data"),
+    # q_agg is behind by 9 nats; by 2 and less than three standard errors it could still be the best
+    (SAMPLE, {"sampling": sampling(effective=(99, 99, 9))}, "ok", "The prior will do"),
+    (SAMPLE, {"sampling": sampling(effective=(99, 9, 99))}, "unknown", "The prior will do"),
+    (SAMPLE, {"sampling": sampling(effective=(99, 10, 99))}, "ok", "The prior will do"),
+    (SAMPLE, {"sampling": sampling(gains=(0, -2.02), effective=(99, 99, 9))}, "unknown", "The prior will do"),
+    (SAMPLE, {"sampling": sampling(gains=(0, -2.04), effective=(99, 99, 9))}, "ok", "The prior will do"),
+    (SAMPLE, {"mismatch_population": None}, "unknown", "There are too few"),
+    (SAMPLE, {"mismatch_population": None, "rate": about(9e-7)}, "ok", "The prior: every code"),
+    (SAMPLE, {"mismatch_population": interval(0, 1, **{"mixture of 5": (0.3, 0.1)})}, "look", "by a mixture of 5"),
+    (SAMPLE, {"mismatch_population": interval(0, 1, **{"mixture of 1": (0.3, 0.1)})}, "look", "by one Gaussian"),
+    (SAMPLE, {"mismatch_population": interval(0, 1, **{"mixture of 5": (0.19, 0.1)})}, "ok", "The prior describes"),
+    (SAMPLE, {"mismatch_population": interval(0, 1, **{"leave-one-out": (0.3, 0.1)})}, "look", "by the aggregated"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("topic", "changes", "status", "finding"), CASES)
+def test_what_decides(topic, changes, status, finding):
+    (verdict,) = [v for v in verdicts(dataclasses.replace(PLAIN, **changes)) if v.topic.startswith(topic)]
+    assert verdict.status == status
+    assert finding in verdict.finding
+
+
+def test_what_there_are_no_numbers_for_gets_no_verdict():
+    none = dataclasses.replace(PLAIN, holes=None, memorisation=None, moments=None)
+    assert [verdict.topic.split("?")[0].split(",")[0] for verdict in verdicts(none)] == [
+        "Which distribution should I draw codes from",
+        "Do codes follow the prior",
+        "Are latents in use",
+    ]
+
+
+def test_the_error_of_a_difference_is_that_of_both():
+    gap = dataclasses.replace(PLAIN, memorisation=memory(left=-1.0, held=-2.0, stderr=0.3))
+    (verdict,) = [v for v in verdicts(gap) if v.topic.startswith(OVERFIT)]
+    assert verdict.decides.endswith("1.000 ± 0.4243 nats")  # 0.3 √2
+
+
+def test_what_was_left_out_or_held_out_stands_for_q_agg():
+    """A mixture that was made of the scored codes with their own components left in is no candidate."""
+    candidates = {"leave-one-out": (1.0, 0.1), "densities[0]": (2.0, 0.1), "mixture of 5": (1.5, 0.1)}
+    assert best_of_codes(candidates, held_out=True) == {"name": "q_agg", "value": 2.0, "stderr": 0.1}
+    assert best_of_codes(candidates, held_out=False) == {"name": "mixture of 5", "value": 1.5, "stderr": 0.1}
+
+
+def test_an_exact_number_has_no_error():
+    assert plus(Estimate(2.0, 0.0, 0)) == "2.000 nats"
+    assert plus(Estimate(2.0, 0.1, 5), "") == "2.000 ± 0.1000"
+    assert plus(Estimate(2e6, 1e-4, 5), "") == "2.000e6"  # an error of rounding alone
