@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from html.parser import HTMLParser
 
 import jsonschema
 import pytest
@@ -98,6 +99,10 @@ def test_json_has_all_but_draws_and_no_infinity(tmp_path):
     for change in ({"extra": 1}, {"active": [1, 2]}, {"num_data": 1.5}, {"prior": None}, {"verdicts": [{}]}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(found | change, json_schema())
+    for pair in (3, [1.0], [1.0, 2.0, 3.0], ["a", 1.0]):
+        bracket = found["mismatch_population"] | {"candidates": {"leave-one-out": pair}}
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(found | {"mismatch_population": bracket}, json_schema())
 
 
 def test_text_has_the_answers_first_and_remarks_last():
@@ -108,9 +113,42 @@ def test_text_has_the_answers_first_and_remarks_last():
     assert "Notes" not in str(dataclasses.replace(FULL, notes=()))
 
 
-def test_the_page_escapes_and_explains():
+class Outline(HTMLParser):
+    """Elements that are open, and texts that stand in none but those that hold everything."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.bare = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, text):
+        if text.strip() and (
+            not self.open or self.open[-1] in ("html", "head", "body", "main", "div", "ul", "dl", "tr")
+        ):
+            self.bare.append(text)
+
+
+def test_the_page_is_well_formed():
     shown = dataclasses.replace(FULL, shown={"codes": torch.zeros(3, 2), "prior": torch.ones(3, 2)})
-    page, part = shown.to_html(), shown._repr_html_()
+    for page in (shown.to_html(), shown._repr_html_()):
+        outline = Outline(page)
+        assert (outline.open, outline.bare) == ([], [])
+
+
+def test_the_page_escapes_and_explains(tmp_path):
+    shown = dataclasses.replace(FULL, shown={"codes": torch.zeros(3, 2), "prior": torch.ones(3, 2)})
+    page, part = shown.to_html(tmp_path / "a.html"), shown._repr_html_()
+    assert (tmp_path / "a.html").read_text(encoding="utf-8") == page
+    for write in (shown.to_html, shown.to_json):
+        with pytest.raises(TypeError, match=r"^path: expected a path, got int"):
+            write(3)
     for text in (page, part):
         assert "Is &lt;it&gt;?" in text and "Decided by: 1 &amp; 2." in text and "--tone:var(--unknown)" in text
         assert "<li>Something.</li>" in text and "<li>Merged.</li>" in text
