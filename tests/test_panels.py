@@ -37,6 +37,7 @@ def test_codes_are_shown_in_the_two_latents_of_highest_rate():
     np.testing.assert_array_equal(prior.get_offsets(), SHOWN["prior"][:500, [2, 0]])
     np.testing.assert_array_equal(own.get_offsets(), SHOWN["codes"][:500, [2, 0]])
     assert words(0).endswith("in latent 3 and latent 1.")
+    assert [text.get_text() for text in codes.get_legend().get_texts()] == ["prior", "codes"]
 
 
 def test_a_hole_is_shown_where_it_is():
@@ -44,6 +45,7 @@ def test_a_hole_is_shown_where_it_is():
     holes = hole(0.25)._replace(points=torch.full((7, 3), 0.3).double(), where=(place,))
     codes, *_ = axes_of(holes=holes)
     assert (codes.get_xlabel(), codes.get_ylabel()) == ("$z_{2}$", "$z_{3}$")
+    assert [text.get_text() for text in codes.get_legend().get_texts()] == ["prior", "codes", "hole"]
     assert len(codes.collections) == 3 and len(codes.collections[2].get_offsets()) == 7
     assert words(0, holes=holes).endswith("draws of the prior in the hole, 0.2500 of it, are marked.")
 

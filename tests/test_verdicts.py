@@ -86,6 +86,52 @@ def test_what_decides(topic, changes, status, finding):
     (verdict,) = [v for v in verdicts(dataclasses.replace(PLAIN, **changes)) if v.topic.startswith(topic)]
     assert verdict.status == status
     assert finding in verdict.finding
+    assert all(isinstance(part, str) and part for part in verdict)
+
+
+DECIDES = [
+    (MATCH, {}, "mismatch of the population between 0 and 0.4000 nats"),
+    (MATCH, {"mismatch_population": None}, "mismatch of the N data: 1.000 ± 0.1000 nats"),
+    (MATCH, {"mismatch_population": None, "rate": about(0.0)}, "rate 0 ± 0.1000 nats"),
+    (HOLES, {}, "share of the prior in a hole: 0"),
+    (HOLES, {"holes": hole(0.25)}, "share of the prior in the hole: 0.2500 ± 0.001000"),
+    (USED, {"active": (True, False)}, "1 of 2 latents in use; information 2.000 ± 0.1000 nats"),
+    (
+        TRACED,
+        {"memorisation": memory(own=-1.0, left=-1.25, traced=0.1)},
+        "10.00 ± 10.00 % of draws can be traced to their datum; leaving the datum out costs 0.2500 nats",
+    ),
+    (
+        OVERFIT,
+        {"memorisation": memory(left=-1.2, held=-1.65)},
+        "log-density of codes of training data less that of held-out data: 0.4500 ± 0.1414 nats",
+    ),
+    (
+        OVERFIT,
+        {"sampling": sampling(training_log_likelihood=about(-49.0, 0.0))},
+        "log-likelihood of training data less that of held-out data: 1.000 ± 0.1000 nats",
+    ),
+    (
+        COPIED,
+        {"sampling": sampling("gmm", copies={"gmm": about(0.25)})},
+        "0.2500 ± 0.1000 of samples from gmm are as near to a training datum as the nearest 5 % of other data's "
+        "reconstructions",
+    ),
+    (TRAINED, {}, "mean farthest from 0: 0.01000; mean square farthest from 1: 1.010; exact"),
+    (
+        SAMPLE,
+        {"sampling": sampling()},
+        "gain over the prior: gmm 0.1000 ± 0.01000 nats, q_agg -9.000 ± 0.01000 nats per datum",
+    ),
+    (SAMPLE, {}, "log-density of new codes over that of the prior: -5.000 ± 0.1000 nats"),
+    (SAMPLE, {"mismatch_population": None}, "no interval"),
+]
+
+
+@pytest.mark.parametrize(("topic", "changes", "decides"), DECIDES)
+def test_the_number_that_decides_is_told(topic, changes, decides):
+    (verdict,) = [v for v in verdicts(dataclasses.replace(PLAIN, **changes)) if v.topic.startswith(topic)]
+    assert verdict.decides == decides
 
 
 def test_what_there_are_no_numbers_for_gets_no_verdict():
