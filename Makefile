@@ -6,7 +6,7 @@ WORKERS ?= auto
 # One worker for each processor; see tests/running/parallel.py.
 PYTEST := $(PY) -m pytest -q -p tests.running.parallel -n $(WORKERS) --no-loadscope-reorder
 NBVAL := --nbval --nbval-current-env
-PARTS := style site code chapters gates cells slow
+PARTS := style code chapters gates cells slow
 PEERS := pykeops numpyro
 PORT ?= 8000
 PYTHONS ?= python3.11 python3.12 python3.13
@@ -32,13 +32,10 @@ pdf: setup  ## print the whole book to _build/book.pdf, with Chromium
 	@$(RUN) book/_tools/pdf.py
 
 test: setup $(if $(CHAPTER),check-chapter)  ## check everything and change nothing (CHAPTER=mixture/index: one chapter)
-	@MAKE='$(MAKE)' $(PY) tests/running/parts.py $(if $(CHAPTER),gates+cells,style+site code chapters)
+	@MAKE='$(MAKE)' $(PY) tests/running/parts.py $(if $(CHAPTER),gates+cells,style code chapters)
 
 check-style:
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
-
-check-site:
-	@$(RUN) book/_tools/build.py --output _build/check
 
 check-code:
 	@$(PYTEST) --dist loadfile --doctest-modules vaebook tests -m "not slow" --junitxml=_build/junit/code.xml

@@ -33,7 +33,7 @@ from vaebook.adapters import (
     adapt_vae,
 )
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import components
+from vaebook.parts import adapt_prior_of, components
 from vaebook.priors import StandardNormal
 
 N, P, D = 7, 6, 2
@@ -668,3 +668,27 @@ class TestWhole:
         vae.data(X)
         assert vae.latent_dim == vae.prior.latent_dim == D
         assert vae.prior.log_prob(torch.zeros(D)) == pytest.approx(-D / 2 * math.log(2 * math.pi))
+
+
+class Sized(nn.Module):
+    """A part that tells its sizes."""
+
+    def __init__(self, **sizes):
+        super().__init__()
+        self.__dict__.update(sizes)
+
+
+def test_sizes_of_the_parts_and_of_the_prior_must_be_one():
+    """Told by either part, by both, or by none, where the prior tells."""
+    two = Independent(Normal(torch.zeros(2), torch.ones(2)), 1)
+    for encoder, decoder in ((Sized(latent_dim=2), Sized()), (Sized(), Sized(latent_dim=2)), (Sized(), Sized())):
+        assert adapt_prior_of(encoder, decoder, two).latent_dim == 2
+    for encoder, decoder in ((Sized(latent_dim=3), Sized()), (Sized(), Sized(latent_dim=3))):
+        with pytest.raises(ValueError, match=r"^prior: expected dimension 3, got 2"):
+            adapt_prior_of(encoder, decoder, two)
+    for name in ("data_dim", "latent_dim"):
+        with pytest.raises(ValueError, match=rf"^{name}: expected the same, got 2 in the encoder and 3 in the decoder"):
+            adapt_prior_of(Sized(**{name: 2}), Sized(**{name: 3}), two)
+    for name, parts in (("encoder", (3, Sized())), ("decoder", (Sized(), 3))):
+        with pytest.raises(TypeError, match=rf"^{name}: expected a torch.nn.Module, got int"):
+            adapt_prior_of(*parts, two)

@@ -80,6 +80,7 @@ def test_numbers_of_a_known_population():
     assert report.rate.value == pytest.approx(report.information.value + report.mismatch.value)
     assert sum(report.kl_per_dimension) == pytest.approx(report.rate.value)
     assert report.distinguishable.value == pytest.approx(math.exp(report.information.value))
+    assert report.distinguishable.stderr == pytest.approx(report.distinguishable.value * report.information.stderr)
     assert report.active == (True, True)
     assert report.holes.mass == 0
     found = answers(report)
@@ -115,6 +116,7 @@ def test_an_encoder_that_overfits_shows_in_held_out_codes():
 
 def test_a_model_that_is_right_about_its_data(report):
     assert report.population_from == "held-out codes"
+    assert "densities[0]" in report.mismatch_population.candidates
     assert report.mismatch_population.low == 0
     assert report.sampling.data == "held-out data"
     assert report.sampling.gains["prior"].value == 0
@@ -178,18 +180,31 @@ def test_copies_are_merged_and_said():
     assert two.memorisation.leave_one_out.value == pytest.approx(one.memorisation.leave_one_out.value, abs=0.2)
 
 
+@pytest.mark.parametrize("num", [39, 40])
+def test_forty_held_out_codes_stand_for_the_population(num):
+    report = diagnose(gaussian(num=12, dim=1), held_out=gaussian(1, num=num, dim=1))
+    assert report.population_from == ("held-out codes" if num == 40 else "the codes at hand")
+
+
+def test_a_normal_prior_of_another_scale_is_not_the_standard_one():
+    for scale, name in ((1.0, "standard normal"), (2.0, "Independent")):
+        prior = Independent(Normal(torch.zeros(1).double(), torch.full((1,), scale).double()), 1)
+        assert diagnose(gaussian(num=3, dim=1), prior=prior).prior == name
+
+
 def test_another_prior_and_another_unit():
     codes = gaussian()
+    codes["loc"][:, 1] *= 0.05  # in units of the prior this latent is not in use
     other = {"loc": 100 * codes["loc"] + 7, "scale": 100 * codes["scale"]}
     prior = Independent(Normal(torch.full((2,), 7.0).double(), torch.full((2,), 100.0).double()), 1)
     one, two = diagnose(codes), diagnose(other, prior=prior)
     assert two.prior == "Independent"
     assert two.rate.value == pytest.approx(one.rate.value)
-    assert two.active == one.active
+    assert two.active == one.active == (True, False)
     assert two.moments == pytest.approx(one.moments, abs=1e-6)
 
 
-@pytest.mark.parametrize(("num", "dim"), [(1, 1), (1, 5), (2, 1), (3, 2), (45, 1), (70, 512)])
+@pytest.mark.parametrize(("num", "dim"), [(1, 1), (1, 5), (2, 1), (3, 2), (45, 1), (70, 128)])
 def test_few_data_and_any_dimension(num, dim):
     report = diagnose(gaussian(num=num, dim=dim))
     assert report.unknown

@@ -33,7 +33,9 @@ def test_an_npz_in_and_all_forms_out(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "80 data, 2 latent dimensions, prior: standard normal" in shown.out
     assert shown.err == ""
-    assert json.loads(stored.read_text())["num_data"] == 80
+    found = json.loads(stored.read_text())
+    assert found["num_data"] == 80 and found["population_from"] == "held-out codes"
+    assert found["memorisation"]["held_out"]["num_samples"] > 0
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
@@ -43,6 +45,17 @@ def test_safetensors_of_any_precision(tmp_path, capsys, dtype):
     safetensors.torch.save_file({"loc": torch.tensor(LOC).to(dtype), "log_var": torch.zeros(80, 2, dtype=dtype)}, path)
     assert main(["diagnose", path]) == 0
     assert "80 data" in capsys.readouterr().out
+
+
+def test_the_seed_is_0_unless_another_is_given(tmp_path):
+    codes, stored = npz(tmp_path, loc=LOC[:8], scale=SCALE[:8]), tmp_path / "report.json"
+
+    def found(*options):
+        assert main(["diagnose", codes, "--json", str(stored), *options]) == 0
+        return stored.read_text()
+
+    assert found() == found("--seed", "0") != found("--seed", "1")
+    assert found("--seed", str(2**63 - 1)) != found("--seed", str(-(2**63)))
 
 
 def test_priors(tmp_path, capsys):

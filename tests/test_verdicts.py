@@ -4,11 +4,9 @@ import dataclasses
 
 import pytest
 
+from tests.diagnoses import PLAIN, about, hole, interval, memory, sampling
 from vaebook.estimators import Estimate
-from vaebook.holes import Holes
-from vaebook.memorisation import Memorisation
-from vaebook.population import Interval
-from vaebook.report import Diagnosis, Moments, Sampling
+from vaebook.report import Moments
 from vaebook.verdicts import best_of_codes, plus, verdicts
 
 SAMPLE, MATCH, HOLES = "Which distribution", "Do codes follow", "Are there holes"
@@ -20,56 +18,6 @@ USED, TRACED, OVERFIT, COPIED, TRAINED = (
     "Has training",
 )
 
-
-def about(value, stderr=0.1):
-    return Estimate(value, stderr, 100)
-
-
-def interval(low, high, **candidates):
-    return Interval(low, high, low, 0.1, high, 0.1, candidates or {"leave-one-out": (-5.0, 0.1)})
-
-
-def hole(mass=0.0, least=0.01):
-    return Holes(mass, 0.001, 0.0005, 0.0001, least, None, ())
-
-
-def memory(own=-1.0, left=-1.2, held=None, traced=0.1, stderr=0.1):
-    held_out = None if held is None else about(held, stderr)
-    return Memorisation(about(own, stderr), about(left, stderr), held_out, about(traced))
-
-
-def sampling(chosen="prior", gains=(0.1, -9.0), stderr=0.01, effective=(99, 99, 99), copies=None, **changes):
-    """Scores of the prior, of the mixture and of q_agg."""
-    names = ("prior", "gmm", "q_agg")
-    every = dict(zip(names, (Estimate(0.0, 0.0, 60), *(about(gain, stderr) for gain in gains)), strict=True))
-    likelihood = {name: about(-50.0) for name in names}
-    made = Sampling(
-        "held-out data", chosen, every, likelihood, None, dict(zip(names, effective, strict=True)), copies or {}
-    )
-    return made._replace(**changes)
-
-
-PLAIN = Diagnosis(
-    num_data=2000,
-    num_distinct=1000,
-    latent_dim=2,
-    prior="standard normal",
-    rate=about(3.0),
-    information=about(2.0),
-    log_num_data=7.6,
-    distinguishable=about(7.0),
-    information_population=interval(1.0, 2.0),
-    mismatch=about(1.0),
-    mismatch_population=interval(0.0, 0.4),
-    population_from="the codes at hand",
-    total_correlation=about(0.1),
-    kl_per_dimension=(1.0, 2.0),
-    active=(True, True),
-    holes=hole(),
-    memorisation=memory(),
-    moments=Moments(0.01, 1.01),
-    sampling=None,
-)
 
 CASES = [
     (MATCH, {"mismatch_population": interval(0.0, 0.5)}, "ok", "Yes, so far"),
@@ -138,6 +86,52 @@ def test_what_decides(topic, changes, status, finding):
     (verdict,) = [v for v in verdicts(dataclasses.replace(PLAIN, **changes)) if v.topic.startswith(topic)]
     assert verdict.status == status
     assert finding in verdict.finding
+    assert all(isinstance(part, str) and part for part in verdict)
+
+
+DECIDES = [
+    (MATCH, {}, "mismatch of the population between 0 and 0.4000 nats"),
+    (MATCH, {"mismatch_population": None}, "mismatch of the N data: 1.000 ± 0.1000 nats"),
+    (MATCH, {"mismatch_population": None, "rate": about(0.0)}, "rate 0 ± 0.1000 nats"),
+    (HOLES, {}, "share of the prior in a hole: 0"),
+    (HOLES, {"holes": hole(0.25)}, "share of the prior in the hole: 0.2500 ± 0.001000"),
+    (USED, {"active": (True, False)}, "1 of 2 latents in use; information 2.000 ± 0.1000 nats"),
+    (
+        TRACED,
+        {"memorisation": memory(own=-1.0, left=-1.25, traced=0.1)},
+        "10.00 ± 10.00 % of draws can be traced to their datum; leaving the datum out costs 0.2500 nats",
+    ),
+    (
+        OVERFIT,
+        {"memorisation": memory(left=-1.2, held=-1.65)},
+        "log-density of codes of training data less that of held-out data: 0.4500 ± 0.1414 nats",
+    ),
+    (
+        OVERFIT,
+        {"sampling": sampling(training_log_likelihood=about(-49.0, 0.0))},
+        "log-likelihood of training data less that of held-out data: 1.000 ± 0.1000 nats",
+    ),
+    (
+        COPIED,
+        {"sampling": sampling("gmm", copies={"gmm": about(0.25)})},
+        "0.2500 ± 0.1000 of samples from gmm are as near to a training datum as the nearest 5 % of other data's "
+        "reconstructions",
+    ),
+    (TRAINED, {}, "mean farthest from 0: 0.01000; mean square farthest from 1: 1.010; exact"),
+    (
+        SAMPLE,
+        {"sampling": sampling()},
+        "gain over the prior: gmm 0.1000 ± 0.01000 nats, q_agg -9.000 ± 0.01000 nats per datum",
+    ),
+    (SAMPLE, {}, "log-density of new codes over that of the prior: -5.000 ± 0.1000 nats"),
+    (SAMPLE, {"mismatch_population": None}, "no interval"),
+]
+
+
+@pytest.mark.parametrize(("topic", "changes", "decides"), DECIDES)
+def test_the_number_that_decides_is_told(topic, changes, decides):
+    (verdict,) = [v for v in verdicts(dataclasses.replace(PLAIN, **changes)) if v.topic.startswith(topic)]
+    assert verdict.decides == decides
 
 
 def test_what_there_are_no_numbers_for_gets_no_verdict():

@@ -291,5 +291,5 @@ def _schema(kind: Any) -> dict[str, Any]:
     if origin is dict:
         return {"type": "object", "additionalProperties": _schema(parts[1])}
     if origin is tuple and parts[1:] != (...,):
-        return {"type": "array", "prefixItems": [_schema(part) for part in parts], "items": False}
+        return {"type": "array", "prefixItems": [*map(_schema, parts)], "minItems": len(parts), "items": False}
     return {"type": "array", "items": _schema(parts[0])} if origin is tuple else {"type": ["number", "null"]}

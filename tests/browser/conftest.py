@@ -20,17 +20,24 @@ READY = "() => !window.MathJax || (window.MathJax.startup?.promise && window.Mat
 
 
 @pytest.fixture(scope="session")
-def site():
-    """The site as `make test` has just built it, or a new one where it is older than what it is made of."""
-    html = ROOT / "_build" / "check" / "_build" / "html"
-    sources = [ROOT / "_config.yml", ROOT / "_toc.yml", *(ROOT / "vaebook").rglob("*.py")]
+def checked():
+    """Where the site is built, and the lock that lets only one worker build it."""
+    output = ROOT / "_build" / "check"
+    output.mkdir(parents=True, exist_ok=True)
+    return output, FileLock(output / "lock")
+
+
+@pytest.fixture(scope="session")
+def site(checked):
+    """The site as test_site.py has just built it, or a new one where it is older than what it is made of."""
+    output, lock = checked
+    index = output / "_build" / "html" / "index.html"
+    sources = [ROOT / "_config.yml", ROOT / "_toc.yml", ROOT / "CITATION.cff", *(ROOT / "vaebook").rglob("*.py")]
     sources += [path for path in (ROOT / "book").rglob("*") if is_source(path)]
-    html.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(html.with_suffix(".lock")):  # two workers must not build it at the same time
-        index = html / "index.html"
+    with lock:
         if not index.exists() or index.stat().st_mtime < max(source.stat().st_mtime for source in sources):
-            build(ROOT / "_build" / "check")
-    return html
+            assert build(output) == 0
+    return index.parent
 
 
 def is_source(path):

@@ -1,22 +1,26 @@
-"""How the tests are spread over workers: one for each processor, and the files that take longest first.
+"""How the tests are spread over workers: one for each processor, and what takes longest first.
 
 Loaded by `-p tests.running.parallel`, which `make` adds. A file stays with one worker, so that what it builds is built
-once; with the longest first the workers end at about the same time. `seconds.json` holds what each file took when
-somebody last measured it (`make slowest STORE=1`).
+once; of the pages in a browser each is visited by one worker. With the longest first the workers end at about the same
+time. `seconds.json` holds what each took when somebody last measured it (`make slowest STORE=1`).
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 # nbformat imports jsonschema, which reads the grammar of addresses if it can: a second in every process, for nothing.
 sys.modules.setdefault("rfc3987_syntax", None)
 SECONDS = Path(__file__).with_name("seconds.json")
+FIRST = "tests/browser/test_site.py"  # other files wait for what it builds
+PAGES = "tests/browser/test_pages.py"
 MOST_WORKERS = 8  # each holds torch and what its tests allocate: about a gigabyte
 
 
@@ -26,10 +30,30 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(usable, MOST_WORKERS)
 
 
+def unit(nodeid: str) -> str:
+    """What stays with one worker: the file of a test, or of PAGES the page."""
+    file = nodeid.split("::")[0]
+    page = re.search(r"\[(book/[\w/]+)", nodeid) if file == PAGES else None
+    return f"{file}[{page[1]}]" if page else file
+
+
+class ByUnit(LoadFileScheduling):
+    """Keeps together what `unit` says."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return unit(nodeid)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> ByUnit | None:
+    """Take the place of `--dist loadfile`."""
+    return ByUnit(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, those of unknown length before all; and let torch use one thread in each worker."""
+    """Put the longest first, after those of unknown length; and let torch use one thread in each worker."""
     if "torch" in sys.modules:  # imported by the tests if they need it: two seconds saved where they do not
         sys.modules["torch"].set_num_threads(1)
     seconds = json.loads(SECONDS.read_text(encoding="utf-8"))
-    items.sort(key=lambda item: -seconds.get(item.nodeid.split("::")[0], float("inf")))
+    items.sort(key=lambda item: (not item.nodeid.startswith(FIRST), -seconds.get(unit(item.nodeid), float("inf"))))

@@ -1,8 +1,8 @@
 """Run the parts of `make test`, and say how long each took and which failed.
 
-    python tests/running/parts.py style+site code chapters
+    python tests/running/parts.py gates+cells style code
 
-runs the targets check-style and check-site at the same time, then check-code, then check-chapters. Parts that run at
+runs the targets check-gates and check-cells at the same time, then check-style, then check-code. Parts that run at
 the same time print their output in one piece when they end. An interruption ends everything that was started.
 """
 

@@ -1,12 +1,13 @@
-"""List the tests that took longest in the last run of each part, and the files; --store keeps the files' seconds.
+"""List the tests that took longest in the last run of each part, and the files; --store keeps their seconds.
 
-The seconds are those of the reports in _build/junit. In what order the files run next time follows from what is stored.
+The seconds are those of the reports in _build/junit. In what order the tests run next time follows from what is stored.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +15,10 @@ from xml.etree import ElementTree
 from vaebook.storage import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from tests.running.parallel import unit  # noqa: E402
+
 REPORTS = ROOT / "_build" / "junit"
 SECONDS = Path(__file__).with_name("seconds.json")
 
@@ -44,8 +49,8 @@ def main() -> int:
         print("Nothing was measured yet; run make test first.")
         return 1
     files = Counter()
-    for (path, _), seconds in tests.items():
-        files[path] += seconds
+    for (path, name), seconds in tests.items():
+        files[unit(f"{path}::{name}")] += seconds
     for (path, name), seconds in tests.most_common(options.tests):
         print(f"{seconds:7.1f} s  {path}::{name}")
     print(f"{sum(tests.values()):7.1f} s  in {len(tests)} tests; by file:")

@@ -113,7 +113,19 @@ def test_the_slowest_tests_are_listed_and_files_kept(monkeypatch, tmp_path, caps
 
 
 def test_files_of_which_the_seconds_are_kept_exist():
-    assert [path for path in json.loads(parallel.SECONDS.read_text()) if not (ROOT / path).exists()] == []
+    assert [unit for unit in json.loads(parallel.SECONDS.read_text()) if not (ROOT / unit.split("[")[0]).exists()] == []
+
+
+def test_a_file_stays_with_one_worker_and_each_page_with_one():
+    for nodeid, unit in {
+        "tests/test_bounds.py::TestElbo::test_one[book/intro]": "tests/test_bounds.py",
+        f"{parallel.PAGES}::test_page_is_accessible[book/intro-light]": f"{parallel.PAGES}[book/intro]",
+        f"{parallel.PAGES}::test_ids_are_unique[book/intro]": f"{parallel.PAGES}[book/intro]",
+        f"{parallel.PAGES}::test_root_leads_to_the_book": parallel.PAGES,
+        "book/mixture/index.ipynb::Cell 3": "book/mixture/index.ipynb",
+    }.items():
+        assert parallel.unit(nodeid) == unit
+    assert all((ROOT / file).exists() for file in (parallel.FIRST, parallel.PAGES))
 
 
 # Versions of Python
