@@ -202,8 +202,16 @@ def _shown(number: Any) -> str:
     return str(number) if abs(number) < 10**20 else f"one of {int(math.log10(abs(number))) + 1} digits"
 
 
-def check_generator(generator: object) -> torch.Generator | None:
-    """Check that ``generator`` is a torch.Generator or None."""
+def check_generator(generator: object, device: torch.device | None = None) -> torch.Generator | None:
+    """Check that ``generator`` is a torch.Generator or None; where it is on another device, it seeds one on this."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: expected a torch.Generator or None, got {type(generator).__name__}")
-    return generator
+    if None in (generator, device) or generator.device == device:
+        return generator
+    return torch.Generator(device).manual_seed(new_seed(generator))
+
+
+def new_seed(generator: torch.Generator | None, below: int = 2**31) -> int:
+    """Draw a seed."""
+    device = None if generator is None else generator.device
+    return int(torch.randint(below, (), generator=generator, device=device))

@@ -59,6 +59,12 @@ class AdaptedVAE(nn.Module):
         return next((shape.numel() for shape in shapes if shape is not None), None)
 
     @property
+    def device(self) -> torch.device | None:
+        """Where its weights are, and data are brought; None where there are none to be seen."""
+        weight = evaluation.weight_of(*self.parts)
+        return None if weight is None else weight.device
+
+    @property
     def holder(self) -> nn.Module:
         """The module that has all weights and buffers: the model as it came, if it is one, or else this."""
         every = {id(tensor) for tensor in self.state_dict(keep_vars=True).values()}
@@ -73,13 +79,13 @@ class AdaptedVAE(nn.Module):
                 raise ValueError(
                     "prior: expected one, or latent_shape, where no data tell the dimension of a code, got None"
                 )
-            zero = torch.zeros(self.latent_dim, dtype=self.dtype)
+            zero = torch.zeros(self.latent_dim, dtype=self.dtype, device=self.device)
             self._prior = adapt_prior(Independent(Normal(zero, torch.ones_like(zero)), 1))
         return self._prior
 
     def data(self, x: object, condition: object = None, *, name: str = "x", least: int = 1) -> tuple[Tensor, Condition]:
         """Check data (N, …), in one piece or in batches, and their condition."""
-        x = self._shaped(evaluation.whole(name, x, self.dtype), name)
+        x = self._shaped(evaluation.whole(name, x, self.dtype), name).to(self.device)
         if len(x) < least:
             raise ValueError(f"{name}: expected at least {least} data, got {len(x)}")
         condition = self.condition(condition, len(x))
@@ -91,7 +97,7 @@ class AdaptedVAE(nn.Module):
     def batches(self, data: Data, size: int, condition: Any = None, name: str = "x") -> Iterator[Any]:
         """Yield batches of data and of their condition, each datum in the shape that the model expects."""
         for x, rows in evaluation.batches(data, size, self.condition(condition, None), self.dtype, name):
-            yield self._shaped(x, name), rows
+            yield self._shaped(x, name).to(self.device), evaluation.move(rows, self.device)
 
     def _shaped(self, x: Tensor, name: str) -> Tensor:
         shape = self.data_shape or x.shape[1:]
@@ -109,7 +115,7 @@ class AdaptedVAE(nn.Module):
         given = list(condition) if isinstance(condition, Mapping) else type(condition).__name__
         if self._names and (isinstance(given, str) or not self._needed() <= set(given) <= set(self._names)):
             raise ValueError(f"condition: expected {', '.join(self._names)} by name, got {given}")
-        return evaluation.check_condition(condition, num, *self._sources)
+        return evaluation.move(evaluation.check_condition(condition, num, *self._sources), self.device)
 
     def _needed(self) -> set[str]:
         """Names of conditions that the parts at hand take: the others may be left out."""
@@ -169,11 +175,11 @@ class AdaptedVAE(nn.Module):
     ) -> Tensor:
         """Draw codes and return the decoder's means, (S, *event); see `vaebook.models.VAE.sample`."""
         check_int("num_samples", num_samples, minimum=1)
-        check_generator(generator)
+        generator = check_generator(generator, self.device)
         decoder, condition = self._part("decoder"), self.condition(condition, num_samples)
         source = self.prior if latent is None else adapt_prior(latent, self.latent_dim, "latent")
         with self.evaluating():
-            z = source.sample((num_samples,), generator=generator)
+            z = source.sample((num_samples,), generator=generator).to(self.device)
             decoder.compare(lambda rows: (decoder(z[rows], take(condition, rows)).mean,), num_samples)
             return decoder(z, condition).mean
 

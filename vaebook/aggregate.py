@@ -39,7 +39,7 @@ def aggregated_posterior(
         encoder: maps a batch (B, …) to the Gaussians of its rows; anything that `vaebook.adapters.adapt` takes or
             returns. Codes of any shape are flattened.
         data: a tensor or an array (N, …), also one larger than memory, or an iterable of batches, of tuples whose first
-            entry is the batch; on the device that the encoder expects.
+            entry is the batch; brought to the device of the encoder's weights.
         spread: what the encoder returns beside loc: "std", "var" or "log_var".
         condition: what the encoder takes beside x, a row for each datum: a tensor, or tensors by name.
         batch_size: how many data to encode at once, if they come as one tensor or array.

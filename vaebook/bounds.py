@@ -176,7 +176,7 @@ def prior_sample_log_prob(
     """
     vae = adapt_decoder(decoder, prior)
     x, condition = vae.data(x, condition)
-    check_generator(generator)
+    generator = check_generator(generator, x.device)
     joint, rows = Joint(vae, x, condition), 1 if check_bool("shared", shared) else len(x)
 
     def log_weight(size: int) -> Tensor:
@@ -254,7 +254,7 @@ def _draw(q: Normal, num_samples: int, generator: torch.Generator | None) -> tup
 
     The noise is drawn one sample at a time, so that it does not depend on how samples are chunked.
     """
-    check_generator(generator)
+    generator = check_generator(generator, q.loc.device)
     noise = torch.stack([q.loc.new_empty(q.loc.shape).normal_(generator=generator) for _ in range(num_samples)])
     log_q = -0.5 * noise.double().square() - q.scale.double().log() - 0.5 * math.log(2 * math.pi)
     return q.loc + q.scale * noise, log_q.sum(-1)

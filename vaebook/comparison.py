@@ -86,19 +86,19 @@ def compare_priors(
     vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
     check_int("num_samples", num_samples, minimum=2, maximum=10**9)
-    check_generator(generator)
+    generator = check_generator(generator, x.device)
     _check_names(priors, {} if leave_out is None else leave_out, () if drawn_from is None else drawn_from)
     found: dict[str, list[Tensor]] = {name: [] for name in priors}
     with torch.no_grad(), vae.evaluating(x, condition):
         q = encode(vae, x, condition)
         adapted = {name: adapt_prior(prior, q.loc.shape[1]) for name, prior in priors.items()}
-        adapted = {name: as_mixture(prior) or prior for name, prior in adapted.items()}
+        adapted = {name: as_mixture(prior, x.device) or prior for name, prior in adapted.items()}
         for name, own in (leave_out or {}).items():
             if optional(adapted[name], "leave_one_out") is None:
                 raise ValueError(f"leave_out: expected a DiagGaussianMixture, got {adapted[name]}")
             check_index("leave_out", own, (len(x),), size=adapted[name].num_components)
         pool = _Pool({n: adapted[n] for n in drawn_from or priors}, leave_out or {}, generator)
-        draws = pool.draw(torch.full((PRIOR_DRAWS,), -1))
+        draws = pool.draw(torch.full((PRIOR_DRAWS,), -1, device=x.device))
         mixture = pool.gaussians(draws)
         for rows in torch.arange(len(x), device=x.device).split(ROWS):
             part = pool.at(rows)
@@ -133,7 +133,7 @@ class _Pool:
 
     def draw(self, rows: Tensor) -> Tensor:
         """Draw for rows (M) of the batch: (M, D). Negative rows leave out nothing."""
-        which = torch.randint(len(self.priors), rows.shape, generator=self.generator)
+        which = torch.randint(len(self.priors), rows.shape, generator=self.generator, device=rows.device)
         parts = {j: self._draw(name, rows[which == j]) for j, name in enumerate(self.priors)}
         z = torch.cat([part for part in parts.values() if len(part)]) if len(rows) else parts[0]
         return z[which.argsort(stable=True).argsort()] if len(rows) else z
@@ -141,7 +141,7 @@ class _Pool:
     def _draw(self, name: str, rows: Tensor) -> Tensor:
         prior, num = self.priors[name], max(1, len(rows))
         if name not in self.own:
-            return prior.sample((num,), generator=self.generator)[: len(rows)].double()
+            return prior.sample((num,), generator=self.generator)[: len(rows)].to(rows.device, torch.float64)
         z, index = prior.sample_with_index((num,), generator=self.generator)
         z, index = z[: len(rows)].double(), index[: len(rows)]
         again = (rows >= 0) & (index == self.own[name][rows.clamp(min=0)])
@@ -155,7 +155,7 @@ class _Pool:
         for prior in self.priors.values():
             found = components(prior)
             if found is None:
-                found = torch.zeros(1), draws.mean(0)[None], draws.std(0)[None]
+                found = draws.new_zeros(1), draws.mean(0)[None], draws.std(0)[None]
             log_weight, loc, scale = (part.double() for part in found)
             scale = scale if scale.ndim == 2 else scale.square().sum(-1).sqrt()
             parts.append((log_weight.log_softmax(0), loc, scale))

@@ -23,7 +23,7 @@ from vaebook.memorisation import memorisation
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import components, optional
 from vaebook.population import FEWEST, bracket_information, bracket_mismatch
-from vaebook.priors import StandardNormal
+from vaebook.priors import StandardNormal, on_cpu
 from vaebook.report import Diagnosis, Moments, Sampling
 from vaebook.sampling import Given, decode_candidates
 from vaebook.verdicts import verdicts
@@ -90,7 +90,7 @@ def diagnose(
     Source: this book, chapter practice/your-vae.
     """
     check_int("num_data", num_data, minimum=2)
-    generator = check_generator(generator) or torch.Generator().manual_seed(0)
+    generator = check_generator(generator, torch.device("cpu")) or torch.Generator().manual_seed(0)
     silent = None if progress is None else not check_bool("progress", progress)
     with tqdm(total=6, desc="diagnose", unit="step", delay=2, leave=False, disable=silent) as bar:
         work = _Work(bar, generator)
@@ -98,7 +98,7 @@ def diagnose(
         if vae is not None and prior is not None:
             raise TypeError(f"prior: expected None, since the model has its own, got {type(prior).__name__}")
         prior = _prior(vae, prior, q_agg.latent_dim)
-        found = _codes(work, q_agg, other, prior)
+        found = _codes(work, q_agg.to("cpu"), None if other is None else other.to("cpu"), on_cpu(prior))
         if vae is not None and vae.decoder is not None:
             found = dataclasses.replace(found, sampling=_decode(work, vae, given, new, num_data))
         work.next()

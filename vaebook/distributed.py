@@ -25,6 +25,7 @@ from vaebook._checks import (
     check_int,
     check_shape,
     check_tensor,
+    new_seed,
 )
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.shards import cut
@@ -177,7 +178,7 @@ class ShardedMixture:
         """
         shape = check_shape("sample_shape", sample_shape)
         check_generator(generator)
-        seed = self._gather(torch.randint(2**50, (1,), generator=generator).double())[0]
+        seed = self._gather(torch.tensor([float(new_seed(generator, 2**50))], dtype=torch.float64))[0]
         common, own = (torch.Generator().manual_seed(int(seed) + k) for k in (0, 1 + self._rank))
         num = shape.numel()
         process = torch.multinomial(self._log_mass.exp(), max(1, num), True, generator=common)[:num]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from vaebook._checks import check_all, check_int
+from vaebook._checks import check_all, check_int, new_seed
 
 Condition = Tensor | dict[str, Tensor] | None
 Data = Tensor | np.ndarray | Iterable[Any]
@@ -69,10 +69,16 @@ def modules_of(*sources: object) -> list[nn.Module]:
     return found
 
 
+def weight_of(*sources: object) -> Tensor | None:
+    """Return the first floating-point parameter or buffer, whose dtype and device tell those of a model, or None."""
+    tensors = (t for m in modules_of(*sources) for t in (*m.parameters(), *m.buffers()) if t.is_floating_point())
+    return next(tensors, None)
+
+
 def dtype_of(*sources: object) -> torch.dtype | None:
     """Return the dtype of the first floating-point parameter or buffer, None where there is none to be seen."""
-    tensors = (t for m in modules_of(*sources) for t in (*m.parameters(), *m.buffers()) if t.is_floating_point())
-    return next((tensor.dtype for tensor in tensors), None)
+    weight = weight_of(*sources)
+    return None if weight is None else weight.dtype
 
 
 @contextmanager
@@ -81,9 +87,11 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
     if generator is None:
         yield
         return
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    with torch.random.fork_rng(devices=[]):
+    seed, card = new_seed(generator, 2**62), generator.device if generator.device.type == "cuda" else None
+    with torch.random.fork_rng(devices=[] if card is None else [card]):
         torch.default_generator.manual_seed(seed)
+        if card is not None:
+            torch.cuda.default_generators[card.index].manual_seed(seed)
         yield
 
 
@@ -149,6 +157,13 @@ def check_condition(condition: object, num: int | None, *functions: Callable[...
             raise ValueError(f"{name}: expected an encoder or a decoder that takes it {wanted}, got none")
     _check_rows(parts, num)
     return parts or None
+
+
+def move(condition: Condition, device: torch.device | None) -> Condition:
+    """Return a condition on a device; None leaves it where it is."""
+    if isinstance(condition, dict):
+        return {name: value.to(device) for name, value in condition.items()}
+    return None if condition is None else condition.to(device)
 
 
 def take(condition: Condition, rows: Any) -> Condition:

@@ -238,7 +238,7 @@ class WeightedGaussians(Distribution):
             >>> bool(((z[:, 0] > 4) == (n == 1)).all())
             True
         """
-        check_generator(generator)
+        generator = check_generator(generator, self.loc.device)
         shape, dtype = check_shape("sample_shape", sample_shape), at_least_single(self.loc.dtype)
         with torch.no_grad():
             index = _draw(self._weight, shape.numel(), generator)

@@ -115,7 +115,7 @@ class GaussianMixture(PriorModule):
             >>> prior.sample((5,), generator=torch.Generator().manual_seed(0)).shape
             torch.Size([5, 2])
         """
-        check_generator(generator)
+        generator = check_generator(generator, self.loc.device)
         shape = check_shape("sample_shape", sample_shape)
         # multinomial refuses to draw nothing
         index = torch.multinomial(self.weight, max(1, shape.numel()), replacement=True, generator=generator)

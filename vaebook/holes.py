@@ -20,10 +20,10 @@ from scipy import stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Tensor
 
-from vaebook._checks import check_all, check_generator, check_int, check_type
+from vaebook._checks import check_all, check_generator, check_int, check_type, new_seed
 from vaebook.adapters import adapt_prior
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.priors import fit_gmm
+from vaebook.priors import fit_gmm, on_cpu
 
 RARER = 0.1
 """A hole has at most this many times the codes that the prior says."""
@@ -108,17 +108,17 @@ def hole_mass(
     """
     check_type("q_agg", q_agg, DiagGaussianMixture)
     check_int("num_samples", num_samples, minimum=100)
-    check_generator(generator)
     if q_agg.num_components < LEAST:
         raise ValueError(f"q_agg: expected at least {LEAST} components, one for each datum, got {q_agg.num_components}")
-    prior, num = adapt_prior(prior, q_agg.latent_dim), min(q_agg.num_components, MOST)
+    prior, num = on_cpu(adapt_prior(prior, q_agg.latent_dim)), min(q_agg.num_components, MOST)
+    generator, q_agg = check_generator(generator, torch.device("cpu")), q_agg.to("cpu")
     order = torch.randperm(q_agg.num_components, generator=generator)[:num]
     q_agg = DiagGaussianMixture(q_agg.loc[order].double(), q_agg.scale[order].double())
     z = q_agg.loc + q_agg.scale * torch.randn(q_agg.loc.shape, generator=generator, dtype=torch.float64)
-    reference, fresh = (prior.sample((num_samples,), generator=generator).double() for _ in range(2))
+    reference, fresh = (prior.sample((num_samples,), generator=generator).to("cpu", torch.float64) for _ in range(2))
     log_prior = [prior.log_prob(part).double() for part in (z, reference, fresh)]
     check_all("prior.log_prob(z)", log_prior[0], log_prior[0].isfinite(), "finite values at draws of q_agg")
-    seed, fold = int(torch.randint(2**31, (), generator=generator)), torch.arange(num) % FOLDS
+    seed, fold = new_seed(generator), torch.arange(num) % FOLDS
     inside: dict[str, list[Tensor]] = {}
     for f in range(FOLDS):
         rest, own = q_agg[fold != f], (fold == f).nonzero()[:, 0]

@@ -269,8 +269,12 @@ def _rates(q_agg: Any, prior: Prior) -> Tensor | None:
     found = components(prior)
     if found is None or found[2].shape != (1, q_agg.latent_dim):
         return None
-    middle, spread = (part.double() for part in found[1:])
-    return q_agg.average(lambda log_weight, loc, scale: _kl((loc - middle) / spread, scale / spread))
+
+    def of(log_weight: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+        middle, spread = (part.to(loc) for part in found[1:])
+        return _kl((loc - middle) / spread, scale / spread)
+
+    return q_agg.average(of)
 
 
 def _kl(distance: Tensor, ratio: Tensor) -> Tensor:

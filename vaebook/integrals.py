@@ -96,7 +96,7 @@ def integrand(
             hint = f"use decoder.double() and x.double(), or a tolerance of at least {SINGLE:g}"
             raise ValueError(f"{name}: expected dtype torch.float64 for tolerance {tolerance:g}, got {dtype}; {hint}")
     with torch.no_grad(), vae.evaluating(x, condition):
-        joint = Joint(vae, x, condition, as_mixture(vae.prior))  # what is made of codes is encoded once
+        joint = Joint(vae, x, condition, as_mixture(vae.prior, x.device))  # what is made of codes is encoded once
         if joint.prior.latent_dim > 2:
             got = f"got {joint.prior.latent_dim}; use vaebook.likelihood.importance_log_prob"
             raise ValueError(f"prior: expected at most 2 latent dimensions, {got}")

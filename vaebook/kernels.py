@@ -32,6 +32,8 @@ TOLERANCE = 1e-8
 """Where the bound on the rounding error of the expanded form exceeds this, in nats, the direct form is used."""
 ROWS, COLUMNS = 512, 2048
 """Points and components in a block of log-terms of `attend`: 8 MiB, which stays in a processor's cache."""
+ON_CARD = 8
+"""How many times as many of both on a graphics card, which needs so much at once to be busy."""
 POINTS = 2**14
 """The most points in one pass over all components: each takes little memory, but there may be millions."""
 ENTRIES = 2**21
@@ -167,7 +169,8 @@ def attend(z: Tensor, components: Components, exclude: Tensor | None = None, *, 
     """
     points, lowest = queries(z, components), torch.finfo(z.dtype).min
     top, sums = z.new_full((len(z), 1), lowest), z.new_zeros(len(z), 1 + 2 * z.shape[1] * score)
-    buffer = z.new_empty(min(ROWS, len(z)) * min(COLUMNS, len(components.keys)))
+    num_rows, num_columns = (size * (1 if z.device.type == "cpu" else ON_CARD) for size in (ROWS, COLUMNS))
+    buffer = z.new_empty(min(num_rows, len(z)) * min(num_columns, len(components.keys)))
 
     def block(rows: slice, start: int, keys: Tensor) -> Tensor:
         terms = torch.mm(points[rows], keys.mT, out=buffer[: len(points[rows]) * len(keys)].view(-1, len(keys)))
@@ -177,8 +180,8 @@ def attend(z: Tensor, components: Components, exclude: Tensor | None = None, *, 
             terms[inside, place[inside]] = -torch.inf
         return terms
 
-    for start, first in product(range(0, len(components.keys), COLUMNS), range(0, len(z), ROWS)):
-        rows, keys = slice(first, first + ROWS), components.keys[start : start + COLUMNS]
+    for start, first in product(range(0, len(components.keys), num_columns), range(0, len(z), num_rows)):
+        rows, keys = slice(first, first + num_rows), components.keys[start : start + num_columns]
         new = weigh(block(rows, start, keys), keys, score=score) if start else None
         if new is None or not bool((new[:, -1] < (-lowest) ** 0.65).all()):
             points[rows, -2] = 0

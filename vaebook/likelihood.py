@@ -110,13 +110,13 @@ def importance_log_prob(
     vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
     check_int("num_samples", num_samples, minimum=2, maximum=10**9)
-    check_generator(generator)
+    generator = check_generator(generator, x.device)
     parts = []
     with torch.no_grad(), vae.evaluating(x, condition):
         q = encode(vae, x, condition)
         prior = vae.prior if prior is None else adapt_prior(prior, q.loc.shape[1])
         # One Gaussian that knows its KL in closed form samples itself, and its draws tell enough of it.
-        mixture = as_mixture(prior) if optional(prior, "kl") is None else None
+        mixture = as_mixture(prior, x.device) if optional(prior, "kl") is None else None
         prior = mixture or prior
 
         def draw(rows: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class Sampler(NamedTuple):
         batch, num, dim = proposal.loc.shape
         share = torch.cat([proposal.log_share.exp(), torch.full_like(proposal.log_share[:, :1], RESERVE)], 1)
         which = torch.multinomial(share, num_samples, replacement=True, generator=self.generator)
-        row, own, from_prior = torch.arange(batch)[:, None], which.clamp(max=num - 1), which == num
+        row, own, from_prior = torch.arange(batch, device=share.device)[:, None], which.clamp(max=num - 1), which == num
         noise = proposal.loc.new_empty(batch, num_samples, dim, 1).normal_(generator=self.generator)
         z = proposal.loc[row, own] + (proposal.tril[row, own] @ noise)[..., 0]
         z[from_prior] = self.draw_prior(row.expand_as(which)[from_prior])

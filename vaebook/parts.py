@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
 from vaebook._checks import check_all, check_generator, check_int, check_shape, check_tensor
-from vaebook.evaluation import Condition, call, check_repeatable, dtype_of, explained, repeat, seeded, take
+from vaebook.evaluation import Condition, call, check_repeatable, dtype_of, explained, repeat, seeded, take, weight_of
 from vaebook.outputs import Decoded, Likelihood, Spread, check_likelihood, check_spread, read_codes, read_likelihood
 
 PROBE = 16
@@ -110,7 +110,7 @@ class _Outside(nn.Module):
 
     def __init__(self, source: Any, latent_dim: int | None, name: str) -> None:
         super().__init__()
-        self.source, self.name = source, name
+        self.source, self.name, self._drawn = source, name, None
         density = self._density()
         if isinstance(density, type) or not all(callable(getattr(density, m, None)) for m in ("log_prob", "sample")):
             raise TypeError(
@@ -124,8 +124,8 @@ class _Outside(nn.Module):
             raise ValueError(f"{name}: expected one distribution over vectors, got {shapes}; {hint}")
         self.latent_dim = event[0] if event else getattr(source, "latent_dim", latent_dim)
         with torch.random.fork_rng(devices=[]):
-            z = self.sample((1,))  # tells the dtype, and D where nothing else does
-        self.latent_dim, self._dtype = z.shape[-1], z.dtype
+            z = self.sample((1,))  # tells the dtype, the device, and D where nothing else does
+        self.latent_dim, self._drawn = z.shape[-1], z
         self.log_prob(z)
         if isinstance(density, Independent) and isinstance(density.base_dist, Normal):
             self.kl = self._kl  # in closed form, which only this one has
@@ -137,22 +137,29 @@ class _Outside(nn.Module):
         with explained(self.name, "a module that returns a distribution when called without arguments"):
             return self.source()
 
+    def _like(self) -> Tensor | None:
+        """Return a tensor with dtype and device of the density: those of a flow can change."""
+        weight = weight_of(self.source)
+        return self._drawn if weight is None else weight
+
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats of z (*s, D), as (*s), in the precision of the density."""
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
         with explained(self.name, "a density over all of R^D"):
-            value = self._density().log_prob(z.to(self._dtype))
+            value = self._density().log_prob(z.to(self._like()))
         shape = getattr(value, "shape", type(value).__name__)
         if shape != z.shape[:-1]:
             raise ValueError(f"{self.name}: expected log_prob of shape {tuple(z.shape[:-1])}, got {shape}")
         # What torch.distributions would say of a z outside its support can be switched off, and flows do so.
-        return check_all(self.name, value, ~value.isnan(), "a density over all of R^D").to(z.dtype)
+        return check_all(self.name, value, ~value.isnan(), "a density over all of R^D").to(z)
 
     @torch.no_grad()
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draws, (*s, D); torch's global generator is left as it was if another one is given."""
         shape, density = check_shape("sample_shape", sample_shape), self._density()
-        own = {"generator": check_generator(generator)} if _takes_generator(density) else {}
+        like = self._like()
+        generator = check_generator(generator, None if like is None else like.device)
+        own = {"generator": generator} if _takes_generator(density) else {}
         with explained(self.name, "draws from sample(shape)"), seeded(None if own else generator):
             z = density.sample(shape, **own)
         wanted, got = (*shape, self.latent_dim or "D"), tuple(getattr(z, "shape", ()))
@@ -179,7 +186,7 @@ class _Outside(nn.Module):
     def _kl(self, loc: Tensor, scale: Tensor) -> Tensor:
         """KL divergence of N(loc, scale²), (*s, D), from this one, (*s), nats, float64."""
         own = self._density().base_dist
-        own = Normal(own.loc.double(), own.scale.double(), validate_args=False)
+        own = Normal(*(part.to(loc.device, torch.float64) for part in (own.loc, own.scale)), validate_args=False)
         return kl_divergence(Normal(loc.double(), scale.double(), validate_args=False), own).sum(-1)
 
 

@@ -24,10 +24,10 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import check_all, check_generator, check_int, check_number, check_type
+from vaebook._checks import check_all, check_generator, check_int, check_number, check_type, new_seed
 from vaebook.adapters import adapt_prior
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.priors import GaussianMixture, fit_gmm
+from vaebook.priors import GaussianMixture, fit_gmm, on_cpu
 
 GROUPS = 20
 """Groups of data that the jackknife leaves out, one at a time; of fewer than 40 data, half as many as data."""
@@ -159,8 +159,8 @@ class _Drawn:
 
     def __init__(self, q_agg: DiagGaussianMixture, num_samples: int, generator: torch.Generator | None) -> None:
         check_int("num_samples", num_samples, minimum=2 * GROUPS)
-        check_generator(generator)
-        q, num = check_type("q_agg", q_agg, DiagGaussianMixture).double(), q_agg.num_components
+        generator = check_generator(generator, torch.device("cpu"))
+        q, num = check_type("q_agg", q_agg, DiagGaussianMixture).to("cpu").double(), q_agg.num_components
         weight = q.log_weight + math.log(num)
         check_all("q_agg", weight, weight.abs() < 1e-5, "components of equal weight, one for each datum")
         if num < FEWEST:
@@ -229,7 +229,7 @@ def _outside(
     check_type("densities", densities, tuple | list)
     check_type("num_components", num_components, tuple | list)
     found = {f"densities[{i}]": _log_prob(f"densities[{i}]", c, drawn.z) for i, c in enumerate(densities)}
-    fold, seed = drawn.group % folds, int(torch.randint(2**31, (), generator=generator))
+    fold, seed = drawn.group % folds, new_seed(generator)
     fits = [DiagGaussianMixture(q_agg.loc[fold != f], q_agg.scale[fold != f]) for f in range(folds)]
     for size in num_components:
         check_int("num_components", size, minimum=1)
@@ -259,7 +259,7 @@ def _fit(q: DiagGaussianMixture, num_components: int, seed: int) -> GaussianMixt
 
 
 def _log_prob(name: str, density: Any, z: Tensor) -> Tensor:
-    value = adapt_prior(density, z.shape[1], name).log_prob(z).double()
+    value = on_cpu(adapt_prior(density, z.shape[1], name)).log_prob(z).double()
     return check_all(f"{name}.log_prob(z)", value, value.isfinite(), "finite values at draws of q_agg")
 
 

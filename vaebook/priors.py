@@ -76,14 +76,14 @@ class StandardNormal(PriorModule):
 
         Raises:
             TypeError: z is not a floating-point tensor.
-            ValueError: its last dimension is not D, it is not finite, or it is on another device than the prior.
+            ValueError: its last dimension is not D, or it is not finite.
 
         Example:
             >>> import torch
             >>> StandardNormal(1).log_prob(torch.tensor([[2.0]]))
             tensor([-2.9189])
         """
-        check_tensor("z", z, ("...", self.latent_dim), empty=True, like=self._anchor)
+        check_tensor("z", z, ("...", self.latent_dim), empty=True)
         constant = 0.5 * self.latent_dim * math.log(2 * math.pi)
         return (-0.5 * z.double().square().sum(-1) - constant).to(z.dtype)
 
@@ -134,18 +134,19 @@ class StandardNormal(PriorModule):
             >>> StandardNormal(3).sample((5,), generator=torch.Generator().manual_seed(0)).shape
             torch.Size([5, 3])
         """
-        check_generator(generator)
+        generator = check_generator(generator, self._anchor.device)
         shape = (*check_shape("sample_shape", sample_shape), self.latent_dim)
         return torch.randn(shape, generator=generator, device=self._anchor.device, dtype=self._anchor.dtype)
 
 
-def as_mixture(prior: Prior) -> DiagGaussianMixture | GaussianMixture | None:
+def as_mixture(prior: Prior, device: torch.device | None = None) -> DiagGaussianMixture | GaussianMixture | None:
     """Return a prior that is a mixture of Gaussians as one with fixed components, None if it is not known to be one.
 
     A prior that is made by an encoder is computed once, in evaluation mode.
 
     Args:
         prior: a prior, as `vaebook.adapters.adapt_prior` returns it.
+        device: where the mixture is to be; None leaves it where the prior is.
 
     Returns:
         The mixture, in float64 and without gradients, with the density of the prior.
@@ -156,7 +157,24 @@ def as_mixture(prior: Prior) -> DiagGaussianMixture | GaussianMixture | None:
     """
     with torch.no_grad(), evaluation_mode():
         found = components(prior)
-    return None if found is None else from_components(*(part.detach() for part in found))
+    return None if found is None else from_components(*(part.detach().to(device) for part in found))
+
+
+def on_cpu(prior: Prior) -> Prior:
+    """Return a prior that takes z on the processor: where its components are elsewhere, the mixture of them.
+
+    Args:
+        prior: a prior, as `vaebook.adapters.adapt_prior` returns it.
+
+    Returns:
+        The prior itself, or a mixture with its density.
+
+    Example:
+        >>> on_cpu(StandardNormal(2))
+        StandardNormal(latent_dim=2)
+    """
+    mixture = as_mixture(prior)
+    return prior if mixture is None or mixture.loc.device.type == "cpu" else mixture.to("cpu")
 
 
 def from_components(log_weight: Tensor, loc: Tensor, scale: Tensor) -> DiagGaussianMixture | GaussianMixture:

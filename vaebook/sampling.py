@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vaebook._checks import check_generator
 from vaebook.adapters import AdaptedVAE
 from vaebook.estimators import Estimate, estimate
 from vaebook.evaluation import Condition, take
@@ -47,6 +48,7 @@ def decode_candidates(
         The log-likelihoods and gains of the candidates, and the shares of samples that copy training data.
     """
     x, condition = given
+    generator = check_generator(generator, x.device)
     held_out, held_out_condition = (None, None) if new is None else new
     held = {"held_out": held_out, "held_out_condition": held_out_condition}
     choice = choose_prior(vae, x, condition=condition, **held, num_data=num_data, generator=generator)
@@ -64,7 +66,7 @@ def decode_candidates(
 
 def _log_likelihood(vae: AdaptedVAE, given: Given, generator: torch.Generator | None) -> Estimate:
     x, condition = given
-    rows = torch.randperm(len(x), generator=generator)[:SCORED]
+    rows = torch.randperm(len(x), generator=generator, device=x.device)[:SCORED]
     found = importance_log_prob(vae, x[rows], DRAWS, condition=take(condition, rows), generator=generator)
     return estimate(found.log_prob)
 
@@ -81,7 +83,7 @@ def _copies(
     Both sides are means of the decoder, without its noise. Without held-out data, training data are reconstructed,
     and the distance is that to the nearest *other* training datum.
     """
-    x = given[0][torch.randperm(len(given[0]), generator=generator)[:AGAINST]]
+    x = given[0][torch.randperm(len(given[0]), generator=generator, device=given[0].device)[:AGAINST]]
     flat, probe = x.flatten(1).double(), (x if new is None else new[0])[:SAMPLES]
     with vae.evaluating():
         if not vae.decoder(vae.encode(x[:2]).base_dist.loc).has_moments:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_all, check_generator, check_int, check_positive, check_tensor
+from vaebook._checks import check_all, check_generator, check_int, check_positive, check_tensor, new_seed
 from vaebook.adapters import AdaptedVAE, adapt_vae
 from vaebook.comparison import compare_priors
 from vaebook.estimators import Estimate, estimate
@@ -136,23 +136,23 @@ def choose_prior(
     vae = adapt_vae(vae)
     _check(num_components, num_data, generator)
     x, condition = vae.data(x, condition, least=10)
+    generator = check_generator(generator, x.device)
     name, scored, given = "x", x, condition
     if held_out is not None:
         name, (scored, given) = "held_out", vae.data(held_out, held_out_condition, name="held_out", least=2)
-    if scored.shape[1:] != x.shape[1:] or scored.device != x.device or x.device.type != "cpu":
-        wanted = f"data of shape {tuple(x.shape[1:])} on the CPU, as the model"
-        raise ValueError(f"{name}: expected {wanted}, got {tuple(scored.shape[1:])} on {scored.device}")
+    if scored.shape[1:] != x.shape[1:]:
+        raise ValueError(f"{name}: expected data of shape {tuple(x.shape[1:])}, got {tuple(scored.shape[1:])}")
     with vae.evaluating(x, condition):
         q_agg = _encode(vae, x, condition)
         exemplars = optional(vae.prior, "exemplars")
         if held_out is None and exemplars is not None and len(x) != len(exemplars):
             wanted = f"the {len(exemplars)} exemplars of which the prior is made"
             raise ValueError(f"x: expected {wanted}, got {len(x)} data")
-        seed = int(torch.randint(2**31, (), generator=generator))
+        seed = new_seed(generator)
         sizes = sorted(set(num_components))
         size, covariance = _best(q_agg, sizes, seed)
         candidates = {"prior": vae.prior, "gmm": _fit(q_agg, size, covariance, seed), "q_agg": q_agg}
-        rows = torch.randperm(len(scored), generator=generator)[:num_data]
+        rows = torch.randperm(len(scored), generator=generator, device=x.device)[:num_data]
         found = []
         for part, mixture in _parts(q_agg, rows, candidates["gmm"], sizes, seed, held_out is None):
             # A prior made of the training data was trained without the datum's own component, and is scored so.
@@ -206,7 +206,7 @@ def _parts(
     if not left_out:
         yield rows, mixture
         return
-    fold = _folds(q_agg.num_components, seed)
+    fold = _folds(q_agg.num_components, seed).to(rows.device)
     for f in range(FOLDS):
         part = rows[fold[rows] == f]
         if len(part):

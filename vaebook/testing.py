@@ -16,10 +16,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from vaebook._checks import check_generator, check_int, check_number
+from vaebook._checks import check_generator, check_int, check_number, new_seed
 from vaebook.adapters import Prior, adapt_prior
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.priors import as_mixture, fit_gmm
+from vaebook.priors import as_mixture, fit_gmm, on_cpu
 
 PARTS = 5
 """Parts of the space that are compared one by one."""
@@ -72,12 +72,12 @@ def assert_density_matches_sampler(
     """
     num = check_int("num_samples", num_samples, minimum=1_000)
     false_alarm = check_number("false_alarm", false_alarm, above=0, below=1)
-    source = adapt_prior(distribution, None, "distribution")
-    drawn = [source.sample((num,), generator=check_generator(generator)) for _ in range(2)]
+    source = on_cpu(adapt_prior(distribution, None, "distribution"))
+    drawn = [source.sample((num,), generator=check_generator(generator)).cpu() for _ in range(2)]
     for part in drawn:
         _check_draws(part)
     training, z = (part.double() for part in drawn)
-    seed = int(torch.randint(2**31, (), generator=generator))
+    seed = new_seed(generator)
     reference = _Reference(training, seed)
     limit = false_alarm / (PARTS + 3)
     for where, got, expected in _compare(source, reference, z, seed):

@@ -113,6 +113,7 @@ def fit(
         raise ValueError(f"patience: expected None without validation data, got {patience}")
     model = adapt_vae(vae)
     x, condition = _data(model, "x", x, condition, binarize)
+    generator = check_generator(generator, x.device)
     if validation is not None:
         validation, validation_condition = _data(model, "validation", validation, validation_condition, binarize, x)
     exemplars = optional(model.prior, "exemplars")
