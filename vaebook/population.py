@@ -116,6 +116,7 @@ def bracket_mismatch(
     Source: this book, chapter aggregated/population (claim agg/population); Johnson, Modified t tests and confidence
     intervals for asymmetrical populations (1978).
     """
+    q_agg = check_type("q_agg", q_agg, DiagGaussianMixture).to("cpu")
     drawn = _Drawn(q_agg, num_samples, generator)
     log_prior = _log_prob("prior", prior, drawn.z)
     ends = {"leave-one-out": drawn.jackknife(lambda log_others, log_own, num: log_others - math.log(num), -log_prior)}
@@ -144,6 +145,7 @@ def bracket_information(
 
     Source: this book, chapter aggregated/population (claim agg/population).
     """
+    q_agg = check_type("q_agg", q_agg, DiagGaussianMixture).to("cpu")
     drawn = _Drawn(q_agg, num_samples, generator)
     ends = {
         "leave-one-out": drawn.jackknife(lambda log_others, log_own, num: math.log(num) - log_others, drawn.log_own)
@@ -160,7 +162,7 @@ class _Drawn:
     def __init__(self, q_agg: DiagGaussianMixture, num_samples: int, generator: torch.Generator | None) -> None:
         check_int("num_samples", num_samples, minimum=2 * GROUPS)
         generator = check_generator(generator, torch.device("cpu"))
-        q, num = check_type("q_agg", q_agg, DiagGaussianMixture).to("cpu").double(), q_agg.num_components
+        q, num = q_agg.double(), q_agg.num_components
         weight = q.log_weight + math.log(num)
         check_all("q_agg", weight, weight.abs() < 1e-5, "components of equal weight, one for each datum")
         if num < FEWEST:

@@ -1,5 +1,7 @@
 """How fast is log q_agg? This package against its peers, in one process, round by round; `make bench` runs it.
 
+`--device cuda` measures on a graphics card instead, and the card's peak; it writes book/results/scale-card.json.
+
 Every method computes the log-density of the same points under the same mixtures; each peer at its best chunk size and
 dtype of those tried. A round runs all methods once, in turn, so that a busy machine slows all of them. Medians over
 the rounds go to a table and to book/results/scale.json, with what they were measured on.
@@ -42,15 +44,18 @@ PEERS = ("MixtureSameFamily", "scikit-learn", "KeOps", "NumPyro")
 NO_DENSITY = ("floor: GEMM and exp", "choice of clusters alone")
 """Methods that are measured for comparison and compute no log-density."""
 KINDS = ("random", "digits", "Fashion-MNIST")
+CARD = {"KINDS": ("random",), "SIZES": (10_000, 60_000, 1_000_000), "POINTS": 20_000, "CHUNKS": (200, 1_000, 5_000)}
+"""What is other on a graphics card, where clusters are not used, so that codes are like any mixture."""
 Method = Callable[[Tensor], Any]
 
 
-def mixture(kind: str, dim: int) -> DiagGaussianMixture:
+def mixture(kind: str, dim: int, device: str = "cpu") -> DiagGaussianMixture:
     """Build the largest mixture: random, or the codes of a VAE that was trained for some epochs."""
     generator = torch.Generator().manual_seed(SEED)
     if kind == "random":
         loc = torch.randn(SIZES[-1], dim, generator=generator, dtype=torch.float64)
-        return DiagGaussianMixture(loc, (0.3 * torch.randn(loc.shape, generator=generator).double() - 1).exp())
+        scale = (0.3 * torch.randn(loc.shape, generator=generator).double() - 1).exp()
+        return DiagGaussianMixture(loc.to(device), scale.to(device))
     if kind == "digits":
         x, hidden, training = digits().train, (64,), {"num_epochs": 200, "batch_size": 64}
     else:
@@ -69,7 +74,6 @@ def peers(q: DiagGaussianMixture) -> dict[str, list[tuple[dict[str, Any], Method
         "vaebook, with score": [({"dtype": "float64"}, q.log_prob_and_score)],
         "attention to all": [({"dtype": "float64"}, _attention(q, torch.float64))],
         "attention to all, float32": [({"dtype": "float32"}, _attention(q, torch.float32))],
-        "torch's fused attention": [({"dtype": "float64"}, _fused(q))],
         "floor: GEMM and exp": [({"dtype": "float64"}, _floor(q))],
         "MixtureSameFamily": [
             ({"dtype": str(dtype)[6:], "chunk": chunk}, _chunked(_same_family(q, dtype), chunk))
@@ -77,8 +81,10 @@ def peers(q: DiagGaussianMixture) -> dict[str, list[tuple[dict[str, Any], Method
             for chunk in CHUNKS
             if chunk * n * dim <= 2**29
         ],
-        "scikit-learn": [({"dtype": "float64", "chunk": c}, _chunked(_scikit(q), c)) for c in CHUNKS],
     }
+    if q.loc.device.type == "cpu":
+        found["torch's fused attention"] = [({"dtype": "float64"}, _fused(q))]
+        found["scikit-learn"] = [({"dtype": "float64", "chunk": c}, _chunked(_scikit(q), c)) for c in CHUNKS]
     if clusters.worth(n, POINTS, q.loc.device):
         found["choice of clusters alone"] = [({"dtype": "float32"}, _choice(q))]
     for name, make in (("KeOps", _keops), ("NumPyro", _numpyro)):
@@ -120,12 +126,12 @@ def _fused(q: DiagGaussianMixture) -> Method:
 
 def _floor(q: DiagGaussianMixture) -> Method:
     """Not a log-density: the matrix product and the exponentials that any dense method needs, in the same blocks."""
-    held = kernels.prepare(q.loc, q.scale, q.log_weight)
-    buffer = torch.empty(kernels.ROWS * kernels.COLUMNS, dtype=torch.float64)
+    held, larger = kernels.prepare(q.loc, q.scale, q.log_weight), 1 if q.loc.device.type == "cpu" else kernels.ON_CARD
+    buffer = q.loc.new_empty(larger**2 * kernels.ROWS * kernels.COLUMNS)
 
     def method(z: Tensor) -> None:
-        for rows in kernels.queries(z, held).split(kernels.ROWS):
-            for part in held.keys.split(kernels.COLUMNS):
+        for rows in kernels.queries(z, held).split(larger * kernels.ROWS):
+            for part in held.keys.split(larger * kernels.COLUMNS):
                 block = buffer[: len(rows) * len(part)].view(len(rows), len(part))
                 # Clamped as ours: far below 0, where most real pairs are, exp alone would be slower still.
                 torch.mm(rows, part.mT, out=block).clamp_(min=-700.0).exp_()
@@ -181,10 +187,10 @@ def _numpyro(q: DiagGaussianMixture) -> list[tuple[dict[str, Any], Method]]:
     import numpyro.distributions as dist
 
     def make(dtype: Any) -> Method:
-        loc, scale, logits = (jnp.asarray(t.numpy(), dtype) for t in (q.loc, q.scale, q.log_weight))
+        loc, scale, logits = (jnp.asarray(t.cpu().numpy(), dtype) for t in (q.loc, q.scale, q.log_weight))
         mixture = dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, scale).to_event(1))
         compiled = jax.jit(mixture.log_prob)
-        return lambda z: np.array(compiled(jnp.asarray(z.numpy(), dtype)))
+        return lambda z: np.array(compiled(jnp.asarray(z.cpu().numpy(), dtype)))
 
     return [
         ({"dtype": name, "chunk": chunk}, _chunked(make(dtype), chunk))
@@ -195,9 +201,12 @@ def _numpyro(q: DiagGaussianMixture) -> list[tuple[dict[str, Any], Method]]:
 
 def timed(method: Method, z: Tensor, calls: int = 1) -> float:
     """Seconds of one call, on average."""
+    wait = torch.cuda.synchronize if z.is_cuda else lambda: None
+    wait()
     start = time.perf_counter()
     for _ in range(calls):
         method(z)
+    wait()
     return (time.perf_counter() - start) / calls
 
 
@@ -216,7 +225,7 @@ def oracle(q: DiagGaussianMixture, z: Tensor) -> Tensor:
 def measure(kind: str, dim: int, num: int, whole: DiagGaussianMixture, rounds: int) -> list[dict[str, Any]]:
     """Time all methods on the first ``num`` components."""
     q = DiagGaussianMixture(whole.loc[:num].clone(), whole.scale[:num].clone())
-    z = q.sample((POINTS,), generator=torch.Generator().manual_seed(SEED + 1))
+    z = q.to("cpu").sample((POINTS,), generator=torch.Generator().manual_seed(SEED + 1)).to(q.loc.device)
     first = timed(q.log_prob, z)  # finds the clusters; later calls keep them
     few = z[: CHUNKS[-1] if num <= SIZES[1] else CHUNKS[1]]
     chosen = {name: choose(options, few) for name, options in peers(q).items()}
@@ -233,7 +242,11 @@ def measure(kind: str, dim: int, num: int, whole: DiagGaussianMixture, rounds: i
     for name, (settings, method) in chosen.items():
         values = method(z) if name.startswith("vaebook") else method(z[:50])  # ours as it was timed
         value = values[0] if isinstance(values, tuple) else values
-        error = float((torch.as_tensor(value)[:50].double() - exact).abs().max()) if name not in NO_DENSITY else None
+        error = (
+            float((torch.as_tensor(value)[:50].double().cpu() - exact.cpu()).abs().max())
+            if name not in NO_DENSITY
+            else None
+        )
         rates = [rounded(num / seconds) for seconds in times[name]]
         rows.append(
             {"kind": kind, "dim": dim, "num": num, "method": name, "settings": settings, "points": points[name]}
@@ -242,6 +255,31 @@ def measure(kind: str, dim: int, num: int, whole: DiagGaussianMixture, rounds: i
             | ({"first_call_seconds": rounded(first)} if name == "vaebook" else {})
         )
     return rows
+
+
+def peak() -> dict[str, dict[str, float]]:
+    """Rates of the card: operations a second of a large matrix product, and exponentials a second of a block."""
+    found = {}
+    for dtype in (torch.float64, torch.float32):  # torch's default, without TF32
+        a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
+        block = -20 * torch.rand(kernels.ON_CARD**2 * kernels.ROWS * kernels.COLUMNS, device="cuda", dtype=dtype)
+        product = statistics.median(timed(lambda x, b=b: x @ b, a, 3) for _ in range(ROUNDS))
+        exponential = statistics.median(timed(torch.exp, block, 10) for _ in range(ROUNDS))
+        rates = {"product": rounded(2 * 8192**3 / product), "exp": rounded(len(block) / exponential)}
+        found[str(dtype)[6:]] = rates
+    return found
+
+
+def shares(rows: list[dict[str, Any]], peak: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+    """Shares of the card's peak: the time that products and exponentials alone would take, of the time that was."""
+    found = []
+    for row in rows:
+        if row["method"] in ("vaebook", "attention to all, float32"):
+            rates = peak[row["settings"]["dtype"]]
+            least = 4 * (row["dim"] + 1) / rates["product"] + 1 / rates["exp"]
+            share = {"share": rounded(row["pairs_per_second"] * least)}
+            found.append({key: row[key] for key in ("dim", "num", "method")} | share)
+    return found
 
 
 def rounded(value: float) -> float:
@@ -277,7 +315,7 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def as_json(result: dict[str, Any]) -> str:
     """Write one line a row: a change of one number is a change of one line."""
     parts = [f'"provenance": {json.dumps(result["provenance"], indent=1)}']
-    for key in ("rows", "ratios", "exponents"):
+    for key in list(result)[1:]:
         parts.append(f'"{key}": [\n' + ",\n".join(json.dumps(row) for row in result[key]) + "\n]")
     return "{" + ",\n".join(parts) + "}\n"
 
@@ -286,12 +324,17 @@ def main() -> None:
     """Measure, show and store."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--output", type=Path, default=ROOT / "book" / "results" / "scale.json")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    card = options.device != "cpu"
+    if card:
+        globals().update(CARD)
+    output = options.output or ROOT / "book" / "results" / ("scale-card.json" if card else "scale.json")
     rows: list[dict[str, Any]] = []
     for kind in KINDS:
         for dim in DIMS:
-            whole = mixture(kind, dim)
+            whole = mixture(kind, dim, options.device)
             sizes = [num for num in SIZES if num <= whole.num_components and kind != "digits"]
             for num in sizes or [whole.num_components]:
                 found = measure(kind, dim, num, whole, options.rounds)
@@ -308,9 +351,12 @@ def main() -> None:
         "ratios": ratios(rows),
         "exponents": exponents(rows),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.output, as_json(result).encode())
-    print(f"\nwritten: {options.output}")
+    if card:
+        result["provenance"] |= {"card": torch.cuda.get_device_name(), "peak": peak()}
+        result["shares"] = shares(rows, result["provenance"]["peak"])
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(output, as_json(result).encode())
+    print(f"\nwritten: {output}")
 
 
 if __name__ == "__main__":

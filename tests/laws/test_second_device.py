@@ -93,7 +93,7 @@ CALLS = {
         vae, X[:2], 60, prior=StandardNormal(2), generator=g
     ),
     "compare_priors": lambda vae, g: comparison.compare_priors(
-        vae, X[:2], {"own": vae.prior, "q": codes(vae)}, 40, leave_out={"q": vae.data(X[:2])[0][:, 0].long()},
+        vae, X[:2], {"own": vae.prior, "q": codes(vae)}, 200, leave_out={"q": vae.data(X[:2])[0][:, 0].long()},
         generator=g,
     ),
     "choose_prior": lambda vae, g: selection.choose_prior(
