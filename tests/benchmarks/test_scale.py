@@ -62,3 +62,11 @@ def test_script_runs(monkeypatch, tmp_path, capsys):
     written = json.loads((tmp_path / "scale.json").read_text())
     assert {row["num"] for row in written["rows"]} == {300, 600} and "written" in capsys.readouterr().out
     assert all(row["error"] < 1e-4 for row in written["rows"] if row["error"] is not None)
+
+
+def test_a_peer_that_fails_is_left_out(capsys):
+    with scale.left_out("KeOps"):
+        raise OSError("no compiler\nin the path")
+    assert capsys.readouterr().out == "KeOps is left out: OSError: no compiler\n"
+    with pytest.raises(OSError), scale.left_out("vaebook"):
+        raise OSError
