@@ -45,7 +45,7 @@ PEERS = ("MixtureSameFamily", "scikit-learn", "KeOps", "NumPyro")
 NO_DENSITY = ("floor: GEMM and exp", "choice of clusters alone")
 """Methods that are measured for comparison and compute no log-density."""
 KINDS = ("random", "digits", "Fashion-MNIST")
-CARD = {"KINDS": ("random",), "SIZES": (10_000, 60_000, 1_000_000), "POINTS": 20_000, "CHUNKS": (200, 1_000, 5_000)}
+CARD = {"KINDS": ("random",), "SIZES": (10_000, 60_000, 1_000_000), "POINTS": 20_000, "CHUNKS": (20, 200, 1_000, 5_000)}
 """What is other on a graphics card, where clusters are not used, so that codes are like any mixture."""
 Method = Callable[[Tensor], Any]
 
@@ -80,7 +80,7 @@ def peers(q: DiagGaussianMixture) -> dict[str, list[tuple[dict[str, Any], Method
             ({"dtype": str(dtype)[6:], "chunk": chunk}, _chunked(_same_family(q, dtype), chunk))
             for dtype in (torch.float32, torch.float64)
             for chunk in CHUNKS
-            if chunk * n * dim <= 2**29
+            if chunk * n * dim <= (2**29 if q.loc.device.type == "cpu" else 2**31)
         ],
     }
     if q.loc.device.type == "cpu":
