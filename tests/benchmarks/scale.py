@@ -319,9 +319,9 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for kind, dim, num in dict.fromkeys((r["kind"], r["dim"], r["num"]) for r in rows):
         rate = {r["method"]: r["pairs_per_second"] for r in rows if (r["kind"], r["dim"], r["num"]) == (kind, dim, num)}
-        fastest = max((name for name in PEERS if name in rate), key=rate.__getitem__)
+        fastest = max((name for name in PEERS if name in rate), key=rate.__getitem__, default=None)
         others = {"floor": "floor: GEMM and exp", "same_family": "MixtureSameFamily", "fastest_peer": fastest}
-        times = {f"over_{key}": rounded(rate["vaebook"] / rate[name]) for key, name in others.items()}
+        times = {f"over_{key}": rounded(rate["vaebook"] / rate[name]) for key, name in others.items() if name in rate}
         found.append({"kind": kind, "dim": dim, "num": num, "fastest_peer": fastest} | times)
     return found
 
