@@ -76,11 +76,11 @@ execute: setup  ## run stale chapters and store their outputs (ALL=1: all; CHAPT
 experiments: setup  ## run the long experiments again, hours in all (ONLY=name: one); goes on where it was interrupted
 	@$(RUN) book/experiments/harness.py $(if $(ONLY),"$$ONLY")
 
-bench: setup  ## time log q_agg against other libraries (15 minutes); writes book/results/scale.json
+bench: setup  ## time log q_agg against other libraries (15 minutes; DEVICE=cuda: on a graphics card); writes book/results/scale.json
 	@mkdir -p _build && $(PY) book/_tools/alone.py _build sh -c '[ -d _build/bench ] || { rm -rf _build/.bench && \
 		$(PY) -m pip install -q --disable-pip-version-check --target _build/.bench -c requirements.txt $(PEERS) && \
 		mv _build/.bench _build/bench; }'
-	@env -u OMP_NUM_THREADS PYTHONPATH=_build/bench $(RUN) tests/benchmarks/scale.py
+	@env -u OMP_NUM_THREADS PYTHONPATH=_build/bench $(RUN) tests/benchmarks/scale.py $(if $(DEVICE),--device $(DEVICE))
 
 mutants: setup  ## change package and tools one operator at a time and see what no test notices (hours; ONLY='weights storage': some); writes book/results/mutants.json
 	@$(RUN) tests/mutants/mutate.py $(if $(ONLY),--modules $(ONLY))

@@ -8,6 +8,7 @@ import scale
 import torch
 
 STORED = json.loads((scale.ROOT / "book" / "results" / "scale.json").read_text())
+CARD = json.loads((scale.ROOT / "book" / "results" / "scale-card.json").read_text())
 OURS = ("vaebook", "vaebook, with score", "attention to all")
 
 
@@ -29,8 +30,19 @@ def test_medians_ratios_and_exponents_follow_from_the_rounds():
     assert json.loads(scale.as_json(STORED)) == STORED
 
 
+def test_what_a_graphics_card_did_follows_from_its_rounds():
+    sizes = {(row["dim"], row["num"]) for row in CARD["rows"]}
+    assert sizes == {(dim, num) for dim in scale.DIMS for num in scale.CARD["SIZES"]}
+    for row in CARD["rows"]:
+        assert len(row["rounds"]) >= 5 and row["pairs_per_second"] == statistics.median(row["rounds"])
+    assert CARD["ratios"] == scale.ratios(CARD["rows"]) and json.loads(scale.as_json(CARD)) == CARD
+    assert CARD["shares"] == scale.shares(CARD["rows"], CARD["provenance"]["peak"])
+    # a share of what products and exponentials alone would take
+    assert all(0 < row["share"] < 1 for row in CARD["shares"]) and len(CARD["shares"]) == 2 * len(sizes)
+
+
 def test_stored_errors():
-    for row in STORED["rows"]:
+    for row in STORED["rows"] + CARD["rows"]:
         if row["method"] in OURS:
             assert row["error"] <= 1e-8, row
         assert (row["error"] is None) == (row["method"] in scale.NO_DENSITY)
