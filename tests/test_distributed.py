@@ -16,8 +16,10 @@ from torch import distributed
 from vaebook import distributed as module
 from vaebook import shards
 from vaebook.distributed import ShardedMixture
+from vaebook.holes import hole_mass
 from vaebook.information import active_units, decompose_kl, kl_per_dimension, mutual_information
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.population import bracket_information, bracket_mismatch
 from vaebook.priors import StandardNormal
 
 DIM = 3
@@ -27,6 +29,10 @@ SHARDS = {  # how 60 components are divided
     "one is empty": [(0, 30), (30, 30), (30, 60)],
     "the first is empty": [(0, 0), (0, 60)],
 }
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
 
 
 def whole(weighted=True):
@@ -57,11 +63,22 @@ def answers(q, z, index):
 
 
 def answers_of_draws(q):
-    """What is estimated from draws, which are others for other divisions."""
-    generator = torch.Generator().manual_seed(0)
-    parts = decompose_kl(q, StandardNormal(DIM), marginals=True, num_samples=3000, generator=generator)
+    """What is estimated from draws, which do not depend on the division."""
+    parts = decompose_kl(q, StandardNormal(DIM), marginals=True, num_samples=3000, generator=seeded())
     found = {name: torch.tensor(part[:2]) for name, part in parts._asdict().items() if name != "how"}
-    return found | {"told": torch.tensor(mutual_information(q, 3000, generator=generator)[:2])}
+    return found | {"told": torch.tensor(mutual_information(q, 3000, generator=seeded())[:2])}
+
+
+def answers_of_the_population(q, generator=seeded):
+    """Brackets and a hole, where the weights are equal and a draw may come from each component in turn."""
+    sized = {"num_components": (1,), "num_samples": 40}
+    brackets = [
+        bracket_mismatch(q, StandardNormal(DIM), densities=[StandardNormal(DIM)], generator=generator(), **sized),
+        bracket_information(q, generator=generator(), **sized),
+    ]
+    hole = hole_mass(q, StandardNormal(DIM), num_samples=400, generator=generator())
+    found = {f"bracket {i}": torch.tensor(bracket[:6]) for i, bracket in enumerate(brackets)}
+    return found | {"hole": torch.tensor(hole[:5]), "where": hole.points}
 
 
 def shard(rank, shards, weighted):
@@ -90,6 +107,7 @@ def everything(rank, layouts):
         found[f"{name}, {weighted}"] = (
             answers(q, z, index)
             | answers_of_draws(q)
+            | ({} if weighted else answers_of_the_population(q))
             | {
                 "drawn": drawn,
                 "number": number,
@@ -134,10 +152,21 @@ def test_shards_are_one_mixture(name, weighted, found):
     assert counts[expected == 0].sum() == 0
     chi2 = ((counts - expected).square() / expected)[expected > 0].sum()
     assert 20 < chi2 < 120  # 59 or 58 degrees of freedom
-    for part, (value, stderr) in answers_of_draws(q).items():
-        assert all(torch.equal(answer[part], one[part]) for answer in each)
+    for part, (value, stderr) in answers_of_draws(q).items():  # the whole draws in another way
         error = (stderr.square() + one[part][1].square()).sqrt()
         assert abs(one[part][0] - value) <= 4 * error + 1e-10, part
+    alone = ShardedMixture(q.loc, q.scale, q.components()[0])
+    estimated = answers_of_draws(alone)
+    if not weighted:
+        estimated |= answers_of_the_population(alone)
+        plain = answers_of_the_population(
+            q, lambda: torch.Generator().manual_seed(int(torch.randint(2**50, (1,), generator=seeded())))
+        )
+        for part, value in plain.items():
+            torch.testing.assert_close(one[part], value, rtol=1e-10, atol=1e-10, msg=part)
+    for part, value in estimated.items():
+        for answer in each:
+            torch.testing.assert_close(answer[part], value, rtol=1e-10, atol=1e-10, msg=part)
     error = q.covariance.diagonal().div(4000).sqrt()
     assert bool(((drawn.mean(0) - q.mean).abs() < 5 * error).all())
 

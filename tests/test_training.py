@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributions import Independent, Normal
 from torch.utils.data import DataLoader, TensorDataset
 
-from vaebook import bounds, checkpoint, data, training
+from vaebook import _checks, bounds, checkpoint, data, training
 from vaebook.adapters import adapt
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
@@ -82,11 +82,14 @@ def test_priors_made_of_codes_are_trained_jointly_and_saved(make, tmp_path):
 
 
 def test_exemplars_leave_one_out_in_training_and_never_in_validation(monkeypatch):
-    vae, x, seen, elbo = code_vae(ExemplarPrior), two_images().double(), [], bounds.elbo
+    vae, x, seen, elbo = code_vae(ExemplarPrior), two_images().double(), [], bounds.elbo_of
     values = torch.rand(40, 6, generator=generator(5), dtype=torch.float64).round()
-    monkeypatch.setattr(
-        bounds, "elbo", lambda v, b, **kw: seen.append((v.training, b, kw["index"])) or elbo(v, b, **kw)
-    )
+
+    def watched(vae, batch, condition, num_samples, beta, index, generator):
+        seen.append((vae.training, batch, index))
+        return elbo(vae, batch, condition, num_samples, beta, index, generator)
+
+    monkeypatch.setattr(bounds, "elbo_of", watched)
     quick(vae, x, validation=values, num_epochs=2)
     training_steps = [(b, index) for training, b, index in seen if training]
     assert all(torch.equal(x[index], b) for b, index in training_steps)
@@ -872,3 +875,23 @@ def test_each_part_returns_to_its_own_mode_and_the_graph_of_x_is_left_alone():
     vae.encoder.eval()
     fit(vae, x * torch.ones(6, requires_grad=True), num_epochs=2, batch_size=7, progress=False)
     assert not vae.encoder.training and vae.decoder.training
+
+
+def test_later_epochs_skip_checks_and_change_no_bit(monkeypatch):
+    """The first epoch has seen all data; what a part returns is then taken as it is, and only the loss is looked at."""
+
+    def trained():
+        vae = VAE(GaussianEncoder(6, 2, (8,)), BernoulliDecoder(2, 6, (8,)), StandardNormal(2))
+        x = torch.rand(40, 6, generator=generator(0)).round()
+        history = fit(vae, x, num_epochs=4, batch_size=16, beta=0.5, generator=generator(1), progress=False)
+        return history.train_loss, [parameter.detach() for parameter in vae.parameters()]
+
+    calls, plain = [], bounds._plain_elbo
+    monkeypatch.setattr(bounds, "_plain_elbo", lambda *args: calls.append(1) or plain(*args))
+    quick_loss, quick_weights = trained()
+    assert len(calls) == 9  # three batches in each of the last three epochs
+    monkeypatch.setattr(_checks, "trusted", lambda: False)
+    monkeypatch.setattr(bounds, "trusted", lambda: False)
+    loss, weights = trained()
+    assert len(calls) == 9 and quick_loss == loss
+    assert all(torch.equal(a, b) for a, b in zip(quick_weights, weights, strict=True))
