@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 import time
 from datetime import timedelta
 
@@ -10,6 +12,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors import safe_open
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file
 from torch import distributed
 
@@ -306,3 +309,51 @@ def test_drawing_reads_each_part_once(monkeypatch):
     loc = np.zeros((30, 2), dtype=np.float32)
     ShardedMixture(loc, np.ones_like(loc), part_size=10).sample((50,), generator=torch.Generator().manual_seed(0))
     assert reads == [0, 10, 20]
+
+
+LARGE = """
+import resource, sys, time
+import numpy as np, torch
+from safetensors import safe_open
+from vaebook.distributed import ShardedMixture
+
+torch.set_num_threads(1)
+folder, kind = sys.argv[1:]
+if kind == "memory map":
+    loc, scale = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in ("loc", "scale"))
+else:
+    opened = [safe_open(f"{folder}/{name}.safetensors", "pt") for name in ("loc", "scale")]
+    loc, scale = (file.get_slice("rows") for file in opened)
+q, start = ShardedMixture(loc, scale), time.perf_counter()
+z, index = q.sample_with_index((64,), generator=torch.Generator().manual_seed(0))
+log_prob, others = q.log_prob(z), q.log_prob_leave_one_out(z, index)
+value, score = q.log_prob_and_score(z)
+assert bool(others.isfinite().all() and score.isfinite().all() and (log_prob - value).abs().max() < 1e-9)
+# the sum is no less than one of its terms
+assert bool((log_prob >= q.log_prob_given(z, index) - np.log(q.num_components) - 1e-9).all())
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(f"{kind}: peak {peak:.2f} GiB, {time.perf_counter() - start:.0f} s")
+print(peak)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in KiB")
+def test_ten_million_components_need_less_than_two_gigabytes(tmp_path):
+    """1.3 GB of float32 in files, read a part at a time, in processes of their own whose memory is measured."""
+    num, dim, rows = 10_000_000, 16, 500_000
+    for name in ("loc", "scale"):
+        array = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.float32, (num, dim))
+        numbers = np.random.default_rng(0 if name == "loc" else 1)
+        for first in range(0, num, rows):
+            drawn = numbers.standard_normal((rows, dim), dtype=np.float32)
+            array[first : first + rows] = drawn if name == "loc" else np.exp(0.1 * drawn - 1)
+        array.flush()
+        save_numpy({"rows": array}, tmp_path / f"{name}.safetensors")
+        del array
+    for kind in ("memory map", "safetensors"):
+        command = [sys.executable, "-c", LARGE, str(tmp_path), kind]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        print(run.stdout)
+        assert float(run.stdout.split()[-1]) < 2e9 / 2**30

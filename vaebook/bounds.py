@@ -74,16 +74,18 @@ def elbo(
     check_int("num_samples", num_samples, minimum=1, maximum=MOST)
     beta = check_number("beta", beta, minimum=0)
     _check_passes(vae, x, condition)
-    return elbo_of(vae, x, condition, num_samples, beta, index, generator)
+    named = {"beta": beta, "index": index, "condition": condition, "generator": generator}
+    return elbo_of(vae, x, num_samples=num_samples, **named)
 
 
 def elbo_of(
     vae: AdaptedVAE,
     x: Tensor,
-    condition: Condition = None,
+    *,
     num_samples: int = 1,
     beta: float = 1.0,
     index: Tensor | None = None,
+    condition: Condition = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Estimate the bound as `elbo` does, of a model and data that are adapted and checked already."""

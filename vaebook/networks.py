@@ -39,8 +39,7 @@ class _Network(nn.Module):
         super().__init__()
         for name, size in sizes.items():
             setattr(self, name, check_int(name, size, minimum=1))
-        self.hidden = _check_hidden(hidden)
-        self.gated = check_bool("gated", gated)
+        self.hidden, self.gated = _check_hidden(hidden), check_bool("gated", gated)
         generator = check_generator(generator) or torch.Generator().manual_seed(0)
         num_in, num_out = sizes.values()
         widths = (num_in, *self.hidden)

@@ -205,12 +205,13 @@ def _loss(
     index: Tensor | None = None,
 ) -> tuple[Tensor, float]:
     """−mean ELBO and its value, or a ValueError that says where it was not finite."""
+    given = {"beta": beta, "index": index, "condition": condition, "generator": generator}
     try:
-        loss = -bounds.elbo_of(model, batch, condition, 1, beta, index, generator).mean()
+        loss = -bounds.elbo_of(model, batch, **given).mean()
         value = loss.item()
         if not math.isfinite(value):
             with trusting(False):  # the part of the model to blame speaks first
-                bounds.elbo_of(model, batch, condition, 1, beta, index, generator)
+                bounds.elbo_of(model, batch, **given)
                 check_all("loss", loss.detach(), loss.isfinite(), "a finite value")
     except ValueError as error:  # elbo itself may be the one to meet the nan
         raise ValueError(f"fit: stopped in {where}: {str(error).splitlines()[0]}; {_KEPT}") from error
