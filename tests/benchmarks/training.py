@@ -39,9 +39,9 @@ ROUNDS, LIBRARIES = 5, ("torch", "pythae", "numpy")
 SETTINGS = {  # data, hidden layers, D, batch size, epochs
     "digits, 64-64-2, batch 64": ("digits", (64,), 2, 64, 20),
     "digits, 64-64-2, batch 512": ("digits", (64,), 2, 512, 60),
-    "Fashion-MNIST, 784-400-2, batch 128": ("Fashion-MNIST", (400,), 2, 128, 2),
+    "Fashion-MNIST, 784-400-2, batch 128": ("Fashion-MNIST", (400,), 2, 128, 5),
 }
-IMAGES = 5_000
+IMAGES = 4_000
 """Of Fashion-MNIST."""
 
 
