@@ -285,6 +285,17 @@ def test_bad_numbers_of_components():
         q.log_prob(torch.zeros(1, 3))
 
 
+def test_chosen_components_come_into_memory():
+    q, _, index = whole()
+    parted = ShardedMixture(q.loc.numpy(), q.scale.numpy(), q.components()[0].numpy(), part_size=7)
+    for found, wanted in zip(parted[index[:9]].components(), q[index[:9]].components(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"index: expected values in \[0, 60\), got 3 to 60"):
+        parted[torch.tensor([60, 3])]
+    with pytest.raises(TypeError, match=r"^index: expected a tensor of dtype torch\.int64"):
+        parted[[1, 2]]
+
+
 def test_where_nothing_is_left_it_says_so():
     one = ShardedMixture(torch.zeros(1, 2), torch.ones(1, 2))
     with pytest.raises(ValueError, match="index: expected other components of positive weight to remain"):

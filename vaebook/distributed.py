@@ -196,6 +196,7 @@ class ShardedMixture:
 
     def __getitem__(self, index: Tensor) -> DiagGaussianMixture:
         """Return the mixture of the chosen components, (K) numbers, in this process's memory; see `common`."""
+        check_index("index", index, torch.as_tensor(index).shape[:1], size=self.num_components)
         rows = torch.zeros(len(index), 1 + 2 * self.latent_dim, dtype=torch.float64)
         for q, log_mass, first in self.parts():
             own = _inside(index, first, q)
