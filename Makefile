@@ -87,8 +87,8 @@ bench: setup  ## time log q_agg, shards and training against other libraries (20
 	@$(RUN) tests/benchmarks/shards.py
 	@PYTHONPATH=_build/bench $(RUN) tests/benchmarks/training.py
 
-mutants: setup  ## change package and tools one operator at a time and see what no test notices (hours; ONLY='weights storage': some); writes book/results/mutants.json
-	@$(RUN) tests/mutants/mutate.py $(if $(ONLY),--modules $(ONLY))
+mutants: setup  ## change package and tools one operator at a time and see what no test notices (a day; SAMPLE=5: of each module five such changes; ONLY='weights storage': some modules); writes book/results/mutants.json
+	@$(RUN) tests/mutants/mutate.py $(if $(ONLY),--modules $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE))
 
 stability: setup  ## change all numbers in their last digits and see how far the chapters' results move (15 minutes); writes book/results/stability.json
 	@$(RUN) book/_tools/stability.py
