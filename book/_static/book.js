@@ -48,6 +48,9 @@ const settle = () => {
   }
 };
 window.addEventListener("load", async () => {
+  if (!window.MathJax?.startup?.promise) {
+    document.documentElement.classList.add("plain-tex"); // it did not come: show what is there
+  }
   await window.MathJax?.startup?.promise;
   await document.fonts?.ready;
   settle();

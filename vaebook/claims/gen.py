@@ -227,9 +227,10 @@ def iwae(generator: torch.Generator) -> Measurement:
     errors = [first.stderr, single.stderr, *(s.stderr for s in steps), 0.0]
     # IWAE_1 <= ELBO <= IWAE_1, for they are equal; IWAE_1 <= IWAE_2 <= IWAE_3 <= IWAE_8 <= log p
     return Measurement(
-        sides=list(
-            pairwise(["one draw", "the ELBO", "one draw", "two draws", "three draws", "eight draws", "log p(x)"])
-        ),
+        sides=[
+            (f"IWAE of {k}", f"IWAE of {m}") for k, m in pairwise(["one", "one (ELBO)", "one", "two", "three", "eight"])
+        ]
+        + [("IWAE of eight", "log p(x)")],
         lhs=torch.tensor(values[:-1], dtype=torch.float64),
         rhs=torch.tensor(values[1:], dtype=torch.float64),
         falsehood_lhs=steps[-1].value,
