@@ -42,8 +42,9 @@ def outcome(cell: nodes.container) -> str | None:
     claim, falsehood, *rest = (
         [entry.astext() for entry in row.findall(nodes.entry)] for body in table.findall(nodes.tbody) for row in body
     )
-    left, sign, right = SIGN.split(claim[0].removeprefix("claim: "))
-    this, _, that = SIGN.split(claim[1])
+    this, sign, that = SIGN.split(claim[1])
+    # Evidence that was stored before its sides had names is stale; the build says so, and shows it as it is.
+    left, _, right = SIGN.split(claim[0].removeprefix("claim: ")) if SIGN.search(claim[0]) else ("the claim", sign, "")
     # A claim that holds to a tolerance is off by less than one.
     off, of = (f", off by {claim[2]} {unit}", "") if unit == "standard errors" else ("", f" {unit}")
     near = f"; {rest[0][-1].replace(' rejected', '')} neighbours rejected" if rest else ""

@@ -22,6 +22,7 @@ SIZES = [  # of one sign of TeX, in the size of the text around it, as MathJax s
     (r"[A-Z]|\\[A-Z]\w*|\\mid", 1.05),
     (r".*", 0.68),
 ]
+FRACTION = re.compile(r"\\[td]?frac *(\{[^{}]*\}|\\[a-zA-Z]+|.) *(\{[^{}]*\}|\\[a-zA-Z]+|.)", re.DOTALL)
 SMALL = re.compile(r"[_^](?:\{[^{}]*\}|\\math\w+\{[^{}]*\}|\\[a-zA-Z]+|.)", re.DOTALL)  # an index, an exponent
 
 
@@ -32,7 +33,9 @@ def room(tex: str) -> float:
         signs = re.findall(r"\\[a-zA-Z]+|\\.|.", text, re.DOTALL)
         return [next(size for kind, size in SIZES if re.fullmatch(kind, sign, re.DOTALL)) for sign in signs]
 
-    return sum(sizes(SMALL.sub("", tex))) + 0.5 * sum(size > 0 for part in SMALL.findall(tex) for size in sizes(part))
+    # The longer part of a fraction is as small as an index.
+    tex = FRACTION.sub(lambda parts: "_{" + max(parts.groups(), key=len).strip("{}") + "}", tex)
+    return sum(sizes(SMALL.sub(" ", tex))) + 0.5 * sum(size > 0 for part in SMALL.findall(tex) for size in sizes(part))
 
 
 def leave_room(formula: re.Match) -> str:
