@@ -37,6 +37,8 @@ PNG = re.compile(r"(_images/[\w-]+)\.png")
 LEFT = ["_static/scripts/fontawesome.js*", "_static/vendor", "_static/locales", "_static/**/*.map"]
 STYLED = (".fa-solid", ".fas", ".fa-regular", ".far", ".fa-brands", ".fab")
 ICON = r'"?(?<![\w-]){}"?:\[(\d+),(\d+),\[[^\]]*\],"\w+","([^"]+)"'
+# A sign of the font of icons, which no page loads: a reader would see an empty box.
+GLYPH = re.compile(r'content: *(?:var\(--pst-icon-[\w-]+\)|"(?:[\ue000-\uf8ff]|\\[ef][0-9a-f]{3})")')
 ICONS = f"""/* Icons: Font Awesome Free, https://fontawesome.com, CC BY 4.0 */
 :is({", ".join(STYLED)}) {{ display: inline-block; width: 1.25em; height: 1em; vertical-align: -0.125em;
 background: currentcolor; mask: var(--icon) center / contain no-repeat; }}
@@ -113,7 +115,7 @@ def styles(sheets: list[Path], used: set[str]) -> str:
 def kept(rules: list[tinycss2.ast.Node], used: set[str]) -> Iterator[str]:
     """Write rules as text, without selectors that name what no page has."""
     for rule in rules:
-        content = tinycss2.serialize(rule.content) if rule.content is not None else None
+        content = GLYPH.sub("content: none", tinycss2.serialize(rule.content)) if rule.content is not None else None
         if rule.type == "qualified-rule":
             if selectors := [text for text in selectors_of(rule.prelude) if can_match(text, used)]:
                 yield f"{','.join(selectors)}{{{content}}}\n"

@@ -245,6 +245,12 @@ def test_nothing_jumps_as_formulas_and_figures_come(seen):
     assert seen["shift"] < SHIFT
 
 
+def test_no_sign_needs_a_font_of_icons(site):
+    css = (site / "_static" / "shared.css").read_text(encoding="utf-8")
+    assert "content: none" in css
+    assert not re.search(r'content: *(var\(--pst-icon|"([\ue000-\uf8ff]|\\[ef][0-9a-f]{3}))', css)
+
+
 def test_search_engines_are_told_what_the_page_is(seen):
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
     assert seen["head"]["title"].endswith(config["title"])
