@@ -58,7 +58,6 @@ class _End(NamedTuple):
     """Skewness of the value itself: that of its terms over the root of their number."""
 
 
-@torch.no_grad()
 def bracket_mismatch(
     q_agg: DiagGaussianMixture,
     prior: Any,
@@ -116,16 +115,9 @@ def bracket_mismatch(
     Source: this book, chapter aggregated/population (claim agg/population); Johnson, Modified t tests and confidence
     intervals for asymmetrical populations (1978).
     """
-    drawn = _Drawn(q_agg, num_samples, generator)
-    log_prior = _log_prob("prior", prior, drawn.z)
-    ends = {"leave-one-out": drawn.jackknife(lambda log_others, log_own, num: log_others - math.log(num), -log_prior)}
-    for name, log_c in _outside(q_agg, drawn, densities, num_components, folds, generator).items():
-        ends[name] = drawn.mean(log_c - log_prior)
-    high = drawn.jackknife(_plug_in, -log_prior)
-    return _interval(ends, high, confidence, 1, len(drawn.sizes) - 1)
+    return Population(q_agg, densities, num_components, num_samples, folds, generator).mismatch(prior, confidence)
 
 
-@torch.no_grad()
 def bracket_information(
     q_agg: DiagGaussianMixture,
     *,
@@ -144,20 +136,33 @@ def bracket_information(
 
     Source: this book, chapter aggregated/population (claim agg/population).
     """
-    drawn = _Drawn(q_agg, num_samples, generator)
-    ends = {
-        "leave-one-out": drawn.jackknife(lambda log_others, log_own, num: math.log(num) - log_others, drawn.log_own)
-    }
-    for name, log_c in _outside(q_agg, drawn, densities, num_components, folds, generator).items():
-        ends[name] = drawn.mean(drawn.log_own - log_c)
-    low = drawn.jackknife(lambda *sums: -_plug_in(*sums), drawn.log_own)
-    return _interval(ends, low, confidence, -1, len(drawn.sizes) - 1)
+    return Population(q_agg, densities, num_components, num_samples, folds, generator).information(confidence)
 
 
-class _Drawn:
-    """Draws of z, one or more from each of some data; and what the groups of data give to the density there."""
+class Population:
+    """Draws of z from some data, and log-densities there, from which both brackets can be made.
 
-    def __init__(self, q_agg: DiagGaussianMixture, num_samples: int, generator: torch.Generator | None) -> None:
+    Arguments and errors are those of `bracket_mismatch`.
+
+    Example:
+        >>> loc = 0.8 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+        >>> population = Population(DiagGaussianMixture(loc, torch.full_like(loc, 0.6)), num_components=(1,))
+        >>> bool(population.information().low < -2 * math.log(0.6) < population.information().high)
+        True
+
+    Source: this book, chapter aggregated/population (claim agg/population).
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        q_agg: DiagGaussianMixture,
+        densities: Sequence[Any] = (),
+        num_components: tuple[int, ...] = (1, 5, 10, 30),
+        num_samples: int = 10_000,
+        folds: int = 3,
+        generator: torch.Generator | None = None,
+    ) -> None:
         check_int("num_samples", num_samples, minimum=2 * GROUPS)
         check_generator(generator)
         q, num = check_type("q_agg", q_agg, DiagGaussianMixture).double(), q_agg.num_components
@@ -175,6 +180,24 @@ class _Drawn:
         self.group[order] = torch.arange(num) % groups
         self.sizes = self.group.bincount(minlength=groups)
         self.log_groups = torch.stack([self._group(q, g) for g in range(groups)], 1)
+        seed = int(torch.randint(2**31, (), generator=generator))
+        self.log_outside = _outside(q_agg, self, densities, num_components, folds, seed)
+
+    @torch.no_grad()
+    def mismatch(self, prior: Any, confidence: float = 0.95) -> Interval:
+        """Return what `bracket_mismatch` does."""
+        log_prior = _log_prob("prior", prior, self.z)
+        ends = {"leave-one-out": self.jackknife(lambda others, own, num: others - math.log(num), -log_prior)}
+        ends |= {name: self.mean(log_c - log_prior) for name, log_c in self.log_outside.items()}
+        return _interval(ends, self.jackknife(_plug_in, -log_prior), confidence, 1, len(self.sizes) - 1)
+
+    @torch.no_grad()
+    def information(self, confidence: float = 0.95) -> Interval:
+        """Return what `bracket_information` does."""
+        ends = {"leave-one-out": self.jackknife(lambda others, own, num: math.log(num) - others, self.log_own)}
+        ends |= {name: self.mean(self.log_own - log_c) for name, log_c in self.log_outside.items()}
+        low = self.jackknife(lambda *sums: -_plug_in(*sums), self.log_own)
+        return _interval(ends, low, confidence, -1, len(self.sizes) - 1)
 
     def _group(self, q: DiagGaussianMixture, g: int) -> Tensor:
         """Log of the summed densities of a group's components at all draws, the datum's own left out."""
@@ -216,22 +239,15 @@ def _plug_in(log_others: Tensor, log_own: Tensor, num_others: int) -> Tensor:
     return torch.logaddexp(log_others, log_own) - math.log(num_others + 1)
 
 
-def _outside(
-    q_agg: DiagGaussianMixture,
-    drawn: _Drawn,
-    densities: Sequence[Any],
-    num_components: tuple[int, ...],
-    folds: int,
-    generator: torch.Generator | None,
-) -> dict[str, Tensor]:
+def _outside(q: DiagGaussianMixture, drawn: Population, densities: Any, sizes: Any, folds: int, seed: int) -> Any:
     """Log-densities at the draws under mixtures fitted without the datum's fold, and under the densities given."""
     check_int("folds", folds, minimum=2, maximum=len(drawn.sizes))
     check_type("densities", densities, tuple | list)
-    check_type("num_components", num_components, tuple | list)
+    check_type("num_components", sizes, tuple | list)
     found = {f"densities[{i}]": _log_prob(f"densities[{i}]", c, drawn.z) for i, c in enumerate(densities)}
-    fold, seed = drawn.group % folds, int(torch.randint(2**31, (), generator=generator))
-    fits = [DiagGaussianMixture(q_agg.loc[fold != f], q_agg.scale[fold != f]) for f in range(folds)]
-    for size in num_components:
+    fold = drawn.group % folds
+    fits = [DiagGaussianMixture(q.loc[fold != f], q.scale[fold != f]) for f in range(folds)]
+    for size in sizes:
         check_int("num_components", size, minimum=1)
         if 2 * size > min(fit.num_components for fit in fits):
             continue
