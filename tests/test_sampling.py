@@ -1,6 +1,5 @@
 """Scores of the candidates against closed forms, the choice among them, and samples that copy training data."""
 
-import math
 from types import SimpleNamespace
 
 import pytest

@@ -90,7 +90,7 @@ def test_what_decides(topic, changes, status, finding):
 
 
 DECIDES = [
-    (MATCH, {}, "95 % interval for the mismatch of the population: 0 to 0.4000 nats"),
+    (MATCH, {}, "mismatch of the population, 95 % interval: 0 to 0.4000 nats"),
     (MATCH, {"mismatch_population": None}, "mismatch of the N data: 1.000 ± 0.1000 nats"),
     (MATCH, {"mismatch_population": None, "rate": about(0.0)}, "rate 0 ± 0.1000 nats"),
     (HOLES, {}, "share of the prior in a hole: 0"),
@@ -157,8 +157,10 @@ def test_the_error_of_a_difference_is_that_of_both():
 def test_what_was_left_out_or_held_out_stands_for_q_agg():
     """A mixture that was made of the scored codes with their own components left in is no candidate."""
     candidates = {"leave-one-out": (1.0, 0.1), "densities[0]": (2.0, 0.1), "mixture of 5": (1.5, 0.1)}
-    assert best_of_codes(candidates, held_out=True) == {"name": "q_agg", "value": 2.0, "stderr": 0.1}
-    assert best_of_codes(candidates, held_out=False) == {"name": "mixture of 5", "value": 1.5, "stderr": 0.1}
+    assert best_of_codes(candidates, held_out=True) == {"name": "q_agg", "best": "q_agg", "value": 2.0, "stderr": 0.1}
+    found = best_of_codes(candidates, held_out=False)
+    assert found == {"name": "mixture of 5", "best": "mixture of 5", "value": 1.5, "stderr": 0.1}
+    assert best_of_codes({"mixture of 5": (0.1, 0.1)}, held_out=False)["name"] == "prior"
 
 
 def test_an_exact_number_has_no_error():

@@ -93,9 +93,7 @@ def _match(found: Diagnosis) -> Verdict:
     if interval is None:
         finding = f"For the data at hand ({found.num_data}) they differ by {plus(own)}; of others nothing can be said."
         return Verdict(topic, "unknown", finding, f"mismatch of the N data: {plus(own)}", "Give more data.")
-    decides = (
-        f"95 % interval for the mismatch of the population: {number(interval.low)} to {number(interval.high)} nats"
-    )
+    decides = f"mismatch of the population, 95 % interval: {number(interval.low)} to {number(interval.high)} nats"
     gaps = f" (The {plus(own)} of the N data at hand include the gaps between their codes.)"
     if interval.low > SMALL:
         finding = f"No: new codes, too, differ from the prior by {number(interval.low)} nats or more." + gaps
