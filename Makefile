@@ -82,8 +82,8 @@ bench: setup  ## time log q_agg against other libraries (15 minutes); writes boo
 		mv _build/.bench _build/bench; }'
 	@env -u OMP_NUM_THREADS PYTHONPATH=_build/bench $(RUN) tests/benchmarks/scale.py
 
-mutants: setup  ## change package and tools one operator at a time and see what no test notices (hours; ONLY='weights storage': some); writes book/results/mutants.json
-	@$(RUN) tests/mutants/mutate.py $(if $(ONLY),--modules $(ONLY))
+mutants: setup  ## change package and tools one operator at a time and see what no test notices (a day; SAMPLE=5: of each module five such changes; ONLY='weights storage': some modules); writes book/results/mutants.json
+	@$(RUN) tests/mutants/mutate.py $(if $(ONLY),--modules $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE))
 
 stability: setup  ## change all numbers in their last digits and see how far the chapters' results move (15 minutes); writes book/results/stability.json
 	@$(RUN) book/_tools/stability.py

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, StudentT
 
+from vaebook import testing
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.testing import assert_density_matches_sampler
 
@@ -114,6 +115,17 @@ def test_the_message_says_what_is_wrong():
         assert_density_matches_sampler(
             SimpleNamespace(log_prob=GOOD.log_prob, sample=BUGS["means without noise"][1]), generator=seeded(0)
         )
+
+
+@pytest.mark.parametrize(("p", "alarmed"), [(1.01e-3 / 8, False), (0.99e-3 / 8, True)])
+def test_a_false_alarm_is_shared_by_all_eight_comparisons(p, alarmed, monkeypatch):
+    """Six counts and two orders: each may raise it with an eighth of the probability that is stated."""
+    monkeypatch.setattr(testing.stats, "fisher_exact", lambda *_, **__: SimpleNamespace(pvalue=p))
+    try:
+        assert_density_matches_sampler(RIGHT["one dimension"], num_samples=1_000, false_alarm=1e-3, generator=seeded(0))
+        assert not alarmed
+    except AssertionError as error:
+        assert alarmed and str(error).startswith("draws ")
 
 
 def test_what_is_refused():
