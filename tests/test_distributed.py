@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 import time
 from datetime import timedelta
 
@@ -10,14 +12,17 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from safetensors import safe_open
+from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file
 from torch import distributed
 
 from vaebook import distributed as module
 from vaebook import shards
 from vaebook.distributed import ShardedMixture
+from vaebook.holes import hole_mass
 from vaebook.information import active_units, decompose_kl, kl_per_dimension, mutual_information
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.population import bracket_information, bracket_mismatch
 from vaebook.priors import StandardNormal
 
 DIM = 3
@@ -27,6 +32,10 @@ SHARDS = {  # how 60 components are divided
     "one is empty": [(0, 30), (30, 30), (30, 60)],
     "the first is empty": [(0, 0), (0, 60)],
 }
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
 
 
 def whole(weighted=True):
@@ -57,11 +66,22 @@ def answers(q, z, index):
 
 
 def answers_of_draws(q):
-    """What is estimated from draws, which are others for other divisions."""
-    generator = torch.Generator().manual_seed(0)
-    parts = decompose_kl(q, StandardNormal(DIM), marginals=True, num_samples=3000, generator=generator)
+    """What is estimated from draws, which do not depend on the division."""
+    parts = decompose_kl(q, StandardNormal(DIM), marginals=True, num_samples=3000, generator=seeded())
     found = {name: torch.tensor(part[:2]) for name, part in parts._asdict().items() if name != "how"}
-    return found | {"told": torch.tensor(mutual_information(q, 3000, generator=generator)[:2])}
+    return found | {"told": torch.tensor(mutual_information(q, 3000, generator=seeded())[:2])}
+
+
+def answers_of_the_population(q, generator=seeded):
+    """Brackets and a hole, where the weights are equal and a draw may come from each component in turn."""
+    sized = {"num_components": (1,), "num_samples": 40}
+    brackets = [
+        bracket_mismatch(q, StandardNormal(DIM), densities=[StandardNormal(DIM)], generator=generator(), **sized),
+        bracket_information(q, generator=generator(), **sized),
+    ]
+    hole = hole_mass(q, StandardNormal(DIM), num_samples=400, generator=generator())
+    found = {f"bracket {i}": torch.tensor(bracket[:6]) for i, bracket in enumerate(brackets)}
+    return found | {"hole": torch.tensor(hole[:5]), "where": hole.points}
 
 
 def shard(rank, shards, weighted):
@@ -90,6 +110,7 @@ def everything(rank, layouts):
         found[f"{name}, {weighted}"] = (
             answers(q, z, index)
             | answers_of_draws(q)
+            | ({} if weighted else answers_of_the_population(q))
             | {
                 "drawn": drawn,
                 "number": number,
@@ -134,10 +155,21 @@ def test_shards_are_one_mixture(name, weighted, found):
     assert counts[expected == 0].sum() == 0
     chi2 = ((counts - expected).square() / expected)[expected > 0].sum()
     assert 20 < chi2 < 120  # 59 or 58 degrees of freedom
-    for part, (value, stderr) in answers_of_draws(q).items():
-        assert all(torch.equal(answer[part], one[part]) for answer in each)
+    for part, (value, stderr) in answers_of_draws(q).items():  # the whole draws in another way
         error = (stderr.square() + one[part][1].square()).sqrt()
         assert abs(one[part][0] - value) <= 4 * error + 1e-10, part
+    alone = ShardedMixture(q.loc, q.scale, q.components()[0])
+    estimated = answers_of_draws(alone)
+    if not weighted:
+        estimated |= answers_of_the_population(alone)
+        plain = answers_of_the_population(
+            q, lambda: torch.Generator().manual_seed(int(torch.randint(2**50, (1,), generator=seeded())))
+        )
+        for part, value in plain.items():
+            torch.testing.assert_close(one[part], value, rtol=1e-10, atol=1e-10, msg=part)
+    for part, value in estimated.items():
+        for answer in each:
+            torch.testing.assert_close(answer[part], value, rtol=1e-10, atol=1e-10, msg=part)
     error = q.covariance.diagonal().div(4000).sqrt()
     assert bool(((drawn.mean(0) - q.mean).abs() < 5 * error).all())
 
@@ -253,6 +285,17 @@ def test_bad_numbers_of_components():
         q.log_prob(torch.zeros(1, 3))
 
 
+def test_chosen_components_come_into_memory():
+    q, _, index = whole()
+    parted = ShardedMixture(q.loc.numpy(), q.scale.numpy(), q.components()[0].numpy(), part_size=7)
+    for found, wanted in zip(parted[index[:9]].components(), q[index[:9]].components(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"index: expected values in \[0, 60\), got 3 to 60"):
+        parted[torch.tensor([60, 3])]
+    with pytest.raises(TypeError, match=r"^index: expected a tensor of dtype torch\.int64"):
+        parted[[1, 2]]
+
+
 def test_where_nothing_is_left_it_says_so():
     one = ShardedMixture(torch.zeros(1, 2), torch.ones(1, 2))
     with pytest.raises(ValueError, match="index: expected other components of positive weight to remain"):
@@ -277,3 +320,51 @@ def test_drawing_reads_each_part_once(monkeypatch):
     loc = np.zeros((30, 2), dtype=np.float32)
     ShardedMixture(loc, np.ones_like(loc), part_size=10).sample((50,), generator=torch.Generator().manual_seed(0))
     assert reads == [0, 10, 20]
+
+
+LARGE = """
+import resource, sys, time
+import numpy as np, torch
+from safetensors import safe_open
+from vaebook.distributed import ShardedMixture
+
+torch.set_num_threads(1)
+folder, kind = sys.argv[1:]
+if kind == "memory map":
+    loc, scale = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in ("loc", "scale"))
+else:
+    opened = [safe_open(f"{folder}/{name}.safetensors", "pt") for name in ("loc", "scale")]
+    loc, scale = (file.get_slice("rows") for file in opened)
+q, start = ShardedMixture(loc, scale), time.perf_counter()
+z, index = q.sample_with_index((64,), generator=torch.Generator().manual_seed(0))
+log_prob, others = q.log_prob(z), q.log_prob_leave_one_out(z, index)
+value, score = q.log_prob_and_score(z)
+assert bool(others.isfinite().all() and score.isfinite().all() and (log_prob - value).abs().max() < 1e-9)
+# the sum is no less than one of its terms
+assert bool((log_prob >= q.log_prob_given(z, index) - np.log(q.num_components) - 1e-9).all())
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(f"{kind}: peak {peak:.2f} GiB, {time.perf_counter() - start:.0f} s")
+print(peak)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is counted in KiB")
+def test_ten_million_components_need_less_than_two_gigabytes(tmp_path):
+    """1.3 GB of float32 in files, read a part at a time, in processes of their own whose memory is measured."""
+    num, dim, rows = 10_000_000, 16, 500_000
+    for name in ("loc", "scale"):
+        array = np.lib.format.open_memmap(tmp_path / f"{name}.npy", "w+", np.float32, (num, dim))
+        numbers = np.random.default_rng(0 if name == "loc" else 1)
+        for first in range(0, num, rows):
+            drawn = numbers.standard_normal((rows, dim), dtype=np.float32)
+            array[first : first + rows] = drawn if name == "loc" else np.exp(0.1 * drawn - 1)
+        array.flush()
+        save_numpy({"rows": array}, tmp_path / f"{name}.safetensors")
+        del array
+    for kind in ("memory map", "safetensors"):
+        command = [sys.executable, "-c", LARGE, str(tmp_path), kind]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+        print(run.stdout)
+        assert float(run.stdout.split()[-1]) < 2e9 / 2**30

@@ -99,7 +99,7 @@ def test_the_smallest_hole_that_can_be_seen_is_that_of_no_code_in_it():
 
 
 def test_what_is_refused():
-    with pytest.raises(TypeError, match="q_agg: expected a DiagGaussianMixture, got int"):
+    with pytest.raises(TypeError, match="q_agg: expected a DiagGaussianMixture or a ShardedMixture, got int"):
         hole_mass(3, StandardNormal(2))
     with pytest.raises(ValueError, match="q_agg: expected at least 60 components"):
         hole_mass(perfect(0, 59, 2, 0.5), StandardNormal(2))

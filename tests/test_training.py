@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributions import Independent, Normal
 from torch.utils.data import DataLoader, TensorDataset
 
-from vaebook import bounds, checkpoint, data, training
+from vaebook import _checks, bounds, checkpoint, data, training
 from vaebook.adapters import adapt
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
@@ -82,10 +82,10 @@ def test_priors_made_of_codes_are_trained_jointly_and_saved(make, tmp_path):
 
 
 def test_exemplars_leave_one_out_in_training_and_never_in_validation(monkeypatch):
-    vae, x, seen, elbo = code_vae(ExemplarPrior), two_images().double(), [], bounds.elbo
+    vae, x, seen, elbo = code_vae(ExemplarPrior), two_images().double(), [], bounds.elbo_of
     values = torch.rand(40, 6, generator=generator(5), dtype=torch.float64).round()
     monkeypatch.setattr(
-        bounds, "elbo", lambda v, b, **kw: seen.append((v.training, b, kw["index"])) or elbo(v, b, **kw)
+        bounds, "elbo_of", lambda v, b, **kw: seen.append((v.training, b, kw["index"])) or elbo(v, b, **kw)
     )
     quick(vae, x, validation=values, num_epochs=2)
     training_steps = [(b, index) for training, b, index in seen if training]
@@ -111,8 +111,8 @@ def test_exemplar_training_loss_is_that_of_a_direct_sum():
 
 
 def test_vamp_training_leaves_nothing_out(monkeypatch):
-    seen, elbo = [], bounds.elbo
-    monkeypatch.setattr(bounds, "elbo", lambda v, b, **kw: seen.append(kw["index"]) or elbo(v, b, **kw))
+    seen, elbo = [], bounds.elbo_of
+    monkeypatch.setattr(bounds, "elbo_of", lambda v, b, **kw: seen.append(kw["index"]) or elbo(v, b, **kw))
     quick(code_vae(VampPrior), two_images().double(), num_epochs=1)
     assert seen == [None] * 3
 
@@ -179,7 +179,7 @@ def test_validation_loss_is_minus_the_mean_elbo_with_the_same_beta_and_noise(bet
 def test_every_datum_is_used_once_an_epoch(monkeypatch):
     x = torch.arange(23.0)[:, None].expand(23, 6) / 23
     seen = []
-    monkeypatch.setattr(bounds, "elbo", lambda vae, b, **_: seen.append(b[:, 0]) or vae(b).mean.sum(-1))
+    monkeypatch.setattr(bounds, "elbo_of", lambda vae, b, **_: seen.append(b[:, 0]) or vae(b).mean.sum(-1))
     quick(small_vae(), x, batch_size=5, num_epochs=2)
     assert [len(b) for b in seen] == [5, 5, 5, 5, 3] * 2
     epochs = torch.cat(seen[:5]), torch.cat(seen[5:])
@@ -190,7 +190,7 @@ def test_every_datum_is_used_once_an_epoch(monkeypatch):
 def test_epoch_loss_weighs_data_not_batches(monkeypatch):
     """The last batch is smaller: a mean of batch means would be another number."""
     x = torch.arange(10.0)[:, None].expand(10, 6) / 10
-    monkeypatch.setattr(bounds, "elbo", lambda vae, b, **_: -b[:, 0] + 0 * vae(b).mean.sum(-1))
+    monkeypatch.setattr(bounds, "elbo_of", lambda vae, b, **_: -b[:, 0] + 0 * vae(b).mean.sum(-1))
     history = quick(small_vae(), x, validation=x, batch_size=8)
     assert history.train_loss == pytest.approx([0.45] * 3, rel=1e-6)
     assert history.validation_loss == pytest.approx([0.45] * 3, rel=1e-6)
@@ -228,8 +228,8 @@ def test_validation_does_not_change_the_course_of_training():
 
 def test_binarize_draws_anew_in_training_and_once_in_validation(monkeypatch):
     grey, seen = torch.full((8, 6), 0.5), []
-    elbo = bounds.elbo
-    monkeypatch.setattr(bounds, "elbo", lambda vae, b, **kw: seen.append(b) or elbo(vae, b, **kw))
+    elbo = bounds.elbo_of
+    monkeypatch.setattr(bounds, "elbo_of", lambda vae, b, **kw: seen.append(b) or elbo(vae, b, **kw))
     quick(small_vae(), grey, validation=grey, batch_size=8, num_epochs=2, binarize=True)
     assert all(set(b.unique().tolist()) == {0.0, 1.0} for b in seen)
     train, validation = seen[::2], seen[1::2]
@@ -268,8 +268,8 @@ def test_frozen_parameters_stay():
 
 
 def test_training_mode_is_restored_and_used(monkeypatch):
-    modes, elbo = [], bounds.elbo
-    monkeypatch.setattr(bounds, "elbo", lambda vae, b, **kw: modes.append(vae.training) or elbo(vae, b, **kw))
+    modes, elbo = [], bounds.elbo_of
+    monkeypatch.setattr(bounds, "elbo_of", lambda vae, b, **kw: modes.append(vae.training) or elbo(vae, b, **kw))
     for was in (True, False):
         vae = small_vae().train(was)
         quick(vae, validation=two_images(), batch_size=40, num_epochs=2)
@@ -359,11 +359,11 @@ def test_data_may_come_as_an_array_or_in_batches(form, tmp_path):
 
 
 def test_a_condition_goes_with_its_data(monkeypatch):
-    (vae, _), (x, _), seen, elbo = adapted(), images(), [], bounds.elbo
+    (vae, _), (x, _), seen, elbo = adapted(), images(), [], bounds.elbo_of
     label = torch.stack([torch.arange(60.0), torch.zeros(60)], 1)
     x = x + 0 * x
     x[:, 0, 0, 0] = torch.arange(60.0) / 60
-    monkeypatch.setattr(bounds, "elbo", lambda v, b, **kw: seen.append((b, kw["condition"])) or elbo(v, b, **kw))
+    monkeypatch.setattr(bounds, "elbo_of", lambda v, b, **kw: seen.append((b, kw["condition"])) or elbo(v, b, **kw))
     quick(vae, x, condition=label, validation=x[50:], validation_condition=label[50:], num_epochs=2)
     for batch, condition in seen:
         torch.testing.assert_close(60 * batch[:, 0, 0, 0], condition["label"][:, 0])
@@ -500,7 +500,7 @@ def test_divergence_leaves_finite_weights(batch_size):
 
 
 def test_weights_spoiled_by_the_last_batch_are_not_kept(monkeypatch):
-    vae, elbo = small_vae(), bounds.elbo
+    vae, elbo = small_vae(), bounds.elbo_of
 
     bias = vae.encoder.loc.bias
 
@@ -508,7 +508,7 @@ def test_weights_spoiled_by_the_last_batch_are_not_kept(monkeypatch):
         return elbo(vae, b, **kw) + (bias - bias.detach()).sum().abs().sqrt()
 
     before = state(vae)
-    monkeypatch.setattr(bounds, "elbo", infinite_gradient)
+    monkeypatch.setattr(bounds, "elbo_of", infinite_gradient)
     with pytest.raises(
         ValueError, match=r"^fit: stopped after epoch 1: encoder\..*: expected finite values; the model has"
     ):
@@ -517,7 +517,7 @@ def test_weights_spoiled_by_the_last_batch_are_not_kept(monkeypatch):
 
 
 def test_interrupt_keeps_the_last_complete_epoch(monkeypatch):
-    vae, good, calls, elbo = small_vae(), small_vae(), itertools.count(1), bounds.elbo
+    vae, good, calls, elbo = small_vae(), small_vae(), itertools.count(1), bounds.elbo_of
 
     def interrupted(*args, **kwargs):
         if next(calls) == 8:
@@ -525,7 +525,7 @@ def test_interrupt_keeps_the_last_complete_epoch(monkeypatch):
         return elbo(*args, **kwargs)
 
     quick(good, num_epochs=2)
-    monkeypatch.setattr(bounds, "elbo", interrupted)
+    monkeypatch.setattr(bounds, "elbo_of", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quick(vae, num_epochs=5)
     assert same(state(vae), state(good))
@@ -872,3 +872,23 @@ def test_each_part_returns_to_its_own_mode_and_the_graph_of_x_is_left_alone():
     vae.encoder.eval()
     fit(vae, x * torch.ones(6, requires_grad=True), num_epochs=2, batch_size=7, progress=False)
     assert not vae.encoder.training and vae.decoder.training
+
+
+def test_later_epochs_skip_checks_and_change_no_bit(monkeypatch):
+    """The first epoch has seen all data; what a part returns is then taken as it is, and only the loss is looked at."""
+
+    def trained():
+        vae = VAE(GaussianEncoder(6, 2, (8,)), BernoulliDecoder(2, 6, (8,)), StandardNormal(2))
+        x = torch.rand(40, 6, generator=generator(0)).round()
+        history = fit(vae, x, num_epochs=4, batch_size=16, beta=0.5, generator=generator(1), progress=False)
+        return history.train_loss, [parameter.detach() for parameter in vae.parameters()]
+
+    calls, plain = [], bounds._plain_elbo
+    monkeypatch.setattr(bounds, "_plain_elbo", lambda *args: calls.append(1) or plain(*args))
+    quick_loss, quick_weights = trained()
+    assert len(calls) == 9  # three batches in each of the last three epochs
+    monkeypatch.setattr(_checks, "trusted", lambda: False)
+    monkeypatch.setattr(bounds, "trusted", lambda: False)
+    loss, weights = trained()
+    assert len(calls) == 9 and quick_loss == loss
+    assert all(torch.equal(a, b) for a, b in zip(quick_weights, weights, strict=True))

@@ -20,7 +20,7 @@ from vaebook import evaluation
 from vaebook._checks import check_generator, check_int, check_tensor
 from vaebook.evaluation import Condition, Data, take
 from vaebook.outputs import Likelihood, Spread, check_spread
-from vaebook.parts import PROBE, Decoder, Encoder, Prior, adapt_prior, check_event
+from vaebook.parts import PROBE, Decoder, Encoder, Prior, adapt_prior, check_event, optional
 
 
 class AdaptedVAE(nn.Module):
@@ -149,6 +149,11 @@ class AdaptedVAE(nn.Module):
                 with torch.no_grad():
                     self.check(x, condition)
             yield
+
+    def is_plain(self, x: Tensor) -> bool:
+        """Whether the parts, as they were last called, can be called on rows of x without being adapted."""
+        plain = self.encoder.plain and self.decoder.plain and self.encoder.dtype == self.decoder.dtype
+        return plain and self.decoder.event_shape == x.shape[1:] and optional(self.prior, "kl") is not None
 
     def check(self, x: Tensor, condition: Condition = None) -> None:
         """Compare two passes over the first of the data; they must agree."""

@@ -22,7 +22,7 @@ from vaebook.information import active_units, decompose_kl, kl_per_dimension
 from vaebook.memorisation import memorisation
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import components, optional
-from vaebook.population import FEWEST, Population
+from vaebook.population import FEWEST, bracket_information, bracket_mismatch
 from vaebook.priors import StandardNormal
 from vaebook.report import Diagnosis, Moments, Sampling
 from vaebook.sampling import Given, decode_candidates
@@ -92,7 +92,7 @@ def diagnose(
     check_int("num_data", num_data, minimum=2)
     generator = check_generator(generator) or torch.Generator().manual_seed(0)
     silent = None if progress is None else not check_bool("progress", progress)
-    with tqdm(total=7, desc="diagnose", unit="step", delay=2, leave=False, disable=silent) as bar:
+    with tqdm(total=6, desc="diagnose", unit="step", delay=2, leave=False, disable=silent) as bar:
         work = _Work(bar, generator)
         vae, given, new, q_agg, other = _read(subject, x, held_out, condition, held_out_condition)
         if vae is not None and prior is not None:
@@ -244,10 +244,8 @@ def _population(
         "densities": () if sample is distinct else (distinct,),
         "generator": work.generator,
     }
-    population, mismatch, information = work.attempt("The population", lambda: Population(part, **options)), None, None
-    if population is not None:
-        mismatch = work.attempt("The population's mismatch", lambda: population.mismatch(prior))
-        information = work.attempt("The population's information", population.information)
+    mismatch = work.attempt("The population's mismatch", lambda: bracket_mismatch(part, prior, **options))
+    information = work.attempt("The population's information", lambda: bracket_information(part, **options))
     if distinct.num_components < LEAST:
         work.unknown.append(f"Holes: that takes {LEAST} distinct codes at least; there are {distinct.num_components}.")
         return mismatch, information, None

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from vaebook._checks import (
     at_least_single,
@@ -25,14 +25,15 @@ from vaebook._checks import (
     check_int,
     check_shape,
     check_tensor,
+    check_type,
 )
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.shards import cut
+from vaebook.shards import Processes, cut
 from vaebook.sums import check_others, log_sum_of_others
 
 POINTS = 2**14
 """Points that one pass over all components, and one exchange between processes, serves."""
-LOWEST = torch.finfo(torch.float64).min
+LOWEST, TINY = torch.finfo(torch.float64).min, torch.finfo(torch.float64).tiny
 
 
 class ShardedMixture:
@@ -51,7 +52,7 @@ class ShardedMixture:
         scale: their standard deviations, (N, D), or a list.
         log_weight: natural logarithms of their weights, (N), or a list; they are normalised over all processes. None
             means weight 1 each, before that.
-        group: of `torch.distributed`; None means all processes.
+        group: of `torch.distributed`; None means all processes, False this one alone, whatever others there are.
         part_size: how many rows are taken at once of what is no tensor.
 
     Raises:
@@ -72,14 +73,14 @@ class ShardedMixture:
         self, loc: Any, scale: Any, log_weight: Any = None, *, group: Any = None, part_size: int = 2**17
     ) -> None:
         check_int("part_size", part_size, minimum=1)
-        self._group, self._several = group, distributed.is_available() and distributed.is_initialized()
+        self._all = Processes(group)
         parts, self._kept = list(cut(loc, scale, log_weight, part_size)), {}
         self._parts = [part for part in parts if part.log_mass > -math.inf]
         mass = torch.tensor([part.log_mass for part in self._parts], dtype=torch.float64)
         dims = [part.dim for part in parts]
         num = sum(part.num for part in parts)
         mine = [num, max(dims, default=0), min(dims, default=math.inf), float(mass.logsumexp(0))]
-        told = self._gather(torch.tensor(mine, dtype=torch.float64))
+        told = self._all.gather(torch.tensor(mine, dtype=torch.float64))
         self.num_components, self.latent_dim = int(told[:, 0].sum()), int(told[:, 1].max())
         if not self.num_components:
             raise ValueError("loc: expected at least one component in some process, got none")
@@ -92,10 +93,6 @@ class ShardedMixture:
         """Show the sizes."""
         return f"ShardedMixture(num_components={self.num_components}, dim={self.latent_dim})"
 
-    @property
-    def _rank(self) -> int:
-        return distributed.get_rank(self._group) if self._several else 0
-
     def parts(self) -> Iterator[tuple[DiagGaussianMixture, float, int]]:
         """Go through this process's parts: the mixture, its log-weight in the whole, its first component's number."""
         for place, part in enumerate(self._parts):
@@ -103,7 +100,7 @@ class ShardedMixture:
             mixture.in_clusters = isinstance(part.loc, Tensor)
             if mixture.in_clusters:  # in memory anyhow: what is prepared for the sums stays
                 self._kept[place] = mixture
-            yield mixture, part.log_mass - self._log_total, part.first + int(self._first[self._rank])
+            yield mixture, part.log_mass - self._log_total, part.first + int(self._first[self._all.rank])
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats of z (*s, D), as (*s), in z's dtype, at least float32; without derivatives."""
@@ -151,7 +148,7 @@ class ShardedMixture:
         for q, _, first in self.parts():
             own = _inside(flat, first, q)
             value[own] = q.log_prob_given(points[own], flat[own] - first)
-        return self._reduced(value).reshape(z.shape[:-1])
+        return self._all.reduced(value).reshape(z.shape[:-1])
 
     def log_prob_marginals(self, z: Tensor) -> Tensor:
         """Log-densities of the D marginals, (*s, D); see `DiagGaussianMixture.log_prob_marginals`."""
@@ -169,28 +166,44 @@ class ShardedMixture:
 
         Args:
             sample_shape: the shape s of the draw.
-            generator: the source of randomness, of process 0; None means torch's global one. Draws depend on how the
+            generator: the source of randomness, of process 0; None means torch's global one. Draws do not depend on how
                 components are divided.
 
         Returns:
             z, (*s, D), float64, and n, (*s), long.
         """
         shape = check_shape("sample_shape", sample_shape)
-        check_generator(generator)
-        seed = self._gather(torch.randint(2**50, (1,), generator=generator).double())[0]
-        common, own = (torch.Generator().manual_seed(int(seed) + k) for k in (0, 1 + self._rank))
-        num = shape.numel()
-        process = torch.multinomial(self._log_mass.exp(), max(1, num), True, generator=common)[:num]
-        mine = (process == self._rank).nonzero()[:, 0]
-        z, index = torch.zeros(num, self.latent_dim, dtype=torch.float64), torch.zeros(num, dtype=torch.float64)
-        if len(mine):
-            mass = torch.tensor([part.log_mass for part in self._parts], dtype=torch.float64)
-            place = mass.softmax(0).multinomial(len(mine), True, generator=own)
-            for k, (q, _, first) in enumerate(self.parts()):
-                rows = mine[place == k]
-                z[rows], number = q.double().sample_with_index((len(rows),), generator=own)
-                index[rows] = (number + first).double()
-        return self._reduced(z).reshape(*shape, -1), self._reduced(index).long().reshape(shape)
+        generator, num = self.common(generator), shape.numel()
+        place = torch.rand(num, generator=generator, dtype=torch.float64)  # among the cumulated weights
+        noise = torch.randn(num, self.latent_dim, generator=generator, dtype=torch.float64)
+        z, index = torch.zeros_like(noise), torch.zeros_like(place)
+        masses = [part.log_mass - self._log_total for part in self._parts]
+        process, parts = (x.exp().cumsum(0) for x in (self._log_mass, torch.tensor(masses, dtype=torch.float64)))
+        mine = (_interval(process, place) == self._all.rank).nonzero()[:, 0]
+        rest = place[mine] - process[self._all.rank] + self._log_mass[self._all.rank].exp()
+        own = _interval(parts, rest)
+        for k, (q, log_mass, first) in enumerate(self.parts() if len(mine) else ()):
+            rows, (log_weight, loc, scale) = mine[own == k], q.components()
+            ends = (log_weight + log_mass).exp().cumsum(0)
+            number = torch.searchsorted(ends, (rest[own == k] - parts[k] + ends[-1]).clamp(TINY, float(ends[-1])))
+            z[rows], index[rows] = loc[number] + scale[number] * noise[rows], (number + first).double()
+        return self._all.reduced(z).reshape(*shape, -1), self._all.reduced(index).long().reshape(shape)
+
+    def common(self, generator: torch.Generator | None) -> torch.Generator | None:
+        """Return a source of randomness that is the same in all processes: seeded by that of process 0."""
+        alone = self._all.group is False  # as if there were no shards
+        return check_generator(generator) if alone else torch.Generator().manual_seed(self._all.seed(generator))
+
+    def __getitem__(self, index: Tensor) -> DiagGaussianMixture:
+        """Return the mixture of the chosen components, (K) numbers, in this process's memory; see `common`."""
+        check_index("index", index, torch.as_tensor(index).shape[:1], size=self.num_components)
+        rows = torch.zeros(len(index), 1 + 2 * self.latent_dim, dtype=torch.float64)
+        for q, log_mass, first in self.parts():
+            own = _inside(index, first, q)
+            log_weight, loc, scale = (x[index[own] - first] for x in q.components())
+            rows[own] = torch.cat([(log_weight + log_mass)[:, None], loc, scale], 1)
+        weight, loc, scale = self._all.reduced(rows).tensor_split([1, 1 + self.latent_dim], 1)
+        return DiagGaussianMixture(loc, scale, weight[:, 0].log_softmax(0))
 
     def double(self) -> ShardedMixture:
         """Return the same mixture: all is computed in float64."""
@@ -210,7 +223,7 @@ class ShardedMixture:
         for q, log_mass, _ in self.parts():
             log_weight, loc, _ = q.components()
             total += ((loc - mean) * (log_weight + log_mass).exp()[:, None]).mT @ (loc - mean)
-        return torch.diag(within) + self._reduced(total)
+        return torch.diag(within) + self._all.reduced(total)
 
     def average(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """Average over all components; see `DiagGaussianMixture.average`."""
@@ -219,7 +232,7 @@ class ShardedMixture:
         for q, log_mass, _ in self.parts():
             part = q.average(lambda log_weight, loc, scale, more=log_mass: function(log_weight + more, loc, scale))
             total += math.exp(log_mass) * part
-        return self._reduced(total)
+        return self._all.reduced(total)
 
     def _sums(
         self, z: Tensor, of: Callable, *beside: Tensor, logarithms: int = 1, averages: int = 0
@@ -237,40 +250,36 @@ class ShardedMixture:
             for q, log_mass, first in self.parts():
                 part = of(q, block[0], first, *block[1:])
                 local = _added(local, part[:, :logarithms] + log_mass, part[:, logarithms:])
-            results.append(self._joined(block[0], local, logarithms))
+            results.append(self.joined(block[0], local, logarithms))
         joined = torch.cat(results).to(at_least_single(z.dtype))
         logs = [column.reshape(z.shape[:-1]) for column in joined[:, :logarithms].unbind(1)]
         return (*logs, joined[:, logarithms:]) if averages else tuple(logs)
 
-    def _joined(self, z: Tensor, local: Tensor, logarithms: int) -> Tensor:
-        """Add up what all processes have: one maximum and one sum of each point."""
+    def joined(self, z: Tensor, local: Tensor, logarithms: int) -> Tensor:
+        """Add up what all processes have of points z, (S, D): one maximum and one sum of each point.
+
+        ``local``, (S, C), begins with so many logarithms of sums; averages under the first of them follow.
+        """
         logs = local[:, :logarithms]
         mark = torch.stack([z.sum(), -z.sum()]).nan_to_num()  # both are largest at once only if all are equal
-        top = self._reduced(torch.cat([logs.flatten(), mark]), distributed.ReduceOp.MAX)
+        top = self._all.reduced(torch.cat([logs.flatten(), mark]), largest=True)
         if top[-1] != -top[-2]:
             raise ValueError("z: expected the same points in all processes, got different ones")
         top = top[:-2].reshape(logs.shape)
         shares = (logs - top.clamp(min=LOWEST)).exp()  # 0 where no process has anything
-        sums = self._reduced(torch.cat([shares, local[:, logarithms:] * shares[:, :1]], 1))
+        sums = self._all.reduced(torch.cat([shares, local[:, logarithms:] * shares[:, :1]], 1))
         return torch.cat([sums[:, :logarithms].log() + top, sums[:, logarithms:] / sums[:, :1]], 1)
 
-    def _gather(self, mine: Tensor) -> Tensor:
-        """Rows of all processes, in their order."""
-        size = distributed.get_world_size(self._group) if self._several else 1
-        table = mine.new_zeros(size, len(mine))
-        table[self._rank] = mine
-        return self._reduced(table)
 
-    def _reduced(self, values: Tensor, op: Any = None) -> Tensor:
-        if self._several:
-            try:
-                distributed.all_reduce(values, op or distributed.ReduceOp.SUM, group=self._group)
-            except RuntimeError as error:
-                told = str(error).partition("\n")[0]
-                raise RuntimeError(
-                    f"group: expected an answer of every process, one has ended or hangs: {told}"
-                ) from error
-        return values
+Mixture = DiagGaussianMixture | ShardedMixture
+
+
+def in_shards(name: str, q: Any) -> ShardedMixture:
+    """Return a mixture in the form that serves both: one that is not spread is a shard of its own."""
+    if isinstance(check_type(name, q, Mixture), DiagGaussianMixture):
+        log_weight, loc, scale = q.components()
+        return ShardedMixture(loc.detach(), scale.detach(), log_weight.detach(), group=False)
+    return q
 
 
 def _added(local: Tensor, logs: Tensor, averages: Tensor) -> Tensor:
@@ -279,6 +288,11 @@ def _added(local: Tensor, logs: Tensor, averages: Tensor) -> Tensor:
     total = torch.logaddexp(before, logs)
     old, new = ((x - total.clamp(min=LOWEST))[:, :1].exp() for x in (before, logs))
     return torch.cat([total, old * local[:, logs.shape[1] :] + new * averages], 1)
+
+
+def _interval(ends: Tensor, place: Tensor) -> Tensor:
+    """Tell which of the intervals with these ends, empty ones among them, each place lies in; the last has no end."""
+    return torch.bucketize(place, ends.masked_fill(ends == ends[-1:], torch.inf), right=True)
 
 
 def _inside(numbers: Tensor, first: int, part: DiagGaussianMixture) -> Tensor:

@@ -122,6 +122,8 @@ def call(name: str, function: Callable[..., Any], rows: Tensor, condition: Condi
 def accepted(function: Callable[..., Any], condition: Condition) -> dict[str, Tensor]:
     """Return the parts of a condition that a function takes, by name; the second argument has the name ""."""
     parts = _by_name(condition)
+    if not parts:
+        return parts
     try:
         parameters = list(inspect.signature(getattr(function, "forward", function)).parameters.values())
     except (TypeError, ValueError):  # built in, without a signature: it gets everything

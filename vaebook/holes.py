@@ -20,8 +20,9 @@ from scipy import stats
 from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Tensor
 
-from vaebook._checks import check_all, check_generator, check_int, check_type
+from vaebook._checks import check_all, check_int
 from vaebook.adapters import adapt_prior
+from vaebook.distributed import Mixture, in_shards
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import fit_gmm
 
@@ -68,7 +69,7 @@ class Holes(NamedTuple):
 
 @torch.no_grad()
 def hole_mass(
-    q_agg: DiagGaussianMixture, prior: Any, *, num_samples: int = 6_000, generator: torch.Generator | None = None
+    q_agg: Mixture, prior: Any, *, num_samples: int = 6_000, generator: torch.Generator | None = None
 ) -> Holes:
     r"""Find the part of a prior where codes hardly ever come.
 
@@ -91,7 +92,7 @@ def hole_mass(
         The mass of the hole, the share of codes in it, both with standard errors, and where it is.
 
     Raises:
-        TypeError: q_agg is not a DiagGaussianMixture, or another argument is of the wrong kind.
+        TypeError: q_agg is not a mixture, or another argument is of the wrong kind.
         ValueError: there are fewer than 60 components, or the prior has another dimension.
 
     Example:
@@ -106,14 +107,15 @@ def hole_mass(
     Source: Neyman & Pearson (1933) for the sets; Kim et al., Classification accuracy as a proxy for two-sample testing
     (2021); what a divergence allows: this book, claim agg/hole-mass.
     """
-    check_type("q_agg", q_agg, DiagGaussianMixture)
+    q_agg = in_shards("q_agg", q_agg)
     check_int("num_samples", num_samples, minimum=100)
-    check_generator(generator)
+    generator = q_agg.common(generator)
     if q_agg.num_components < LEAST:
         raise ValueError(f"q_agg: expected at least {LEAST} components, one for each datum, got {q_agg.num_components}")
     prior, num = adapt_prior(prior, q_agg.latent_dim), min(q_agg.num_components, MOST)
     order = torch.randperm(q_agg.num_components, generator=generator)[:num]
-    q_agg = DiagGaussianMixture(q_agg.loc[order].double(), q_agg.scale[order].double())
+    chosen = q_agg[order]
+    q_agg = DiagGaussianMixture(chosen.loc, chosen.scale)
     z = q_agg.loc + q_agg.scale * torch.randn(q_agg.loc.shape, generator=generator, dtype=torch.float64)
     reference, fresh = (prior.sample((num_samples,), generator=generator).double() for _ in range(2))
     log_prior = [prior.log_prob(part).double() for part in (z, reference, fresh)]

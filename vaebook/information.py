@@ -19,14 +19,12 @@ from torch.distributions import Normal
 
 from vaebook._checks import check_all, check_int, check_number, check_type
 from vaebook.adapters import Prior, adapt_prior
-from vaebook.distributed import ShardedMixture
+from vaebook.distributed import Mixture
 from vaebook.estimators import Estimate, estimate
 from vaebook.integrals import refine
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import components, optional
 from vaebook.priors import StandardNormal
-
-Mixture = DiagGaussianMixture | ShardedMixture
 
 
 class KLParts(NamedTuple):

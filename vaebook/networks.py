@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from vaebook._checks import check_all, check_bool, check_generator, check_int, check_number, check_tensor
+from vaebook._checks import check_all, check_bool, check_generator, check_int, check_number, check_tensor, trusted
 from vaebook.outputs import GreyBernoulli
 
 
@@ -39,8 +39,7 @@ class _Network(nn.Module):
         super().__init__()
         for name, size in sizes.items():
             setattr(self, name, check_int(name, size, minimum=1))
-        self.hidden = _check_hidden(hidden)
-        self.gated = check_bool("gated", gated)
+        self.hidden, self.gated = _check_hidden(hidden), check_bool("gated", gated)
         generator = check_generator(generator) or torch.Generator().manual_seed(0)
         num_in, num_out = sizes.values()
         widths = (num_in, *self.hidden)
@@ -57,11 +56,13 @@ class _Network(nn.Module):
         return {name: value for name, value in values.items() if value is not None and value is not False}
 
     def _last_hidden(self, name: str, value: Tensor, dim: int) -> Tensor:
+        if trusted():
+            return self.body(value)
         weight = next(self.parameters())
         check_tensor(name, value, ("...", dim), finite=False, like=weight)
         if value.dtype != weight.dtype:
             raise TypeError(f"{name}: expected the dtype of the weights, {weight.dtype}, got {value.dtype}")
-        return self.body(check_all(name, value, value.isfinite(), "finite values"))
+        return self.body(check_all(name, value, value.isfinite, "finite values"))
 
 
 class GaussianEncoder(_Network):

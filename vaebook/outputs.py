@@ -23,7 +23,7 @@ from torch.distributions import (
     constraints,
 )
 
-from vaebook._checks import check_all, check_positive, check_tensor
+from vaebook._checks import check_all, check_positive, check_tensor, trusted
 from vaebook.evaluation import explained
 
 Spread = Literal["std", "var", "log_var"]
@@ -50,7 +50,7 @@ class GreyBernoulli(Bernoulli):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return x log p + (1 - x) log(1 - p); for grey x it is not normalised."""
         value = value.to(self.logits.dtype)
-        check_all("x", value, (value >= 0) & (value <= 1), "values in [0, 1]")
+        check_all("x", value, lambda: (value >= 0) & (value <= 1), "values in [0, 1]")
         return super().log_prob(value)
 
 
@@ -71,16 +71,17 @@ def read_codes(codes: object, num: int, spread: Spread = "std") -> tuple[Tensor,
 
 def to_scale(value: Tensor, spread: Spread, loc: Tensor | None = None, name: str = "encoder's scale") -> Tensor:
     """Turn a named spread into standard deviations; warn where the values look like another one."""
+    scale = (0.5 * value).exp() if spread == "log_var" else value.sqrt() if spread == "var" else value
+    if trusted():
+        return scale
     known, odd = value.detach(), ""
     if spread == "log_var":
-        scale = (0.5 * value).exp()
         if known.numel() >= MANY and bool((known > 0).all() and (known > 0.1).any()):
             odd = "all values are positive, so that every variance is above 1; std or var?"
     else:
         if bool((known < 0).all()):
             hint = 'logarithms of variances are spread="log_var"'
             raise ValueError(f"{name}: expected positive values, got none; {hint}")
-        scale = value.sqrt() if spread == "var" else value
         if loc is not None and bool((scale.detach().amin(0) > 10 * (1 + loc.detach().abs().amax(0))).all()):
             odd = "every code is more than ten times as wide as all codes are apart; another spread?"
     if odd:

@@ -218,15 +218,18 @@ class Encoder(_Part):
 
     def __init__(self, source: Any, spread: Spread = "std", latent_shape: Sequence[int] | None = None) -> None:
         super().__init__("encoder", source, latent_shape)
-        self.spread = check_spread(spread)
+        self.spread, self.plain = check_spread(spread), False
 
     def __call__(self, x: Tensor, condition: Condition = None) -> Independent:
         """Encode x (B, …): batch shape (B,), event shape (D,), at least float32."""
-        loc, scale = read_codes(call("encoder", self.source, x, condition), len(x), self.spread)
+        codes = call("encoder", self.source, x, condition)
+        loc, scale = read_codes(codes, len(x), self.spread)
         if self.latent_shape not in (None, loc.shape[1:]):
             wanted, got = tuple(self.latent_shape), tuple(loc.shape[1:])
             raise ValueError(f"encoder: expected codes of latent_shape {wanted}, got {got}")
         self.latent_shape, self.dtype = loc.shape[1:], loc.dtype
+        inner = getattr(codes, "base_dist", None)
+        self.plain = loc.ndim == 2 and getattr(inner, "loc", None) is loc and getattr(inner, "scale", None) is scale
         normal = Normal(loc.flatten(1), scale.flatten(1), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
@@ -252,6 +255,7 @@ class Decoder(_Part):
         super().__init__("decoder", source, latent_shape)
         self.likelihood = check_likelihood(likelihood)
         self.encoder: Encoder | None = None  # whose codes tell their shape
+        self.plain, self.event_shape = False, None
 
     def __call__(self, z: Tensor, condition: Condition = None) -> Decoded:
         """Decode z (*s, D) in the dtype of the decoder's weights; a condition (B, …) belongs to the last batch."""
@@ -259,7 +263,11 @@ class Decoder(_Part):
         shape = check_tensor("z", z, ("...", known.numel() if known else "D"), finite=False).shape
         rows = z.reshape(-1, *(known or shape[-1:])).to(self.dtype or (self.encoder and self.encoder.dtype) or z.dtype)
         output = call("decoder", self.source, rows, repeat(condition, shape[:-1]))
-        return Decoded(read_likelihood(output, self.likelihood), shape[:-1])
+        found = read_likelihood(output, self.likelihood)
+        self.plain = rows.ndim == 2 and isinstance(output, Independent) and len(output.batch_shape) == 1
+        decoded = Decoded(found, shape[:-1])
+        self.event_shape = decoded.event_shape
+        return decoded
 
     def log_likelihood(self, z: Tensor, x: Tensor, condition: Condition = None) -> Tensor:
         """Return log p(x|z) of data x (B, …) at codes z (S, B, D) or, the same for all, (S, 1, D): (S, B)."""

@@ -26,6 +26,7 @@ from torch.distributions import Normal
 
 from vaebook._checks import check_all, check_generator, check_int, check_number, check_type
 from vaebook.adapters import adapt_prior
+from vaebook.distributed import Mixture, in_shards
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import GaussianMixture, fit_gmm
 
@@ -33,6 +34,10 @@ GROUPS = 20
 """Groups of data that the jackknife leaves out, one at a time; of fewer than 40 data, half as many as data."""
 FEWEST = 10
 """Fewest data from which a bracket is made."""
+MOST = 100_000
+"""Most components that a Gaussian mixture is fitted to."""
+UNEQUAL = 1e-5
+"""Difference of log-weights from which on they are not equal."""
 
 
 class Interval(NamedTuple):
@@ -58,8 +63,9 @@ class _End(NamedTuple):
     """Skewness of the value itself: that of its terms over the root of their number."""
 
 
+@torch.no_grad()
 def bracket_mismatch(
-    q_agg: DiagGaussianMixture,
+    q_agg: Mixture,
     prior: Any,
     *,
     densities: Sequence[Any] = (),
@@ -87,8 +93,8 @@ def bracket_mismatch(
     the upper end is too low: for tens of data in a fifth of cases or more (book/results/brackets.json).
 
     Args:
-        q_agg: one component of equal weight a datum, the data independent draws from the population, the encoder not
-            fitted to them. (If it was, the bracket is one for data that the encoder has seen.)
+        q_agg: one component of equal weight a datum, spread over processes or not; the data independent draws from the
+            population, the encoder not fitted to them. (If it was, the bracket is one for data that it has seen.)
         prior: p(z), as `vaebook.adapters.adapt` takes it.
         densities: further densities over z that were made without these data.
         num_components: sizes of the Gaussian mixtures that are fitted; () for none.
@@ -101,7 +107,7 @@ def bracket_mismatch(
         The interval, at least 0, with the estimates of both ends.
 
     Raises:
-        TypeError: q_agg is not a DiagGaussianMixture, or another argument is of the wrong kind.
+        TypeError: q_agg is not a mixture, or another argument is of the wrong kind.
         ValueError: weights are not equal, there are fewer than 10 data, or a number is out of range.
 
     Example:
@@ -115,11 +121,18 @@ def bracket_mismatch(
     Source: this book, chapter aggregated/population (claim agg/population); Johnson, Modified t tests and confidence
     intervals for asymmetrical populations (1978).
     """
-    return Population(q_agg, densities, num_components, num_samples, folds, generator).mismatch(prior, confidence)
+    drawn = _Drawn(q_agg, num_samples, generator)
+    log_prior = _log_prob("prior", prior, drawn.z)
+    ends = {"leave-one-out": drawn.jackknife(lambda log_others, log_own, num: log_others - math.log(num), -log_prior)}
+    for name, log_c in _outside(drawn, densities, num_components, folds).items():
+        ends[name] = drawn.mean(log_c - log_prior)
+    high = drawn.jackknife(_plug_in, -log_prior)
+    return _interval(ends, high, confidence, 1, len(drawn.sizes) - 1)
 
 
+@torch.no_grad()
 def bracket_information(
-    q_agg: DiagGaussianMixture,
+    q_agg: Mixture,
     *,
     densities: Sequence[Any] = (),
     num_components: tuple[int, ...] = (1, 5, 10, 30),
@@ -136,78 +149,63 @@ def bracket_information(
 
     Source: this book, chapter aggregated/population (claim agg/population).
     """
-    return Population(q_agg, densities, num_components, num_samples, folds, generator).information(confidence)
+    drawn = _Drawn(q_agg, num_samples, generator)
+    ends = {
+        "leave-one-out": drawn.jackknife(lambda log_others, log_own, num: math.log(num) - log_others, drawn.log_own)
+    }
+    for name, log_c in _outside(drawn, densities, num_components, folds).items():
+        ends[name] = drawn.mean(drawn.log_own - log_c)
+    low = drawn.jackknife(lambda *sums: -_plug_in(*sums), drawn.log_own)
+    return _interval(ends, low, confidence, -1, len(drawn.sizes) - 1)
 
 
-class Population:
-    """Draws of z from some data, and log-densities there, from which both brackets can be made.
+class _Drawn:
+    """Draws of z, one or more from each of some data; and what the groups of data give to the density there."""
 
-    Arguments and errors are those of `bracket_mismatch`.
-
-    Example:
-        >>> loc = 0.8 * torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
-        >>> population = Population(DiagGaussianMixture(loc, torch.full_like(loc, 0.6)), num_components=(1,))
-        >>> bool(population.information().low < -2 * math.log(0.6) < population.information().high)
-        True
-
-    Source: this book, chapter aggregated/population (claim agg/population).
-    """
-
-    @torch.no_grad()
-    def __init__(
-        self,
-        q_agg: DiagGaussianMixture,
-        densities: Sequence[Any] = (),
-        num_components: tuple[int, ...] = (1, 5, 10, 30),
-        num_samples: int = 10_000,
-        folds: int = 3,
-        generator: torch.Generator | None = None,
-    ) -> None:
+    def __init__(self, q_agg: Mixture, num_samples: int, generator: torch.Generator | None) -> None:
         check_int("num_samples", num_samples, minimum=2 * GROUPS)
         check_generator(generator)
-        q, num = check_type("q_agg", q_agg, DiagGaussianMixture).double(), q_agg.num_components
-        weight = q.log_weight + math.log(num)
-        check_all("q_agg", weight, weight.abs() < 1e-5, "components of equal weight, one for each datum")
+        q = self.mixture = in_shards("q_agg", q_agg)
+        num, self.generator = q.num_components, q.common(generator)
+        unequal = q.average(lambda weight, loc, scale: ((weight + math.log(num)).abs() >= UNEQUAL) / weight.exp())
+        if unequal != 0:  # nan where a weight is 0
+            raise ValueError("q_agg: expected components of equal weight, one for each datum, got others")
         if num < FEWEST:
             raise ValueError(f"q_agg: expected at least {FEWEST} components, one for each datum, got {num}")
         groups = min(GROUPS, num // 2)
-        order = torch.randperm(num, generator=generator)
+        order = torch.randperm(num, generator=self.generator)
         rows = order[:num_samples].repeat(max(1, num_samples // num))
-        noise = torch.randn(len(rows), q.loc.shape[1], generator=generator, dtype=torch.float64)
-        self.z, self.rows = q.loc[rows] + q.scale[rows] * noise, rows
-        self.log_own = Normal(q.loc[rows], q.scale[rows]).log_prob(self.z).sum(1)
+        own = q[rows]
+        noise = torch.randn(own.loc.shape, generator=self.generator, dtype=torch.float64)
+        self.z, self.rows = own.loc + own.scale * noise, rows
+        self.log_own = Normal(own.loc, own.scale).log_prob(self.z).sum(1)
         self.group = torch.empty(num, dtype=torch.long)
         self.group[order] = torch.arange(num) % groups
         self.sizes = self.group.bincount(minlength=groups)
-        self.log_groups = torch.stack([self._group(q, g) for g in range(groups)], 1)
-        seed = int(torch.randint(2**31, (), generator=generator))
-        self.log_outside = _outside(q_agg, self, densities, num_components, folds, seed)
+        local = torch.full((len(rows), groups), -torch.inf, dtype=torch.float64)
+        for part, _, first in q.parts():
+            local = torch.logaddexp(local, torch.stack([self._group(part, first, g) for g in range(groups)], 1))
+        self.log_groups = q.joined(self.z, local, groups)
 
-    @torch.no_grad()
-    def mismatch(self, prior: Any, confidence: float = 0.95) -> Interval:
-        """Return what `bracket_mismatch` does."""
-        log_prior = _log_prob("prior", prior, self.z)
-        ends = {"leave-one-out": self.jackknife(lambda others, own, num: others - math.log(num), -log_prior)}
-        ends |= {name: self.mean(log_c - log_prior) for name, log_c in self.log_outside.items()}
-        return _interval(ends, self.jackknife(_plug_in, -log_prior), confidence, 1, len(self.sizes) - 1)
-
-    @torch.no_grad()
-    def information(self, confidence: float = 0.95) -> Interval:
-        """Return what `bracket_information` does."""
-        ends = {"leave-one-out": self.jackknife(lambda others, own, num: math.log(num) - others, self.log_own)}
-        ends |= {name: self.mean(self.log_own - log_c) for name, log_c in self.log_outside.items()}
-        low = self.jackknife(lambda *sums: -_plug_in(*sums), self.log_own)
-        return _interval(ends, low, confidence, -1, len(self.sizes) - 1)
-
-    def _group(self, q: DiagGaussianMixture, g: int) -> Tensor:
-        """Log of the summed densities of a group's components at all draws, the datum's own left out."""
-        members = (self.group == g).nonzero()[:, 0]
-        part = DiagGaussianMixture(q.loc[members], q.scale[members])
+    def _group(self, q: DiagGaussianMixture, first: int, g: int) -> Tensor:
+        """Log of the summed densities of a group's components in a part at all draws, the datum's own left out."""
+        members = (self.group[first : first + q.num_components] == g).nonzero()[:, 0]
+        if not len(members):
+            return torch.full((len(self.rows),), -torch.inf, dtype=torch.float64)
+        part = DiagGaussianMixture(q.loc[members].double(), q.scale[members].double())
         value = part.log_prob(self.z) + math.log(len(members))
-        own = self.group[self.rows] == g
-        place = torch.searchsorted(members, self.rows[own])
-        value[own] = part.log_prob_leave_one_out(self.z[own], place) + math.log(len(members) - 1)
+        own = torch.isin(self.rows - first, members)
+        value[own] = -torch.inf
+        if len(members) > 1:
+            place = torch.searchsorted(members, self.rows[own] - first)
+            value[own] = part.log_prob_leave_one_out(self.z[own], place) + math.log(len(members) - 1)
         return value
+
+    def some(self, index: Tensor) -> DiagGaussianMixture:
+        """Return the mixture of these components; of more than `MOST`, of some of them at random."""
+        if len(index) > MOST:
+            index = index[torch.randint(len(index), (MOST,), generator=self.generator)]
+        return self.mixture[index]
 
     def mean(self, values: Tensor) -> _End:
         """Average over draws; the standard error is over data, whose draws belong together."""
@@ -239,15 +237,15 @@ def _plug_in(log_others: Tensor, log_own: Tensor, num_others: int) -> Tensor:
     return torch.logaddexp(log_others, log_own) - math.log(num_others + 1)
 
 
-def _outside(q: DiagGaussianMixture, drawn: Population, densities: Any, sizes: Any, folds: int, seed: int) -> Any:
+def _outside(drawn: _Drawn, densities: Sequence[Any], num_components: tuple[int, ...], folds: int) -> dict[str, Tensor]:
     """Log-densities at the draws under mixtures fitted without the datum's fold, and under the densities given."""
     check_int("folds", folds, minimum=2, maximum=len(drawn.sizes))
     check_type("densities", densities, tuple | list)
-    check_type("num_components", sizes, tuple | list)
+    check_type("num_components", num_components, tuple | list)
     found = {f"densities[{i}]": _log_prob(f"densities[{i}]", c, drawn.z) for i, c in enumerate(densities)}
-    fold = drawn.group % folds
-    fits = [DiagGaussianMixture(q.loc[fold != f], q.scale[fold != f]) for f in range(folds)]
-    for size in sizes:
+    fold, seed = drawn.group % folds, int(torch.randint(2**31, (), generator=drawn.generator))
+    fits = [drawn.some((fold != f).nonzero()[:, 0]) for f in range(folds)]
+    for size in num_components:
         check_int("num_components", size, minimum=1)
         if 2 * size > min(fit.num_components for fit in fits):
             continue

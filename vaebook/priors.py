@@ -107,7 +107,7 @@ class StandardNormal(PriorModule):
         """
         check_tensor("loc", loc, ("...", self.latent_dim), empty=True)
         check_tensor("scale", scale, tuple(loc.shape), empty=True)
-        check_all("scale", scale, scale > 0, "positive values")
+        check_all("scale", scale, lambda: scale > 0, "positive values")
         loc, scale = loc.double(), scale.double()
         return 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
 

@@ -1,4 +1,4 @@
-r"""The components that one process holds, cut into parts that fit into memory.
+r"""The components that one process holds, cut into parts that fit into memory; and what it says to other processes.
 
 A tensor is one part. Rows of anything else that has a shape, such as a numpy memory map or a slice of an open
 safetensors file, are read a part at a time.
@@ -12,9 +12,44 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
+from vaebook._checks import check_generator
 from vaebook.mixture import DiagGaussianMixture
+
+
+class Processes:
+    """The processes of a group of `torch.distributed`; this one alone where there is none or the group is False."""
+
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self.several = group is not False and distributed.is_available() and distributed.is_initialized()
+        self.rank = distributed.get_rank(group) if self.several else 0
+        self.size = distributed.get_world_size(group) if self.several else 1
+
+    def reduced(self, values: Tensor, *, largest: bool = False) -> Tensor:
+        """Return the sum of what all have, or their largest: in ``values`` itself."""
+        if self.several:
+            try:
+                op = distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM
+                distributed.all_reduce(values, op, group=self.group)
+            except RuntimeError as error:
+                told = str(error).partition("\n")[0]
+                raise RuntimeError(
+                    f"group: expected an answer of every process, one has ended or hangs: {told}"
+                ) from error
+        return values
+
+    def gather(self, mine: Tensor) -> Tensor:
+        """Rows of all processes, in their order."""
+        table = mine.new_zeros(self.size, len(mine))
+        table[self.rank] = mine
+        return self.reduced(table)
+
+    def seed(self, generator: torch.Generator | None) -> int:
+        """Draw a seed from process 0's source of randomness, for all."""
+        draw = torch.randint(2**50, (1,), generator=check_generator(generator))
+        return int(self.gather(draw.double())[0])
 
 
 class Part(NamedTuple):

@@ -1,7 +1,7 @@
 """Proofs and checks fold behind one line; without scripts and on paper they are open.
 
 The page holds them open, and book.js closes them: who reads without scripts misses nothing. The line of a check says
-its outcome, taken from the table that it unfolds to.
+its outcome, with both sides and their names, taken from the table that it unfolds to.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.writers.html5 import HTML5Translator
 from sphinx_proof.nodes import proof_node
+
+SIGN = re.compile(" ([=≤≥]) ")
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Fold(nodes.General, nodes.Element):
@@ -39,8 +42,21 @@ def outcome(cell: nodes.container) -> str | None:
     claim, falsehood, *rest = (
         [entry.astext() for entry in row.findall(nodes.entry)] for body in table.findall(nodes.tbody) for row in body
     )
+    this, sign, that = SIGN.split(claim[1])
+    # Evidence that was stored before its sides had names is stale; the build says so, and shows it as it is.
+    left, _, right = SIGN.split(claim[0].removeprefix("claim: ")) if SIGN.search(claim[0]) else ("the claim", sign, "")
+    # A claim that holds to a tolerance is off by less than one.
+    off, of = (f", off by {claim[2]} {unit}", "") if unit == "standard errors" else ("", f" {unit}")
     near = f"; {rest[0][-1].replace(' rejected', '')} neighbours rejected" if rest else ""
-    return f"Check: the claim {claim[-1]}; the falsehood is {falsehood[-1]}, off by {falsehood[2]} {unit}{near}"
+    return powers(
+        f"Check {claim[-1]}: {left} {this} {sign} {right} {that}{off}; "
+        f"the falsehood is {falsehood[-1]}, off by {falsehood[2]}{of}{near}"
+    )
+
+
+def powers(text: str) -> str:
+    """Write numbers such as 2.0e-5 with powers of ten."""
+    return re.sub(r"(?<=\d)e(-?\d+)", lambda power: f"·10{power[1].translate(RAISED)}", text)
 
 
 def fold(app: Sphinx, doctree: nodes.document, page: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 
 from docutils import nodes
@@ -13,6 +13,36 @@ from sphinx.config import Config
 
 LAUNCHED = "notebooks"  # the branch that .ci/notebooks fills with notebooks that run by themselves; see portable.py
 CSS_PIXELS = 96 / 0.0254  # in a metre
+SIZES = [  # of one sign of TeX, in the size of the text around it, as MathJax sets it on average
+    (r"[\s{}&^_]|\\([,!;]|[td]?frac|math\w+|text\w*|operatorname|left|right|[bB]igg?[lr]?|bar|(wide)?(hat|tilde))", 0),
+    (r"[-+=<>]|\\([lg]e|ne|to|approx|in|sim|propto|mapsto|ll|gg|times|cdot|pm)", 1.5),
+    (r"\\(log|exp|min|max|det|tanh|cosh|KL|Cov|diag|sum|int|prod|quad)", 1.8),
+    (r"\\?[^\w\\]", 0.5),
+    (r"\d", 0.75),
+    (r"[A-Z]|\\[A-Z]\w*|\\mid", 1.05),
+    (r".*", 0.68),
+]
+FRACTION = re.compile(r"\\[td]?frac *(\{[^{}]*\}|\\[a-zA-Z]+|.) *(\{[^{}]*\}|\\[a-zA-Z]+|.)", re.DOTALL)
+SMALL = re.compile(r"[_^](?:\{[^{}]*\}|\\math\w+\{[^{}]*\}|\\[a-zA-Z]+|.)", re.DOTALL)  # an index, an exponent
+
+
+def room(tex: str) -> float:
+    """Estimate how wide a formula will be, in the size of the text around it."""
+
+    def sizes(text: str) -> list[float]:
+        signs = re.findall(r"\\[a-zA-Z]+|\\.|.", text, re.DOTALL)
+        return [next(size for kind, size in SIZES if re.fullmatch(kind, sign, re.DOTALL)) for sign in signs]
+
+    # The longer part of a fraction is as small as an index.
+    tex = FRACTION.sub(lambda parts: "_{" + max(parts.groups(), key=len).strip("{}") + "}", tex)
+    return sum(sizes(SMALL.sub(" ", tex))) + 0.5 * sum(size > 0 for part in SMALL.findall(tex) for size in sizes(part))
+
+
+def leave_room(formula: re.Match) -> str:
+    """Note the width for book.css, so that the lines of the text stay as they are when the formula is set."""
+    return f'{formula[1]} style="--room: {room(unescape(formula[2])):.1f}em">\\({formula[2]}\\)'
+
+
 MENDED = [  # in the HTML of every page: what is wrong, what should stand there
     # A notebook link should download; a browser would show JSON.
     (re.compile(r'(<a href="[^"]*_sources/[^"]*\.ipynb")(?: target="_blank")?'), r"\1 download"),
@@ -24,6 +54,7 @@ MENDED = [  # in the HTML of every page: what is wrong, what should stand there
     (re.compile(r'(<div class="citation" id="[^"]*") role="doc-biblioentry"'), r'\1 role="listitem"'),
     # A line must not start with the comma that follows a formula.
     (re.compile(r'(<span class="math[^"]*">[^<]*</span>[.,;:!?)]+)'), r'<span class="unbroken">\1</span>'),
+    (re.compile(r'(<span class="math[^"]*")>\\\((.*?)\\\)', re.DOTALL), leave_room),
     # sphinx-proof and sphinx-exercise give one id to all proofs, one to the insides of all statements, and some twice.
     (re.compile(r'(<section(?: class="[a-z]+-content")?) id="(?:proof|exercise|solution)-content"'), r"\1"),
     (re.compile(r'(<div class="proof admonition") id="proof"'), r"\1"),

@@ -2,7 +2,8 @@
 
 When all pages are written, scripts and styles of which a page uses nothing go; the styles that stay become one file of
 the rules that can match; icons are the outlines of those that appear, instead of a script of 1.5 MB with all;
-no script holds up the first paint, and pictures further down wait until they are near.
+no script holds up the first paint, pictures further down wait until they are near, and all are lossless WebP, which is
+half of a PNG.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import tinycss2
+from PIL import Image
 from sphinx.application import Sphinx
 
 UNUSED = r"scripts/fontawesome\.js|sphinx-thebe\.css"
@@ -31,9 +33,12 @@ TWICE = re.compile(
     r'<meta name="(?:viewport" content="width=device-width, initial-scale=1|docsearch:\w+" content="[^"]*)" ?/>'
 )
 PICTURE = re.compile(r'<img (?=[^>]*src="[^"]*_images/([^"]+\.png)")')
+PNG = re.compile(r"(_images/[\w-]+)\.png")
 LEFT = ["_static/scripts/fontawesome.js*", "_static/vendor", "_static/locales", "_static/**/*.map"]
 STYLED = (".fa-solid", ".fas", ".fa-regular", ".far", ".fa-brands", ".fab")
 ICON = r'"?(?<![\w-]){}"?:\[(\d+),(\d+),\[[^\]]*\],"\w+","([^"]+)"'
+# A sign of the font of icons, which no page loads: a reader would see an empty box.
+GLYPH = re.compile(r'content: *(?:var\(--pst-icon-[\w-]+\)|"(?:[\ue000-\uf8ff]|\\[ef][0-9a-f]{3})")')
 ICONS = f"""/* Icons: Font Awesome Free, https://fontawesome.com, CC BY 4.0 */
 :is({", ".join(STYLED)}) {{ display: inline-block; width: 1.25em; height: 1em; vertical-align: -0.125em;
 background: currentcolor; mask: var(--icon) center / contain no-repeat; }}
@@ -59,7 +64,10 @@ def slim(app: Sphinx, exception: Exception | None) -> None:
     for page, text in pages.items():
         place = f"{'../' * (len(page.relative_to(site).parts) - 1)}_static/shared.css?v={digest}"
         text = OPTIONS.sub(lambda _: f"<script>{options}</script>", one_style(text, shared, place))
-        page.write_text(text, encoding="utf-8")
+        page.write_text(PNG.sub(r"\1.webp", text), encoding="utf-8")
+    for picture in site.glob("_images/*.png"):
+        Image.open(picture).save(picture.with_suffix(".webp"), lossless=True, method=2)
+        picture.unlink()
     for path in [path for pattern in LEFT for path in site.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -74,7 +82,7 @@ def clean(text: str, site: Path, *, search: bool) -> str:
     def sized(tag: re.Match) -> str:
         seen.append(tag[1])
         width, height = struct.unpack(">II", (site / "_images" / tag[1]).read_bytes()[16:24])
-        return f'<img width="{width}" height="{height}" {"loading=lazy " if len(seen) > 1 else ""}'
+        return f'<img width="{width}" height="{height}" {"loading=lazy" if len(seen) > 1 else "fetchpriority=high"} '
 
     return PICTURE.sub(sized, HELD.sub("<script defer ", text))
 
@@ -107,7 +115,7 @@ def styles(sheets: list[Path], used: set[str]) -> str:
 def kept(rules: list[tinycss2.ast.Node], used: set[str]) -> Iterator[str]:
     """Write rules as text, without selectors that name what no page has."""
     for rule in rules:
-        content = tinycss2.serialize(rule.content) if rule.content is not None else None
+        content = GLYPH.sub("content: none", tinycss2.serialize(rule.content)) if rule.content is not None else None
         if rule.type == "qualified-rule":
             if selectors := [text for text in selectors_of(rule.prelude) if can_match(text, used)]:
                 yield f"{','.join(selectors)}{{{content}}}\n"

@@ -1,6 +1,15 @@
 // Formulas are set some at a time, from the top, so that the page can be read and scrolled meanwhile.
 const LONG = 40; // milliseconds of work between two chances for the page to answer
+const FONTS = { MJXTEX: "Main-Regular", "MJXTEX-I": "Math-Italic", "MJXTEX-S1": "Size1-Regular" };
+const folder = new URL("mathjax/output/chtml/fonts/woff-v2/", document.currentScript.src);
+const loadFont = ([family, file]) => {
+  const font = new FontFace(family, `url(${folder}MathJax_${file}.woff)`);
+  document.fonts.add(font);
+  return font.load();
+};
+const fonts = window.MathJax ? Object.entries(FONTS).map(loadFont) : []; // with another font a line breaks elsewhere
 const setFormulas = async () => {
+  await Promise.allSettled(fonts);
   const boxes = Array.from(document.querySelectorAll(".math"));
   const least = Math.max(4, Math.ceil(boxes.length / 64)); // each time the browser lays the whole page out again
   for (let many = 2 * least; boxes.length; ) {
@@ -34,6 +43,7 @@ const widen = () => {
 const settle = () => {
   widen();
   for (const box of document.querySelectorAll(BOXES)) {
+    box.style.overflow = ""; // what it was at another width
     const beyond = box.scrollWidth - box.clientWidth;
     if (beyond <= 0 || getComputedStyle(box).overflowX === "visible") {
       continue;
@@ -48,6 +58,9 @@ const settle = () => {
   }
 };
 window.addEventListener("load", async () => {
+  if (!window.MathJax?.startup?.promise) {
+    document.documentElement.classList.add("plain-tex"); // it did not come: show what is there
+  }
   await window.MathJax?.startup?.promise;
   await document.fonts?.ready;
   settle();

@@ -3,7 +3,9 @@
 import functools
 import gzip
 import http.server
+import re
 import threading
+import time
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -17,6 +19,12 @@ from playwright.sync_api import sync_playwright
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 READ = {".md", ".ipynb", ".py", ".css", ".js", ".svg", ".bib", ".inv", ".json"}
 READY = "() => !window.MathJax || (window.MathJax.startup?.promise && window.MathJax.startup.promise.then(() => true))"
+
+SETTING = re.compile(r"/mathjax\.js|/figures/\w")
+LATE = 0.5  # seconds
+SHIFT = """window.shift = 0;
+new PerformanceObserver(list => list.getEntries().forEach(entry => (window.shift += entry.value)))
+    .observe({ type: "layout-shift", buffered: true });"""
 
 
 @pytest.fixture(scope="session")
@@ -79,12 +87,15 @@ def gzipped():
 def visit(browser, site, address, gzipped):
     """A context manager that opens a page of the site and collects what goes wrong, in `page.wrong`.
 
-    `page.weight()` is what it has loaded, in bytes. Without formulas a page opens in a fraction of the time.
+    `page.weight()` is what it has loaded, in bytes. Without formulas a page opens in a fraction of the time. What sets
+    formulas and draws figures may come late, after the text is on screen, as it does to a phone; `window.shift` is by
+    how much the layout has shifted since, every shift counted.
     """
 
     @contextmanager
-    def open_page(name, *, formulas=True, start=address):
-        context = browser.new_context(viewport={"width": 1440, "height": 900}, reduced_motion="reduce")
+    def open_page(name, *, formulas=True, start=address, late=False, size=(1440, 900)):
+        viewport = dict(zip(("width", "height"), size, strict=True))
+        context = browser.new_context(viewport=viewport, reduced_motion="reduce")
         page = context.new_page()
         page.wrong, asked = [], set()
         allowed = (start, "data:", "blob:")
@@ -93,6 +104,10 @@ def visit(browser, site, address, gzipped):
         page.on("console", lambda message: page.wrong.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: page.wrong.append(str(error)))
         page.weight = lambda: sum(gzipped(site / path) for path in asked if (site / path).is_file())
+        page.add_init_script(SHIFT)
+        if late:
+            due = time.monotonic() + LATE
+            context.route(SETTING, lambda route: (time.sleep(max(0, due - time.monotonic())), route.continue_()))
         if not formulas:
             context.route("**/mathjax.js*", lambda route: route.fulfill(body="", content_type="text/javascript"))
         path, _, query = name.partition("?")

@@ -10,9 +10,11 @@ import pytest
 import yaml
 from axe_playwright_python.sync_playwright import Axe
 from build import build
-from fingerprint import ROOT
+from fingerprint import ROOT, read_ipynb
 from pdf import find_browser, printable
 from playwright.sync_api import TimeoutError
+
+from vaebook.claims import ledger
 
 BROWSER = find_browser()
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="neither Chromium nor Chrome is installed")
@@ -115,7 +117,14 @@ SPOIL = """where => {
     const texts = Array.from(document.querySelectorAll("article :is(p, td)")).filter(box => box.innerText.length > 9);
     texts[Math.round(where * (texts.length - 1))].style.color = "#555";
 }"""
+EVIDENCE = re.compile(
+    r"\*\*Check of .*?\n\| claim: (.+?) ([=≤≥]) (.+?) \| (\S+) [=≤≥] (\S+) \| (.+?) \|.*?\| (\w+) \|"
+    r"\n\| falsehood \|.*?\| (\S+) \|",
+    re.DOTALL,
+)
 SIZES = [320, 390, 768, 1440]
+PHONE = (412, 823)
+SHIFT = 0.1  # of the window's height, weighed by the part of it that moves: what is called good
 MOST = 1_000_000  # bytes, gzipped, of all that a page loads
 FIRST = 200_000  # bytes, gzipped, without which nothing is painted: a second on a slow phone
 
@@ -156,7 +165,10 @@ def resize(page, width):
 def seen(request, visit, site):
     """All that is checked of a page, from one visit: at every width, on paper, light on a desk and dark on a phone."""
     shown = {"name": request.param, "hidden": {}}
-    with visit(request.param) as page:
+    with visit(request.param, late=True, size=PHONE) as page:
+        page.evaluate(TWO_FRAMES)
+        shown["shift"] = page.evaluate("() => window.shift")
+        page.set_viewport_size({"width": SIZES[-1], "height": 900})
         shown["head"] = page.evaluate(HEAD)
         page.emulate_media(media="print")
         page.evaluate("() => window.dispatchEvent(new Event('beforeprint'))")
@@ -227,6 +239,16 @@ def test_page_is_light_and_nothing_holds_it_up(seen, site, gzipped):
     assert seen["head"]["waits"] == []
     first = [site / path.lstrip("/") for path in seen["head"]["styles"]] + [site / f"{seen['name']}.html"]
     assert sum(map(gzipped, first)) <= FIRST
+
+
+def test_nothing_jumps_as_formulas_and_figures_come(seen):
+    assert seen["shift"] < SHIFT
+
+
+def test_no_sign_needs_a_font_of_icons(site):
+    css = (site / "_static" / "shared.css").read_text(encoding="utf-8")
+    assert "content: none" in css
+    assert not re.search(r'content: *(var\(--pst-icon|"([\ue000-\uf8ff]|\\[ef][0-9a-f]{3}))', css)
 
 
 def test_search_engines_are_told_what_the_page_is(seen):
@@ -314,6 +336,22 @@ def test_the_page_that_is_printed_is_whole(browser, tmp_path):
     assert page.evaluate("() => document.querySelectorAll('.toggle-hidden, details:not([open])').length") == 0
 
 
+def test_the_line_of_every_check_names_both_sides(site):
+    """Names and numbers are those that the stored evidence of the chapters shows."""
+    named, powers = 0, str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹’", "-0123456789'")
+    for page in (name for name in pages() if (ROOT / f"{name}.ipynb").exists()):
+        outputs = [output for cell in read_ipynb(ROOT / f"{page}.ipynb").cells for output in cell.get("outputs", ())]
+        shown = "\n".join(output.get("data", {}).get("text/markdown", "") for output in outputs)
+        text = html.unescape((site / f"{page}.html").read_text(encoding="utf-8")).translate(powers).replace("·10", "e")
+        lines = [line for line in re.findall("<summary>(Check .*?)</summary>", text)]
+        for line, evidence in zip(lines, EVIDENCE.findall(shown), strict=True):
+            left, sign, right, this, that, off, verdict, margin = evidence
+            assert line.startswith(f"Check {verdict}") and f"{left} {this} {sign} {right} {that}" in line
+            assert f"the falsehood is rejected, off by {margin}" in line and (off == "< 1" or f"off by {off}" in line)
+            named += 1
+    assert named == len(ledger())
+
+
 def test_proofs_and_checks_fold(browser, visit, site):
     folds = "details.fold"
     with visit("book/mixture/index") as page:
@@ -321,7 +359,7 @@ def test_proofs_and_checks_fold(browser, visit, site):
         assert page.locator(f"{folds}[open]").count() == 0
         checks = [line for line in lines.all_inner_texts() if line != "Proof"]
         assert len(checks) > 3
-        assert all(line.startswith("Check: the claim holds; the falsehood is rejected, off by ") for line in checks)
+        assert all(line.startswith("Check holds: ") for line in checks)
         proof = page.locator(f"{folds} div.proof").first
         assert not proof.is_visible()
         lines.first.focus()

@@ -32,6 +32,7 @@ def moments(generator: torch.Generator) -> Measurement:
     covariance = torch.einsum("ng,ngi,ngj->ij", weight, z - mean, z - mean)
     within = q_agg.log_weight.exp() @ q_agg.scale.square()
     return Measurement(
+        sides=[("mean of q_agg", "mean by Gauss-Hermite quadrature")],
         lhs=torch.cat([q_agg.mean, q_agg.covariance.flatten()]),
         rhs=torch.cat([mean, covariance.flatten()]),
         falsehood_lhs=q_agg.variance,
@@ -63,6 +64,14 @@ def reconstruct(generator: torch.Generator) -> Measurement:
     means = [float(mixture_in_x.mean()), float(mixture_in_z.mean())]
     exact = 1e-10  # what rounding may change in a closed form
     return Measurement(  # the two inequalities, then two equalities as pairs of them
+        sides=[
+            ("KL in data space, Gaussians", "KL in latent space"),
+            ("KL in data space, mixture", "KL in latent space"),
+            ("KL in latent space", "KL in data space plus loss"),
+            ("KL in data space plus loss", "KL in latent space"),
+            ("density of reconstructions", "density of decoded codes"),
+            ("density of decoded codes", "density of reconstructions"),
+        ],
         lhs=torch.tensor([in_x, means[0], in_z, in_x + lost, each, p_agg], dtype=torch.float64),
         rhs=torch.tensor([in_z, means[1], in_x + lost, in_z, p_agg, each], dtype=torch.float64),
         falsehood_lhs=torch.tensor([in_z, means[1]], dtype=torch.float64),

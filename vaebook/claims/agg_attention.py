@@ -57,6 +57,7 @@ def optimal_decoder(generator: torch.Generator) -> Measurement:
     averaged = q_agg.posterior_mean(GRID, x.logit()).sigmoid()
     returned = q_agg.posterior_mean(q_agg.loc, x)
     return Measurement(
+        sides=[("loss of another decoder", "its mean KL from the optimum")],
         lhs=torch.stack([*lost, *off]),
         rhs=torch.stack([*expected, *map(torch.zeros_like, off)]),
         falsehood_lhs=torch.stack([(best - averaged).abs().max(), (returned - x).abs().amax(-1).min()]),
@@ -138,6 +139,7 @@ def attention(generator: torch.Generator) -> Measurement:
     ]
     lhs, rhs = (torch.cat([side.flatten() for side in sides]) for sides in zip(*pairs, strict=True))
     return Measurement(
+        sides=[("log q_agg(z) by the package", "log-sum-exp of query times keys")],
         lhs=lhs,
         rhs=rhs,
         falsehood_lhs=(q_agg.responsibilities(z) - plain).abs().max(),
@@ -213,6 +215,7 @@ def diffusion(generator: torch.Generator) -> Measurement:
     ]
     lhs, rhs = (torch.cat([side.flatten() for side in sides]) for sides in zip(*pairs, strict=True))
     return Measurement(
+        sides=[("log q_agg(y) by the package", "log-density of noised data by definition")],
         lhs=lhs,
         rhs=rhs,
         falsehood_lhs=(limit - held_out).norm(dim=-1),

@@ -37,6 +37,7 @@ def hole_bound(generator: torch.Generator) -> Measurement:
     by_entropy, by_number = rate + float(weight.exp() @ weight), mismatch_bound(rate, len(loc))
     mismatch = integrated_kl(q_agg)
     return Measurement(  # the last: the certificate is no empty one
+        sides=[("mismatch", "bound R - H(m/N)")],
         lhs=torch.tensor([mismatch, by_entropy, by_number], dtype=torch.float64),
         rhs=torch.tensor([by_entropy, by_number, 0.5 * mismatch], dtype=torch.float64),
         falsehood_lhs=mismatch,
@@ -68,6 +69,7 @@ def mismatch_is_not_hole(generator: torch.Generator) -> Measurement:
     mismatch = float(torch.trapezoid(log_q.exp() * (log_q - log_p), z))
     entropy = -float(log_weight.exp() @ log_weight)
     return Measurement(
+        sides=[("total variation", "share 1/N of the far code")],
         lhs=torch.tensor([variation, rate - entropy, mismatch_bound(rate, num), 9.0], dtype=torch.float64),
         rhs=torch.tensor([share, mismatch, rate - entropy, mismatch_bound(rate, num)], dtype=torch.float64),
         falsehood_lhs=0.5,
@@ -102,6 +104,7 @@ def small_kl_hole(generator: torch.Generator) -> Measurement:
     other = kl(stats.truncnorm((edge - 0.4) / 0.9, math.inf, loc=0.4, scale=0.9))
     bound = -math.log(1 - stats.norm.cdf(edge))  # -log(1 - h)
     return Measurement(  # equality as two inequalities; e^-KL is 0 if KL is infinite
+        sides=[("KL(prior without the hole ‖ prior)", "bound -log(1 - h)")],
         lhs=torch.tensor([rest, bound, bound + 1e-3], dtype=torch.float64),
         rhs=torch.tensor([bound, rest, other], dtype=torch.float64),
         falsehood_lhs=math.exp(-rest),
@@ -137,6 +140,7 @@ def hole_mass(generator: torch.Generator) -> Measurement:
     pinsker = _binary(small[1], small[0])
     tv = 0.5 * (p - q).abs().sum()
     return Measurement(
+        sides=[("KL of the probabilities of one event", "KL(q ‖ p)")],
         lhs=torch.cat(
             [
                 _binary(events @ q, events @ p),

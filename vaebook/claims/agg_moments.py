@@ -95,6 +95,7 @@ def stationarity(generator: torch.Generator) -> Measurement:
     expected = torch.cat([torch.zeros(2), torch.eye(2).flatten(), -q_agg.scale.log().sum(1).mean()[None]])
     at_saddle, saddle = _saddle(generator)
     return Measurement(
+        sides=[("slope of loss/β as a latent is stretched", "its second moment less 1")],
         lhs=torch.cat([slopes, found, at_saddle, saddle.diagonal()]),
         rhs=torch.cat([moments, expected, torch.zeros_like(at_saddle), torch.ones(2)]),
         falsehood_lhs=mismatch - seen,  # as a difference: the second is 0 but for rounding
@@ -152,6 +153,7 @@ def mmd(generator: torch.Generator) -> Measurement:
     sign = torch.tensor([0.2] * 5 + [-0.2] * 5, dtype=torch.float64)
     biased = estimate(torch.einsum("i,rij,j->r", sign, kernel(signed[:, :, None], signed[:, None]), sign))
     return Measurement(
+        sides=[("squared MMD from draws", "squared MMD in closed form")],
         lhs=draws.value,
         rhs=exact,
         falsehood_lhs=torch.tensor([biased.value, draws.value], dtype=torch.float64),

@@ -64,6 +64,7 @@ def population(generator: torch.Generator) -> Measurement:
     rate = share @ torch.stack([_kl(part, log_p) for part in parts])
     twice = share @ torch.stack([torch.trapezoid(part.exp() * (part - log_p), GRID) for part in parts])
     return Measurement(
+        sides=[("mean plug-in mismatch of N data", "mismatch of the population plus excess")],
         lhs=torch.stack(
             [plug_in, left_out, scored, told, told_left_out, rate]
         ),  # last: the plug-in value of three copies of one datum
@@ -115,6 +116,7 @@ def collapse(generator: torch.Generator) -> Measurement:
     without = _kl(_log_mixture(unused, torch.tensor([0.0, -torch.inf], dtype=torch.float64)), log_p)
     gap = torch.tensor(1e-8, dtype=torch.float64)
     return Measurement(
+        sides=[("mismatch of collapsed codes", "no mismatch")],
         lhs=torch.stack([_kl(same, log_p), without, gap, gap, gap]),
         rhs=torch.stack([gap.new_zeros(()), gap.new_zeros(()), few, many, moved]),
         falsehood_lhs=many,

@@ -73,6 +73,7 @@ def surgery(generator: torch.Generator) -> Measurement:
         errors.append(math.hypot(information.stderr, mismatch.stderr))
         wrong_errors.append(mismatch.stderr)
     return Measurement(
+        sides=[("rate R in closed form", "information plus mismatch, sampled")] * 2,
         lhs=torch.tensor(lhs),
         rhs=torch.tensor(rhs),
         falsehood_rhs=torch.tensor(wrong),
@@ -107,6 +108,7 @@ def optimal_prior(generator: torch.Generator) -> Measurement:
     ]
     values, errors = zip(*[(rate.value, max(rate.stderr, 1e-9)) for rate in rates], strict=True)
     return Measurement(  # the last pair: with the first to the fourth, equality at q_agg
+        sides=[("mean KL to a prior", "I(n; z)")] * 4 + [("I(n; z)", "mean KL to q_agg itself")],
         lhs=torch.tensor([*values, information], dtype=torch.float64),
         rhs=torch.tensor([*[information] * 4, values[3]], dtype=torch.float64),
         falsehood_lhs=information,
@@ -148,6 +150,7 @@ def mismatch(generator: torch.Generator) -> Measurement:
     backward = Categorical(logits=log_q + p_data.log())  # q(x|z), by Bayes' rule
     lost = torch.trapezoid(log_agg.exp() * kl_divergence(backward, Categorical(logits=log_decoder)), z)
     return Measurement(  # the inequality, then the equality as two
+        sides=[("mismatch", "misfit of the model plus error of inference")],
         lhs=torch.stack([in_z, in_z + lost, in_x + inference]),
         rhs=torch.stack([in_x + inference, in_x + inference, in_z + lost]),
         falsehood_lhs=in_z,
@@ -178,6 +181,7 @@ def tc_split(generator: torch.Generator) -> Measurement:
     mismatch = _kl(q_agg, _standard(2), generator)
     wrong = _kl(q_agg, MultivariateNormal(torch.zeros(2, dtype=torch.float64), correlation), generator)
     return Measurement(
+        sides=[("mismatch, sampled", "total correlation plus KL of the marginals")],
         lhs=mismatch.value,
         rhs=total.value + single,
         falsehood_lhs=wrong.value,
@@ -210,6 +214,7 @@ def pythagoras(generator: torch.Generator) -> Measurement:
         sums.append(first.value + float(kl_divergence(middle, _standard(3))))
         errors.append(math.hypot(first.stderr, total.stderr))
     return Measurement(
+        sides=[("mismatch, sampled", "KL to the Gaussian plus its own mismatch")],
         lhs=total.value,
         rhs=sums[0],
         falsehood_rhs=sums[1],
@@ -236,6 +241,7 @@ def cap(generator: torch.Generator) -> Measurement:
     apart = DiagGaussianMixture(centre.repeat_interleave(2, 0), torch.full((8, 3), 0.1).double())  # each code twice
     told = mutual_information(apart, 1_000, generator=generator).value
     return Measurement(  # the second entry: how far I exceeds H(m/N), which it reaches where codes are far apart
+        sides=[("I(n; z) plus KL to the Gaussian", "closed form of the cap"), ("I(n; z) beyond H(m/N)", "none")],
         lhs=torch.tensor([information.value + shape.value, max(0.0, told - math.log(4))], dtype=torch.float64),
         rhs=torch.tensor([gaussian_cap(q_agg), 0.0], dtype=torch.float64),
         falsehood_lhs=information.value,
@@ -272,6 +278,7 @@ def entropy_sandwich(generator: torch.Generator) -> Measurement:
     swapped = kl_divergence(Normal(torch.zeros_like(scale), scale), Normal(torch.zeros_like(scale.mT), scale.mT)).mT
     lhs, rhs = torch.tensor(ladder, dtype=torch.float64).T
     return Measurement(
+        sides=[("lower bound", "I(n; z) by quadrature")],
         lhs=lhs,
         rhs=rhs,
         falsehood_lhs=mutual_information_quadrature(example),

@@ -37,6 +37,7 @@ def product(generator: torch.Generator) -> Measurement:
     narrow = torch.cat([0.8 * scale[:, :1], scale[:, 1:]], 1)
     halves = DiagGaussianMixture(torch.cat([loc - aside, loc + aside]), narrow.repeat(2, 1))
     return Measurement(
+        sides=[("log-density of the Gaussian", "sum over its coordinates")],
         lhs=torch.cat([q.log_prob(z), joint, counts]),
         rhs=torch.cat([each.sum(1), each.sum(1), torch.ones(2)]),
         falsehood_lhs=torch.cat([joint, counts]),
@@ -71,6 +72,13 @@ def ghost_modes(generator: torch.Generator) -> Measurement:
     distinct = torch.cat([loc[which, coordinate], scale[which, coordinate]], 1).unique(dim=0).shape[0]
     counts = torch.tensor([len(find_modes(q)), len(find_modes(ghosts)), distinct])
     return Measurement(
+        sides=[("log-density of N^D Gaussians", "sum of the marginals' logs")] * 30
+        + [
+            ("modes of q_agg", "N"),
+            ("modes of the product", "N^D"),
+            ("distinct products", "those left by a shared code"),
+        ]
+        + [("total correlation, sampled", "total correlation, integrated")],
         lhs=torch.cat([ghosts.log_prob(z[:30]), counts, torch.tensor([gained.value])]),
         rhs=torch.cat([product_of_sums, torch.tensor([4, 16, 12, _total_correlation(q)])]),
         falsehood_lhs=torch.cat([q.log_prob(at_ghosts), torch.tensor([gained.value])]),
@@ -122,6 +130,7 @@ def information_adds(generator: torch.Generator) -> Measurement:
     coordinates = (DiagGaussianMixture(loc[:, [j]], scale[:, [j]]) for j in range(3))
     separately = sum(mutual_information_quadrature(one, tolerance=1e-7) for one in coordinates)
     return Measurement(
+        sides=[("total correlation", "sum of the I(n; z_j) less I(n; z)")],
         lhs=correlation.value,
         rhs=separately - together.value,
         falsehood_lhs=together.value,
@@ -167,6 +176,7 @@ def identifiability(generator: torch.Generator) -> Measurement:
     solved, weight = _recovered_weights(generator)
     found, law = _recovered_law(generator)
     return Measurement(
+        sides=[("log-density of a blurred Gaussian", "log-density of N(0, v)")],
         lhs=torch.cat([split.flatten(), solved, found]),
         rhs=torch.cat([whole.repeat(3), weight, law]),
         falsehood_lhs=kept,
@@ -257,6 +267,7 @@ def rotation(generator: torch.Generator) -> Measurement:
     promised = torch.stack([weight.mT @ turned(z, *by, 1) for by in moved])
     sheared = integrals(torch.cat([z[:, :1], z[:, 1:] + 0.5 * z[:, :1]], 1))[0]
     return Measurement(
+        sides=[("log p(x) with codes turned", "log p(x) before")],
         lhs=torch.cat([torch.stack([p for p, _ in others]).flatten(), means.flatten()]),
         rhs=torch.cat([first.repeat(2), promised.flatten()]),
         falsehood_lhs=(means - weight.mT @ z).abs().amax((1, 2)),

@@ -52,6 +52,7 @@ def in_batch(generator: torch.Generator) -> Measurement:
     balanced = (mass * minibatch_information(log_q, minibatch_weights("in-batch", 2))).sum()
     largest = minibatch_information(_every_outcome(APART, _subsets(5, 3))[0], minibatch_weights("in-batch", 3)).max()
     return Measurement(  # each identity as two inequalities
+        sides=[("mean in-batch estimate", "I(n; z)")],
         lhs=torch.stack([*lhs, exact]),
         rhs=torch.stack([*rhs, means[-1]]),
         falsehood_lhs=exact,
@@ -84,6 +85,7 @@ def leave_one_out(generator: torch.Generator) -> Measurement:
     independent = torch.stack([_mean("leave-one-out", similar, _independent(3, size)) for size in (2, 3, 5)])
     pairs, log_n = _mean("leave-one-out", apart, _subsets(5, 2)), torch.tensor([math.log(5)], dtype=torch.float64)
     return Measurement(
+        sides=[("mean leave-one-out estimate", "mean KL to the mixture of the others")],
         lhs=torch.cat([subsets, others[None], others[None], independent, pairs[None]]),
         rhs=torch.cat([others.expand(4), subsets[-1:], exact[None] * 5 / 4, exact_similar.expand(3), log_n]),
         falsehood_lhs=torch.cat([exact.expand(4), independent[-1:]]),
@@ -132,6 +134,7 @@ def mws(generator: torch.Generator) -> Measurement:
     right = torch.cat([values[1] + offsets, rate[None], gradients[1]])
     mean, log_n = _mean("weighted", _codes(5, 3, generator), _subsets(5, 3)), torch.tensor([math.log(5)])
     return Measurement(
+        sides=[("information by weighted sampling", "in-batch information plus log N")],
         lhs=torch.cat([left, right, log_n]),
         rhs=torch.cat([right, left, mean[None]]),
         falsehood_lhs=mean,
@@ -175,6 +178,7 @@ def mss(generator: torch.Generator) -> Measurement:
     off = (misplaced - q_agg).abs().sum(2).mean(1)[1:]  # row by row, over z, on average over the data
     left, right = (torch.cat([side.flatten() for side in sides]) for sides in zip(*equalities, strict=True))
     return Measurement(
+        sides=[("mean estimate of q_agg(z)", "q_agg(z)")],
         lhs=torch.cat([left, right, second[1].expand_as(spread).flatten(), chain, most[None]]),
         rhs=torch.cat([right, left, spread.flatten(), above, torch.tensor([math.log(5)])]),
         falsehood_lhs=torch.cat([off, whole_stratified[None] - exact]),

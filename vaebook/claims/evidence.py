@@ -8,7 +8,7 @@ both. `Evidence` then computes whether the claim holds and whether the falsehood
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -57,6 +57,8 @@ class Measurement:
         falsehood_stderr: that of the falsehood's difference, where it is another.
         neighbours: statements close to the claim, by a name that says what is changed, each of which the check must
             reject too.
+        sides: what the two sides are, in words, entry by entry; where a tolerance is given the first entry suffices,
+            since no other is shown of a claim that holds.
     """
 
     lhs: Number
@@ -68,6 +70,7 @@ class Measurement:
     stderr: Number | None = None
     falsehood_stderr: Number | None = None
     neighbours: Mapping[str, Neighbour] = field(default_factory=dict)
+    sides: Sequence[tuple[str, str]] = ()
 
     def __post_init__(self) -> None:
         if (self.tolerance is None) == (self.stderr is None):
@@ -201,8 +204,9 @@ class Evidence:
         best = int((margins <= (1 + 1e-6) * margins.min()).nonzero()[0])
         shown = [self._entry(m.lhs, m.rhs, worst), self._entry(lhs, m.falsehood_rhs, best)]
         sign = {"==": "=", "<=": "≤", ">=": "≥"}[m.relation]
+        named = m.sides[worst : worst + 1]
         rows = {
-            "": ["claim", "falsehood"],
+            "": ["claim" + "".join(f": {left} {sign} {right}" for left, right in named), "falsehood"],
             "must hold": [f"{number(left)} {sign} {number(right)}" for left, right in shown],
             "off by": list(self.shown),
             "limit": [f"≤ {self.allowed:g}", f"≥ {self.required:g}"],

@@ -63,6 +63,7 @@ def ppca(generator: torch.Generator) -> Measurement:
     sample_covariance = (data - model.mean).mT @ (data - model.mean) / len(data)
     empirical = MultivariateNormal(model.mean, sample_covariance).log_prob(x)
     return Measurement(
+        sides=[("log p(x) in closed form", "log p(x) by quadrature")],
         lhs=torch.cat([closed.flatten(), model.posterior(x).log_prob(z), closed[1]]),
         rhs=torch.cat([*integrated, bayes, formula]),
         falsehood_lhs=torch.stack([closed[0].mean(), closed[1].mean()]),
@@ -98,6 +99,7 @@ def collapse_linear(generator: torch.Generator) -> Measurement:
     off = torch.zeros(2, 3, 6, dtype=torch.float64, requires_grad=True)  # the encoder's slope and log-variance
     slopes = torch.autograd.grad(_linear_elbo(best, eigenvalue, noise, beta, *off).sum(), off)[0]
     return Measurement(  # the objective is concave in the encoder, so that a slope of 0 is its best
+        sides=[("best squared weight below the threshold", "what the formula leaves")],
         lhs=torch.cat([best[None], slopes]),
         rhs=torch.cat([(eigenvalue - beta * noise).clamp(min=0)[None], torch.zeros_like(slopes)]),
         falsehood_lhs=(best[:, :3] > 0).double(),  # of latents below the threshold: active or not
@@ -151,6 +153,7 @@ def finite_k(generator: torch.Generator) -> Measurement:
     many, few = errors(1_000, 5_000), estimate(errors(50, 50_000))
     ratio, gap = estimate(many.exp()), estimate(1_000 * (many.expm1() - many))
     return Measurement(
+        sides=[("K times the gap", "half of Var/p²"), ("mean of estimate over p", "that of an unbiased one")],
         lhs=torch.tensor([gap.value, ratio.value], dtype=torch.float64),
         rhs=torch.tensor([_relative_variance(x, log_p) / 2, 1.0], dtype=torch.float64),
         falsehood_lhs=few.value,
@@ -190,6 +193,7 @@ def prior_sampling_cost(generator: torch.Generator) -> Measurement:
     chi_squared = integrate((2 * log_posterior - log_prior).exp()) - 1
     kl = integrate(log_posterior.exp() * (log_posterior - log_prior))
     return Measurement(
+        sides=[("relative variance of a draw", "chi-squared(posterior ‖ prior)")],
         lhs=torch.cat([variance, chi_squared, kl.expm1()]),
         rhs=torch.cat([chi_squared, variance, chi_squared]),
         falsehood_lhs=variance,
@@ -223,6 +227,10 @@ def iwae(generator: torch.Generator) -> Measurement:
     errors = [first.stderr, single.stderr, *(s.stderr for s in steps), 0.0]
     # IWAE_1 <= ELBO <= IWAE_1, for they are equal; IWAE_1 <= IWAE_2 <= IWAE_3 <= IWAE_8 <= log p
     return Measurement(
+        sides=[
+            (f"IWAE of {k}", f"IWAE of {m}") for k, m in pairwise(["one", "one (ELBO)", "one", "two", "three", "eight"])
+        ]
+        + [("IWAE of eight", "log p(x)")],
         lhs=torch.tensor(values[:-1], dtype=torch.float64),
         rhs=torch.tensor(values[1:], dtype=torch.float64),
         falsehood_lhs=steps[-1].value,
@@ -264,6 +272,7 @@ def elbo_submass(generator: torch.Generator) -> Measurement:
     one = torch.ones((), dtype=torch.float64)
     # The posterior reaches 1; other encoders stay below by more than any error of the integral.
     return Measurement(
+        sides=[("integral of exp(ELBO), exact encoder", "mass of a density")],
         lhs=torch.stack([exact, one, *(worse + 1e-3)]),
         rhs=torch.stack([one, exact, one, one]),
         falsehood_lhs=mass(gain, scale, 0.2),

@@ -40,6 +40,7 @@ def unbounded(generator: torch.Generator) -> Measurement:
     bounded = torch.stack([*fitted, mean, reached, minus_entropy])
     bounds = torch.stack([*limit, minus_entropy, minus_entropy, reached])
     return Measurement(  # promise <= ELBO <= likelihood; three bounds, the last an equality if p = p_emp; a network
+        sides=[("lower bound of the proof", "ELBO")],
         lhs=torch.cat([promised, elbo, bounded, slope, grows, *found]),
         rhs=torch.cat([elbo, log_prob, bounds, grows, slope, *allowed]),
         falsehood_lhs=elbo[1:],

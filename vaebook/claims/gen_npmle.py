@@ -49,6 +49,7 @@ def npmle(generator: torch.Generator) -> Measurement:
     one = log_likelihood(x.mean()[None, None])
     changed, allowed = _one_weight_too_large(50)
     return Measurement(
+        sides=[("atoms of the best prior", "distinct data")],
         lhs=torch.stack(
             [
                 torch.tensor(atoms).double(),
@@ -158,6 +159,7 @@ def fixed_point(generator: torch.Generator) -> Measurement:
     one = log_likelihood(line[-1:])
     moved = em(one, 1)[0].abs().max()
     return Measurement(
+        sides=[("log-likelihood of the best rival", "log-likelihood of the fixed point")],
         lhs=torch.stack([rival, derivative.abs().max(), moved]),
         rhs=torch.stack([log_g.mean(), moved.new_zeros(()), moved.new_zeros(())]),
         falsehood_lhs=torch.stack([log_g.mean(), log_gradient(log_likelihood(line), one[:, 0]).max()]),
@@ -201,6 +203,7 @@ def em_rate(generator: torch.Generator) -> Measurement:
     missing[grid.abs() > 0.5] = -torch.inf
     stuck = _lack(terms, best, missing.log_softmax(0), steps)[0]
     return Measurement(
+        sides=[("what EM lacks before its first step", "bound on that")],
         lhs=torch.cat([*lack, one_lack]),
         rhs=torch.cat([*bound, one_bound]),
         falsehood_lhs=lack[0][-1],

@@ -67,6 +67,7 @@ def elbo_identity(generator: torch.Generator) -> Measurement:
     expected = torch.trapezoid(log_q.exp() * _decoder(GRID[:, None]).log_prob(x), GRID, dim=0)
     trained = expected - _kl(log_q, StandardNormal(1).log_prob(GRID)[:, None])
     return Measurement(
+        sides=[("gap of the ELBO", "KL(q ‖ posterior) on a grid")],
         lhs=torch.stack([log_p - bound, log_p - trained]),
         rhs=_kl(log_q, log_posterior).expand(2, -1),
         falsehood_lhs=log_p - bound,
@@ -102,6 +103,7 @@ def gap_in_two(generator: torch.Generator) -> Measurement:
     below = torch.cat([gap.approximation, gap.amortisation]).clamp(max=0)
     found, cost = _linear_gap(generator)
     return Measurement(
+        sides=[("approximation gap", "least KL(Gaussian ‖ posterior)")],
         lhs=torch.cat([gap.approximation, gap.approximation + gap.amortisation, below, found]),
         rhs=torch.cat([least, total, torch.zeros(8), cost]),
         falsehood_lhs=gap.approximation,
@@ -157,8 +159,9 @@ def diagonal_cost(generator: torch.Generator) -> Measurement:
     cost = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
     none, slopes = torch.zeros(3, dtype=torch.float64), _slopes(kl, best)
     return Measurement(
-        lhs=torch.cat([*slopes, kl(*best)[None]]),
-        rhs=torch.cat([none, none, cost[None]]),
+        sides=[("KL at the formula", "cost from the determinants")],
+        lhs=torch.cat([kl(*best)[None], *slopes]),
+        rhs=torch.cat([cost[None], none, none]),
         falsehood_lhs=torch.cat([_slopes(kl, marginal)[1], kl(*marginal)[None]]),
         falsehood_rhs=torch.cat([none, cost[None]]),
         tolerance=1e-10,
@@ -194,8 +197,9 @@ def diagonal_optimum(generator: torch.Generator) -> Measurement:
     wide, marginal = _spike()
     none, one = torch.zeros_like(slope), torch.ones_like(slope)
     return Measurement(
-        lhs=torch.stack([slope, -curvature * variance]),
-        rhs=torch.stack([none, one]),
+        sides=[("best variance times mean curvature", "what stationarity asks")],
+        lhs=torch.stack([-curvature * variance, slope]),
+        rhs=torch.stack([one, none]),
         falsehood_lhs=(wide - marginal).clamp(min=0),
         falsehood_rhs=0.0,
         tolerance=1e-6,

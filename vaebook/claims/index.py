@@ -57,6 +57,7 @@ def joint(generator: torch.Generator) -> Measurement:
     share = counts.double() / len(data)
     product = share[:, None] * _encoder(distinct[:, None]).log_prob(GRID).exp()
     return Measurement(
+        sides=[("mass of the joint over z", "share m/N of the datum")],
         lhs=torch.cat([_mass(joints), joints.flatten(), _mass(joints / share[:, None])]),
         rhs=torch.cat([share, product.flatten(), torch.ones_like(share)]),
         falsehood_lhs=_mass(joints),
@@ -82,6 +83,7 @@ def unseen(generator: torch.Generator) -> Measurement:
     values, counts = data.unique(return_counts=True)
     once, repeated = (torch.stack([_joint(x, data) for x in values[seen]]) for seen in (counts == 1, counts > 1))
     return Measurement(
+        sides=[("largest density at a new x", "sum over no datum")],
         lhs=torch.cat([off.amax(-1), (data == new).double().mean(0), encoded, len(data) * _mass(once)]),
         rhs=torch.tensor([0.0] * 6 + [1.0] * (3 + len(once))),
         falsehood_lhs=len(data) * _mass(repeated),
@@ -108,6 +110,7 @@ def marginal(generator: torch.Generator) -> Measurement:
     averaged = Normal(q_agg.loc.mean(), q_agg.scale.square().mean().sqrt()).log_prob(GRID).exp()
     order = (total - averaged).abs().argsort(descending=True)  # the most telling code first
     return Measurement(
+        sides=[("sum of the joint over the data", "density of q_agg")],
         lhs=total[order],
         rhs=q_agg.log_prob(GRID[order, None]).exp(),
         falsehood_lhs=total[order[0]],
@@ -145,6 +148,7 @@ def duplicates(generator: torch.Generator) -> Measurement:
         unmerged.append(mutual_information_quadrature(q_agg))  # one density, hence the same information
     log_n = math.log(len(data))
     return Measurement(
+        sides=[("I(n; z) by quadrature", "entropy H(m/N)")],
         lhs=torch.tensor([*information, entropy, entropy - 1e-9, *information, *unmerged], dtype=torch.float64),
         rhs=torch.tensor([*[entropy] * 4, log_n, information[-1], *unmerged, *information], dtype=torch.float64),
         falsehood_lhs=log_n,
@@ -178,6 +182,7 @@ def effective_components(generator: torch.Generator) -> Measurement:
     rest = estimate(torch.special.entr(unequal.responsibilities(unequal.sample((5_000,), generator=generator))).sum(-1))
     told = mutual_information(unequal, 5_000, generator=generator)
     return Measurement(
+        sides=[("mean entropy of r(z)", "log N less I(n; z)")],
         lhs=entropy.value,
         rhs=math.log(60) - information.value,
         falsehood_rhs=information.value,
@@ -213,6 +218,7 @@ def modes(generator: torch.Generator) -> Measurement:
     slope = crossing.log_prob_and_score(torch.tensor([20 / 21, 1 / 21], dtype=torch.float64))[1].abs().sum()
     counted, expected = torch.tensor([*counts, found, slope]), torch.tensor([1, 1, 2, 2, 3, 0])
     return Measurement(  # equality of counts as two inequalities, so that "at most" can be tried by the same relation
+        sides=[("modes found of two Gaussians 1.5 s apart", "modes promised")],
         lhs=torch.cat([counted, expected]),
         rhs=torch.cat([expected, counted]),
         falsehood_lhs=found,
@@ -248,6 +254,11 @@ def limits(generator: torch.Generator) -> Measurement:
     log_prob = DiagGaussianMixture(data, torch.full_like(data, 0.5)).log_prob(points)
     off = float((log_prob - torch.from_numpy(kernel_density)).abs().max())
     return Measurement(
+        sides=[
+            ("I(n; z), narrow", "H(m/N)"),
+            ("I(n; z), wide", "no information"),
+            ("off scikit-learn's density", "none"),
+        ],
         lhs=torch.tensor([small.value, large.value, off], dtype=torch.float64),
         rhs=torch.tensor([entropy, 0.0, 0.0], dtype=torch.float64),
         falsehood_lhs=small.value,

@@ -68,6 +68,7 @@ def vamp_limit(generator: torch.Generator) -> Measurement:
     pairs = [_kl(q_agg, VampPrior(encoder, data[:num]).mixture(), z) for num in (2, 4)]
     found = _best_on_grid(q_agg, scale, z, half)
     return Measurement(
+        sides=[("rate under pseudo-inputs", "information plus mismatch")],
         lhs=torch.tensor([*lhs, 0.0, *(-kl for kl in pairs), found], dtype=torch.float64),
         rhs=torch.tensor([*rhs, off, 0.0, 0.0, bounds[0]], dtype=torch.float64),
         falsehood_lhs=torch.tensor(pairs, dtype=torch.float64),  # best at K = 2 and 4: not above those at 3 and 5
@@ -137,6 +138,9 @@ def expost(generator: torch.Generator) -> Measurement:
     z = _nodes(line)
     slow, fast = _excesses(plane, seed)
     return Measurement(  # the last three: by how much M times the excess of a fit to M draws is beyond chance
+        sides=[("moment of the fitted Gaussian", "moment of q_agg")] * 5
+        + [("log-likelihood of the fit", "best of two components"), ("KL(q_agg ‖ fit)", "least of two components")]
+        + [("excess of the fit beyond chance", "none")] * 3,
         lhs=torch.cat([one, two, slow]),
         rhs=torch.cat([exact, best, torch.zeros(3, dtype=torch.float64)]),
         falsehood_lhs=torch.cat([within_left, torch.tensor([_kl(line, mean_fit, z)]).double()]),

@@ -41,6 +41,7 @@ def gain(generator: torch.Generator) -> Measurement:
     one = torch.tensor([1.0, 0.0], dtype=torch.float64)
     beyond, within, _ = _gain(likelihood, one, half)
     return Measurement(  # the equality as two inequalities, and the bound; in the example it is below 0
+        sides=[("gain log p_c(x)/p(x)", "log of the posterior mean of c/p")],
         lhs=torch.cat([gained, mean_ratio, bound, loses]),
         rhs=torch.cat([mean_ratio, gained, gained, torch.zeros(1, dtype=torch.float64)]),
         falsehood_lhs=gained,
@@ -98,6 +99,7 @@ def left_out(generator: torch.Generator) -> Measurement:
     others = (split != split[:, :1]).double() * torch.tensor([1.0, 1.0, 1.0, 0.0])  # no copy of the value is kept
     copies = score(others, split[:, 0])
     return Measurement(  # the equality as two inequalities, and the inequality, for both kinds of samples
+        sides=[("mean leave-one-out score", "mean score of a new datum, one fewer in the mixture")],
         lhs=torch.stack(lhs),
         rhs=torch.stack(rhs),
         falsehood_lhs=torch.stack(whole),
@@ -137,14 +139,18 @@ def overfit(generator: torch.Generator) -> Measurement:
     data = digits()
     x = torch.cat(data[:3]).double()
     x = x[torch.randperm(len(x), generator=generator)]
-    rows, wrong = [], []
+    rows, wrong, names = [], [], []
     for dim in (*WINS, *LOSES):
         q_agg, held_out, left_out, trained = _gains(x, len(data.train), dim)
         error = (held_out.stderr**2 + left_out.stderr**2) ** 0.5
         sign = 1.0 if dim in WINS else -1.0
         rows += [(held_out.value, left_out.value, error), (left_out.value, held_out.value, error)]
         rows += [(0.0, sign * held_out.value, held_out.stderr), (0.0, sign * left_out.value, left_out.stderr)]
+        gains = [f"held-out gain in {dim} dimensions", f"leave-one-out gain in {dim} dimensions"]
+        lost = [f"minus the {gain}" for gain in gains]
+        names += [tuple(gains), tuple(gains[::-1]), *(("zero", name) for name in (gains if dim in WINS else lost))]
         if dim in WINS:
+            names += [(f"log N less {NEAR}", f"I(n; z) in {dim} dimensions")]
             told = mutual_information(q_agg, SAMPLES, generator=generator)
             rows += [(math.log(q_agg.num_components) - NEAR, told.value, told.stderr)]
             wrong += [(held_out.value, 0.0, held_out.stderr)]
@@ -152,6 +158,7 @@ def overfit(generator: torch.Generator) -> Measurement:
     lhs, rhs, stderr = torch.tensor(rows, dtype=torch.float64).unbind(1)
     falsehood_lhs, falsehood_rhs, falsehood_stderr = torch.tensor(wrong, dtype=torch.float64).unbind(1)
     return Measurement(
+        sides=names,
         lhs=lhs,
         rhs=rhs,
         stderr=stderr,
