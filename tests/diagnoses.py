@@ -23,7 +23,8 @@ def hole(mass=0.0, least=0.01):
 
 def memory(own=-1.0, left=-1.2, held=None, traced=0.1, stderr=0.1):
     held_out = None if held is None else about(held, stderr)
-    return Memorisation(about(own, stderr), about(left, stderr), held_out, about(traced))
+    cost = about(own - left, stderr)
+    return Memorisation(about(own, stderr), about(left, stderr), held_out, about(traced), cost)
 
 
 def sampling(chosen="prior", gains=(0.1, -9.0), stderr=0.01, effective=(99, 99, 99), copies=None, **changes):

@@ -119,7 +119,7 @@ class TestEncoders:
             (ValueError, 'expected positive values, got none; .*"log_var"', lambda x: (x, -x.exp()), "var"),
             (ValueError, "spread: expected 'std', which what .* is, got 'var'", lambda x: Normal(x, x.exp()), "var"),
             (ValueError, "spread: expected 'log_var'", lambda x: {"mu": x, "logvar": x}, "var"),
-            (TypeError, "a mapping or object with one of loc.*got dict of 1", lambda x: {"mu": x}, "std"),
+            (TypeError, "a mapping or object with one of loc.*got dict of 1 .mu.", lambda x: {"mu": x}, "std"),
             (TypeError, "got NoneType", lambda x: None, "std"),
             (TypeError, "encoder's loc: expected a floating-point", lambda x: (x.long(), x.long()), "std"),
             (ValueError, "encoder: expected it to take a batch .* got KeyError", lambda x: {}[0], "std"),

@@ -26,9 +26,12 @@ print(peak if sys.platform == "darwin" else 1024 * peak)
 
 def test_digits_take_seconds():
     data = digits()
-    vae, start = PPCA.fit(data.train, latent_dim=8), time.process_time()
-    diagnose(vae, data.train, held_out=data.test)
-    assert time.process_time() - start < 20  # of the processor: ten seconds on two cores
+    vae, seconds = PPCA.fit(data.train, latent_dim=8), []
+    while len(seconds) < 3 and min(seconds, default=60) > 12:  # again where a busy machine is slow
+        start = time.process_time()
+        diagnose(vae, data.train, held_out=data.test)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 12, seconds  # of one thread, on a machine that is busy with other tests
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """The command: files of all kinds in, a diagnosis out, or one sentence and exit status 2."""
 
 import json
+import os
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -83,7 +85,7 @@ def bad_files(folder):
     yield "none", npz(folder, "g.npz", loc=LOC[:0], scale=SCALE[:0]), "loc: expected"
     yield "strings", npz(folder, "h.npz", loc=np.array([["a"]]), scale=SCALE), "loc: expected an array of real numbers"
     yield "nowhere", str(folder / "nowhere.npz"), "got no file of that name"
-    yield "folder", str(folder), "got no file of that name"
+    yield "folder", str(folder), "got a folder"
     for name, content in {"empty": b"", "text": b"loc, scale\n1, 2\n", "half": b"PK\x03\x04" + b"\0" * 40}.items():
         (folder / f"{name}.npz").write_bytes(content)
         yield name, str(folder / f"{name}.npz"), "expected an npz or safetensors file of arrays, got one that cannot be"
@@ -119,6 +121,76 @@ def test_other_bad_arguments(tmp_path, capsys):
 def test_warnings_are_said(tmp_path, capsys):
     assert main(["diagnose", npz(tmp_path, loc=LOC, log_var=SCALE)]) == 0
     assert "warning: log_var: all values are positive" in capsys.readouterr().err
+
+
+GOOD = {"loc": LOC, "scale": SCALE}
+FLAT = {"loc": LOC[:, :1], "scale": SCALE[:, :1]}
+TAKEN = {
+    "one latent": FLAT,
+    "one datum": {"loc": LOC[:1], "var": SCALE[:1]},
+    "half precision": {"loc": LOC.astype("f2"), "scale": SCALE.astype("f2")},
+    "integers": {"loc": np.arange(60).reshape(30, 2) % 7, "scale": np.ones((30, 2), int)},
+}
+REFUSED = {
+    "std": ({"loc": LOC, "std": SCALE}, "expected loc and exactly one of scale, var, log_var, got loc, std"),
+    "D": ({"loc": LOC, "scale": SCALE[:, :1]}, "scale: expected shape (80, 2), got (80, 1)"),
+    "inf": ({"loc": np.full_like(LOC, np.inf), "scale": SCALE}, "loc: expected finite values"),
+    "negative": ({"loc": LOC, "var": -SCALE}, "var: expected positive values"),
+    "bool": ({"loc": LOC, "scale": SCALE > 0}, "scale: expected an array of real numbers"),
+    "flat": ({"loc": LOC[:, 0], "scale": SCALE[:, 0]}, "loc: expected shape (N, D), got (80,)"),
+    "no arrays": ({}, "got nothing"),
+    "pickled, unused": (GOOD | {"other": np.array([Evil()], dtype=object)}, "Object arrays cannot be loaded"),
+}
+
+
+def run_as_module(monkeypatch, *arguments):
+    """Run the very module, in this process; return its exit status."""
+    monkeypatch.delitem(sys.modules, "vaebook.__main__", raising=False)
+    monkeypatch.setattr(sys, "argv", ["vaebook", "diagnose", *arguments])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module("vaebook", run_name="__main__", alter_sys=True)
+    return done.value.code
+
+
+@pytest.mark.parametrize("name", TAKEN)
+def test_what_the_module_takes(name, tmp_path, capsys, monkeypatch):
+    assert run_as_module(monkeypatch, npz(tmp_path, **TAKEN[name])) == 0
+    assert f"{len(TAKEN[name]['loc'])} data" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_module_takes_many_latents(tmp_path, capsys, monkeypatch):
+    loc = 0.8 * np.random.default_rng(0).normal(size=(70, 512))
+    assert run_as_module(monkeypatch, npz(tmp_path, loc=loc, scale=np.full_like(loc, 0.6))) == 0
+    assert "70 data, 512 latent dimensions" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", [None, "--held-out", "--prior"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_module_refuses_names_the_file(name, option, tmp_path, capsys, monkeypatch):
+    arrays, message = REFUSED[name]
+    bad = npz(tmp_path, "bad.npz", **arrays)
+    line = [bad] if option is None else [npz(tmp_path, **GOOD), option, bad]
+    assert run_as_module(monkeypatch, *line) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: {bad}: ")
+    assert shown.err.count("\n") == 1
+    if option != "--prior":  # which may be a file of another kind, too
+        assert message in shown.err
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_a_file_that_may_not_be_read(tmp_path, capsys, monkeypatch):
+    path = npz(tmp_path, **GOOD)
+    os.chmod(path, 0)
+    assert run_as_module(monkeypatch, path) == 2
+    assert "Permission denied" in capsys.readouterr().err
+
+
+def test_a_folder_in_place_of_a_report_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
+    assert run_as_module(monkeypatch, npz(tmp_path, **GOOD), "--json", str(tmp_path)) == 2
+    assert "expected a file in a folder that exists" in capsys.readouterr().err
 
 
 def test_it_runs_as_a_module(tmp_path):

@@ -26,7 +26,7 @@ def test_two_components_against_integrals():
     average = lambda values: float(torch.trapezoid(one.exp() * values, z))  # noqa: E731 (the other side is its mirror)
     found = memorisation(q, line([0.5]), num_samples=40_000, generator=seeded(0))
     new = float(torch.trapezoid(Normal(0.5, 1.0).log_prob(z).exp() * both, z))
-    exact = (average(both), average(two), new, average((one - math.log(2) - both).exp()))
+    exact = (average(both), average(two), new, average((one - math.log(2) - both).exp()), average(both - two))
     for got, wanted in zip(found, exact, strict=True):
         assert abs(got.value - wanted) < 4 * got.stderr
         assert got.stderr < 0.02

@@ -44,6 +44,7 @@ def test_every_number_has_its_row():
         ("hole: share of the codes", 0.0005, 0.0001),
         ("log q_agg, own codes", -1.0, 0.1),
         ("log q_agg, left out", -1.2, 0.1),
+        ("cost of leaving out", pytest.approx(0.2), 0.1),
         ("log q_agg, held out", -1.5, 0.1),
         ("draws traced to their datum", 0.1, 0.1),
         ("log-likelihood, z from prior", -50.0, 0.1),
@@ -80,6 +81,7 @@ def test_what_is_missing_has_no_row():
         "latents in use",
         "log q_agg, own codes",
         "log q_agg, left out",
+        "cost of leaving out",
         "draws traced to their datum",
     ]
     assert not any(name.startswith("log q_agg") for name, *_ in dataclasses.replace(none, memorisation=None).numbers())

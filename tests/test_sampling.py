@@ -1,6 +1,5 @@
 """Scores of the candidates against closed forms, the choice among them, and samples that copy training data."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -51,7 +50,10 @@ def test_log_likelihoods_of_training_and_of_held_out_data(model, scored):
     x, new, found = scored
     assert found.data == "held-out data"
     assert found.training_log_likelihood.value == pytest.approx(float(model.log_prob(x).mean()), abs=0.02)
-    assert found.log_likelihood["prior"].value == pytest.approx(float(model.log_prob(new).mean()), abs=0.02)
+    known, scored = model.log_prob(new), found.log_likelihood["prior"]
+    assert scored.num_samples == 30  # of the 50
+    assert abs(scored.value - float(known.mean())) < 4 * scored.stderr
+    assert scored.stderr == pytest.approx(float(known.std()) / 30**0.5, rel=0.4)
 
 
 def test_a_log_likelihood_is_that_of_the_prior_and_the_gain(scored):
@@ -60,7 +62,7 @@ def test_a_log_likelihood_is_that_of_the_prior_and_the_gain(scored):
     for name, gain in found.gains.items():
         total = found.log_likelihood[name]
         assert total.value == pytest.approx(base.value + gain.value)
-        assert total.stderr == pytest.approx(math.hypot(base.stderr, gain.stderr))
+        assert total.stderr <= base.stderr + gain.stderr + 1e-12
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_a_log_likelihood_is_that_of_the_prior_and_the_gain(scored):
 )
 def test_the_best_is_chosen_if_its_gain_exceeds_two_standard_errors(gains, chosen, model, monkeypatch):
     every = {"prior": Estimate(0.0, 0.0, 30)} | {name: Estimate(*pair, 30) for name, pair in gains.items()}
-    choice = SimpleNamespace(gains=every, candidates={}, effective_samples={})
+    choice = SimpleNamespace(gains=every, log_likelihood=every, candidates={}, effective_samples={})
     monkeypatch.setattr(sampling, "choose_prior", lambda *args, **named: choice)
     found = decode_candidates(adapt_vae(model), (draws(0, 20), None), None, 20, seeded())
     assert found.chosen == chosen

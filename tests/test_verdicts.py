@@ -90,7 +90,7 @@ def test_what_decides(topic, changes, status, finding):
 
 
 DECIDES = [
-    (MATCH, {}, "mismatch of the population between 0 and 0.4000 nats"),
+    (MATCH, {}, "mismatch of the population, 95 % interval: 0 to 0.4000 nats"),
     (MATCH, {"mismatch_population": None}, "mismatch of the N data: 1.000 ± 0.1000 nats"),
     (MATCH, {"mismatch_population": None, "rate": about(0.0)}, "rate 0 ± 0.1000 nats"),
     (HOLES, {}, "share of the prior in a hole: 0"),
@@ -99,7 +99,7 @@ DECIDES = [
     (
         TRACED,
         {"memorisation": memory(own=-1.0, left=-1.25, traced=0.1)},
-        "10.00 ± 10.00 % of draws can be traced to their datum; leaving the datum out costs 0.2500 nats",
+        "10.00 ± 10.00 % of draws can be traced to their datum; leaving the datum out costs 0.2500 ± 0.1000 nats",
     ),
     (
         OVERFIT,
@@ -123,7 +123,12 @@ DECIDES = [
         {"sampling": sampling()},
         "gain over the prior: gmm 0.1000 ± 0.01000 nats, q_agg -9.000 ± 0.01000 nats per datum",
     ),
-    (SAMPLE, {}, "log-density of new codes over that of the prior: -5.000 ± 0.1000 nats"),
+    (
+        SAMPLE,
+        {},
+        "log-density of new codes under the aggregated posterior, less that under the prior: -5.000 ± 0.1000 nats per "
+        "code",
+    ),
     (SAMPLE, {"mismatch_population": None}, "no interval"),
 ]
 
@@ -152,8 +157,10 @@ def test_the_error_of_a_difference_is_that_of_both():
 def test_what_was_left_out_or_held_out_stands_for_q_agg():
     """A mixture that was made of the scored codes with their own components left in is no candidate."""
     candidates = {"leave-one-out": (1.0, 0.1), "densities[0]": (2.0, 0.1), "mixture of 5": (1.5, 0.1)}
-    assert best_of_codes(candidates, held_out=True) == {"name": "q_agg", "value": 2.0, "stderr": 0.1}
-    assert best_of_codes(candidates, held_out=False) == {"name": "mixture of 5", "value": 1.5, "stderr": 0.1}
+    assert best_of_codes(candidates, held_out=True) == {"name": "q_agg", "best": "q_agg", "value": 2.0, "stderr": 0.1}
+    found = best_of_codes(candidates, held_out=False)
+    assert found == {"name": "mixture of 5", "best": "mixture of 5", "value": 1.5, "stderr": 0.1}
+    assert best_of_codes({"mixture of 5": (0.1, 0.1)}, held_out=False)["name"] == "prior"
 
 
 def test_an_exact_number_has_no_error():

@@ -14,6 +14,7 @@ import torch
 from vaebook.aggregate import SPREADS, as_codes
 from vaebook.checkpoint import load_density
 from vaebook.diagnosis import diagnose
+from vaebook.mixture import DiagGaussianMixture
 from vaebook.storage import read_arrays
 
 CODES = ("loc", *SPREADS, "log_weight")
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _diagnose(given: argparse.Namespace) -> Any:
     for path in (given.json, given.html):
-        if path is not None and not Path(path).resolve().parent.is_dir():
+        if path is not None and (Path(path).is_dir() or not Path(path).resolve().parent.is_dir()):
             raise ValueError(f"{path}: expected a file in a folder that exists")
     if not -(2**63) <= given.seed < 2**63:
         raise ValueError(f"--seed: expected an int of 64 bits, got {given.seed}")
@@ -73,20 +74,23 @@ def _diagnose(given: argparse.Namespace) -> Any:
     return report
 
 
-def _codes(path: str) -> dict[str, Any]:
-    """Read codes, and leave out what else the file holds, labels for instance."""
+def _codes(path: str) -> DiagGaussianMixture:
+    """Read codes; errors name the file. Leave out what else the file holds, labels for instance."""
     arrays = read_arrays(path)
     codes = {name: value for name, value in arrays.items() if name in CODES}
     if "loc" not in codes or sum(key in codes for key in SPREADS) != 1:
         held = ", ".join(arrays) or "nothing"
         raise ValueError(f"{path}: expected loc and exactly one of {', '.join(SPREADS)}, got {held}")
-    return codes
+    try:
+        return as_codes("codes", codes)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _prior(path: str) -> Any:
     arrays = read_arrays(path)
     spread = [key for key in SPREADS if key in arrays]
-    return as_codes("prior", _codes(path)) if "loc" in arrays and spread else load_density(path)
+    return _codes(path) if "loc" in arrays and spread else load_density(path)
 
 
 if __name__ == "__main__":

@@ -106,10 +106,10 @@ def compare_priors(
             own = Normal(q.loc[rows].double(), q.scale[rows].double(), validate_args=False)
             sampler = Sampler(joint, own, mixture, draws, part.draw, generator, NUM_STARTS, ROUND_SAMPLES)
             z, log_weight = (torch.cat(parts, 1) for parts in zip(*sampler.weighted(num_samples), strict=True))
-            log_weight = log_weight - part.log_prob(z)
-            for name, prior in adapted.items():
-                density = _Pool({name: prior}, leave_out or {}, generator).at(rows)
-                found[name].append(log_weight + density.log_prob(z))
+            each = {n: _Pool({n: c}, leave_out or {}, generator).at(rows).log_prob(z) for n, c in adapted.items()}
+            log_weight = log_weight - _mean([each[name] for name in part.priors])
+            for name, value in each.items():
+                found[name].append(log_weight + value)
     return {name: summarise(torch.cat(parts)) for name, parts in found.items()}
 
 
@@ -129,7 +129,7 @@ class _Pool:
         for name, prior in self.priors.items():
             density = prior.leave_one_out(self.own[name][:, None]) if name in self.own else prior
             parts.append(density.log_prob(z).double())
-        return torch.stack(parts).logsumexp(0) - math.log(len(parts))
+        return _mean(parts)
 
     def draw(self, rows: Tensor) -> Tensor:
         """Draw for rows (M) of the batch: (M, D). Negative rows leave out nothing."""
@@ -160,6 +160,10 @@ class _Pool:
             scale = scale if scale.ndim == 2 else scale.square().sum(-1).sqrt()
             parts.append((log_weight.log_softmax(0), loc, scale))
         return from_components(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _mean(log_densities: list[Tensor]) -> Tensor:
+    return torch.stack(log_densities).logsumexp(0) - math.log(len(log_densities))
 
 
 def _check_names(priors: object, leave_out: object, drawn_from: object) -> None:

@@ -128,7 +128,7 @@ class _Work:
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 told = str(error).partition("\n")[0]
                 self.unknown.append(f"{what}: {told}")
-        self.notes += [f"{what}: {w.message}" for w in caught if issubclass(w.category, UserWarning)]
+        self.notes += dict.fromkeys(f"{what}: {w.message}" for w in caught if issubclass(w.category, UserWarning))
         self.next()
         return result
 
@@ -138,8 +138,8 @@ class _Work:
             self.unknown.append("Whether samples gain by another distribution of codes: that takes the decoder.")
         if not held_out:
             self.unknown.append(
-                "Whether the encoder treats new data as it treats these: that takes held-out data. If these data "
-                "trained the encoder, the intervals for the population are for data that look to it as these do."
+                "Whether the encoder treats new data as it treats these: that takes held-out data. If the encoder was "
+                "trained on these data, the intervals for the population may not hold for new data."
             )
         if found.num_distinct < found.num_data:
             copies = found.num_data - found.num_distinct

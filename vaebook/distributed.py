@@ -4,8 +4,7 @@ A sum over components is a sum of sums over parts of them:
 
     log q(z) = log sum_k m_k q_k(z),      grad log q(z) = sum_k r_k(z) grad log q_k(z),      r_k = m_k q_k/q,
 
-with m_k the weight of part k. Each part is a `DiagGaussianMixture`. A process takes its parts one after another.
-Between processes goes, for each point, one maximum and then one sum, whatever the number of components.
+with m_k the weight of part k, a `DiagGaussianMixture`. Between processes goes, for each point, one maximum and one sum.
 """
 
 from __future__ import annotations
@@ -191,15 +190,12 @@ class ShardedMixture:
 
     def common(self, generator: torch.Generator | None) -> torch.Generator | None:
         """Return a source of randomness that is the same in all processes: seeded by that of process 0."""
-        alone = self._all.group is False  # as if there were no shards
-        return (
-            check_generator(generator, torch.device("cpu"))
-            if alone
-            else torch.Generator().manual_seed(self._all.seed(generator))
-        )
+        if self._all.group is False:  # as if there were no shards
+            return check_generator(generator, torch.device("cpu"))
+        return torch.Generator().manual_seed(self._all.seed(generator))
 
     def __getitem__(self, index: Tensor) -> DiagGaussianMixture:
-        """Return the mixture of the chosen components, (K) numbers, in this process's memory; see `common`."""
+        """Return the mixture of the chosen components, (K) numbers, in this process's memory."""
         check_index("index", index, torch.as_tensor(index).shape[:1], size=self.num_components)
         rows = torch.zeros(len(index), 1 + 2 * self.latent_dim, dtype=torch.float64)
         for q, log_mass, first in self.parts():
@@ -281,8 +277,8 @@ Mixture = DiagGaussianMixture | ShardedMixture
 def in_shards(name: str, q: Any) -> ShardedMixture:
     """Return a mixture in the form that serves both: one that is not spread is a shard of its own."""
     if isinstance(check_type(name, q, Mixture), DiagGaussianMixture):
-        log_weight, loc, scale = (part.detach().cpu() for part in q.components())
-        return ShardedMixture(loc, scale, log_weight, group=False)
+        log_weight, *rest = (part.detach().cpu() for part in q.components())
+        return ShardedMixture(*rest, log_weight, group=False)
     return q
 
 

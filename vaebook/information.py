@@ -267,12 +267,8 @@ def _rates(q_agg: Any, prior: Prior) -> Tensor | None:
     found = components(prior)
     if found is None or found[2].shape != (1, q_agg.latent_dim):
         return None
-
-    def of(log_weight: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        middle, spread = (part.to(loc) for part in found[1:])
-        return _kl((loc - middle) / spread, scale / spread)
-
-    return q_agg.average(of)
+    kl = lambda loc, middle, scale, spread: _kl((loc - middle) / spread, scale / spread)  # noqa: E731
+    return q_agg.average(lambda _, loc, scale: kl(loc, found[1].to(loc), scale, found[2].to(loc)))
 
 
 def _kl(distance: Tensor, ratio: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ class Memorisation(NamedTuple):
     """At codes of data that were held out; None without them."""
     traced: Estimate
     """Probability with which a draw of q_agg can be traced to its datum, from 1/N to 1."""
+    cost: Estimate
+    """Own less leave-one-out: what leaving out the datum costs."""
 
 
 @torch.no_grad()
@@ -53,7 +55,7 @@ def memorisation(
         generator: the source of randomness; None means torch's global one.
 
     Returns:
-        The four averages; their standard errors are over data and draws.
+        The averages; their standard errors are over data and draws.
 
     Raises:
         TypeError: q_agg or held_out is not a DiagGaussianMixture.
@@ -83,7 +85,8 @@ def memorisation(
         at, row = held_out.double().sample_with_index((num_samples,), generator=generator)
         new = _over_data(q.log_prob(at), row)
     traced = (log_own - log_all).clamp(max=0).exp()
-    return Memorisation(_over_data(log_all, index), _over_data(others, index), new, _over_data(traced, index))
+    own, left, cost, share = (_over_data(part, index) for part in (log_all, others, log_all - others, traced))
+    return Memorisation(own, left, new, share, cost)
 
 
 def _over_data(values: Tensor, index: Tensor) -> Estimate:

@@ -120,7 +120,10 @@ def _loc_and_spread(codes: object) -> tuple[Any, Any, Spread | None]:
         key = next((key for key in _SPREADS if isinstance(get(key), Tensor)), None)
         if loc is not None and key is not None:
             return loc, get(key), _SPREADS[key]
-    got = type(codes).__name__ + (f" of {len(codes)}" if isinstance(codes, tuple | list | Mapping) else "")
+    got = type(codes).__name__
+    if isinstance(codes, tuple | list | Mapping):
+        parts = map(str, codes) if isinstance(codes, Mapping) else (type(part).__name__ for part in codes)
+        got += f" of {len(codes)} ({', '.join([*parts][:5])})"
     raise TypeError(f"encoder: expected it to return {_TAKEN}, got {got}")
 
 

@@ -146,6 +146,7 @@ class Diagnosis:
             m = self.memorisation
             rows.append(("log q_agg, own codes", *_pair(m.own), "at codes of the data that it is made of"))
             rows.append(("log q_agg, left out", *_pair(m.leave_one_out), "without the datum: as if it were new"))
+            rows.append(("cost of leaving out", *_pair(m.cost), "difference of the two above"))
             if m.held_out is not None:
                 rows.append(("log q_agg, held out", *_pair(m.held_out), "at codes of new data"))
             rows.append(

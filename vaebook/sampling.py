@@ -7,15 +7,15 @@ from torch import Tensor
 
 from vaebook._checks import check_generator
 from vaebook.adapters import AdaptedVAE
+from vaebook.comparison import compare_priors
 from vaebook.estimators import Estimate, estimate
 from vaebook.evaluation import Condition, take
-from vaebook.likelihood import importance_log_prob
 from vaebook.report import Sampling
 from vaebook.selection import Choice, choose_prior
 
 SCORED = 64
-"""Data whose log-likelihood is estimated."""
-DRAWS = 500
+"""Training data whose log-likelihood is estimated beside that of held-out data."""
+DRAWS = 250
 """Draws of z for each of them."""
 CLEAR = 2
 """Standard errors by which a gain must exceed 0."""
@@ -52,27 +52,20 @@ def decode_candidates(
     held_out, held_out_condition = (None, None) if new is None else new
     held = {"held_out": held_out, "held_out_condition": held_out_condition}
     choice = choose_prior(vae, x, condition=condition, **held, num_data=num_data, generator=generator)
-    known = _log_likelihood(vae, given, generator)
-    base = known if new is None else _log_likelihood(vae, new, generator)
-    total = {name: _sum(base, gain) for name, gain in choice.gains.items()}
     data = "training data, each left out" if new is None else "held-out data"
     # A conditional decoder needs a condition for each sample, and codes that belong to it.
     copies = {} if condition is not None else _copies(vae, given, new, choice, generator)
-    told = None if new is None else known
+    known = None if new is None else _log_likelihood(vae, given, generator)
     chosen, gain = max(choice.gains.items(), key=lambda item: item[1].value)
     chosen = chosen if gain.value > CLEAR * gain.stderr else "prior"
-    return Sampling(data, chosen, choice.gains, total, told, choice.effective_samples, copies)
+    return Sampling(data, chosen, choice.gains, choice.log_likelihood, known, choice.effective_samples, copies)
 
 
 def _log_likelihood(vae: AdaptedVAE, given: Given, generator: torch.Generator | None) -> Estimate:
     x, condition = given
     rows = torch.randperm(len(x), generator=generator, device=x.device)[:SCORED]
-    found = importance_log_prob(vae, x[rows], DRAWS, condition=take(condition, rows), generator=generator)
-    return estimate(found.log_prob)
-
-
-def _sum(base: Estimate, gain: Estimate) -> Estimate:
-    return Estimate(base.value + gain.value, (base.stderr**2 + gain.stderr**2) ** 0.5, base.num_samples)
+    prior, options = {"prior": vae.prior}, {"condition": take(condition, rows), "generator": generator}
+    return estimate(compare_priors(vae, x[rows], prior, DRAWS, **options)["prior"].log_prob)
 
 
 def _copies(

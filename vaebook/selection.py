@@ -57,6 +57,8 @@ class Choice(NamedTuple):
     """"full" or "diag"."""
     gains: dict[str, Estimate]
     """Estimated log-likelihood over that under the model's prior, nats per datum, by name; num_samples counts data."""
+    log_likelihood: dict[str, Estimate]
+    """The log-likelihood itself under each, nats per datum."""
     candidates: dict[str, Any]
     """The densities over z of which the gains tell: "prior", "gmm" and "q_agg"."""
     effective_samples: dict[str, float]
@@ -162,11 +164,12 @@ def choose_prior(
     log_prob, effective = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
     check_all(name, log_prob.mT, log_prob.mT.isfinite(), "data with finite log-likelihoods")
     gains = {n: estimate(v - log_prob[0]) for n, v in zip(ORDER, log_prob, strict=True)}
+    total = {n: estimate(v) for n, v in zip(ORDER, log_prob, strict=True)}
     counted = dict(zip(ORDER, effective.median(1).values.tolist(), strict=True))
     if min(counted.values()) < FEW:
         hint = "gains may be wrong by more than their standard errors"
         warnings.warn(f"choose_prior: expected {FEW} effective samples or more, got {counted}; {hint}", stacklevel=3)
-    return Choice(candidates["gmm"], size, covariance, gains, candidates, counted)
+    return Choice(candidates["gmm"], size, covariance, gains, total, candidates, counted)
 
 
 def _encode(vae: AdaptedVAE, x: Tensor, condition: Condition) -> DiagGaussianMixture:

@@ -124,7 +124,9 @@ def read_arrays(path: Any) -> dict[str, Any]:
     """Read the arrays of an npz, which must hold no pickled objects, or the tensors of a safetensors file."""
     source, wanted = check_path(path), "an npz or safetensors file of arrays"
     if not source.is_file():
-        raise ValueError(f"{source}: expected {wanted}, got no file of that name")
+        raise ValueError(
+            f"{source}: expected {wanted}, got {'a folder' if source.is_dir() else 'no file of that name'}"
+        )
     try:
         if not zipfile.is_zipfile(source):
             return safetensors.torch.load_file(source)

@@ -71,13 +71,14 @@ def _sample(found: Diagnosis) -> Verdict:
     if found.mismatch_population is None:
         return Verdict(topic, "unknown", "There are too few distinct codes to tell.", "no interval", "Give more data.")
     best = best_of_codes(found.mismatch_population.candidates, found.population_from == "held-out codes")
-    decides = f"log-density of new codes over that of the prior: {plus(Estimate(best['value'], best['stderr'], 1))}"
+    size = best["best"].split()[-1]
+    fitted = f"{'one Gaussian' if size == '1' else f'a mixture of {size} Gaussians'} fitted to codes"
+    what = "the aggregated posterior" if best["best"] == "q_agg" else fitted
+    gain = plus(Estimate(best["value"], best["stderr"], 1))
+    decides = f"log-density of new codes under {what}, less that under the prior: {gain} per code"
     if best["name"] == "prior":
         finding = "The prior describes new codes as well as anything that was fitted to them."
         return Verdict(topic, "ok", finding, decides, "Draw z from the prior, as before.")
-    size = best["name"].split()[-1]
-    fitted = "one Gaussian" if size == "1" else f"a mixture of {size} Gaussians"
-    what = "the aggregated posterior" if best["name"] == "q_agg" else f"{fitted}, fitted to the codes,"
     finding = f"New codes are described better by {what} than by the prior."
     advice = "Draw z from it. With the decoder, vaebook can say whether samples gain by it."
     if best["name"] != "q_agg":
@@ -92,7 +93,7 @@ def _match(found: Diagnosis) -> Verdict:
     if interval is None:
         finding = f"For the data at hand ({found.num_data}) they differ by {plus(own)}; of others nothing can be said."
         return Verdict(topic, "unknown", finding, f"mismatch of the N data: {plus(own)}", "Give more data.")
-    decides = f"mismatch of the population between {number(interval.low)} and {number(interval.high)} nats"
+    decides = f"mismatch of the population, 95 % interval: {number(interval.low)} to {number(interval.high)} nats"
     gaps = f" (The {plus(own)} of the N data at hand include the gaps between their codes.)"
     if interval.low > SMALL:
         finding = f"No: new codes, too, differ from the prior by {number(interval.low)} nats or more." + gaps
@@ -153,14 +154,13 @@ def _memory(found: Diagnosis) -> Verdict | None:
     if m is None:
         return None
     topic = "Do draws of the aggregated posterior repeat training data?"
-    gap = m.own.value - m.leave_one_out.value
     decides = (
         f"{plus(Estimate(100 * m.traced.value, 100 * m.traced.stderr, m.traced.num_samples), ' %')} of draws can be "
-        f"traced to their datum; leaving the datum out costs {number(gap)} nats"
+        f"traced to their datum; leaving the datum out costs {plus(m.cost)}"
     )
     if m.traced.value > 0.5:
         finding = "Yes: most draws lie where only one datum's code is. Decoded, they are reconstructions of that datum."
-        advice = "Expected of codes that tell much. Do not take such samples for new ones, nor for private ones."
+        advice = "Expected of codes that tell much. Such samples are neither new nor private."
         return Verdict(topic, "look", finding, decides, advice)
     finding = "Mostly not: a draw is usually shared by several data."
     return Verdict(topic, "ok", finding, decides, "Nothing.")
@@ -227,9 +227,9 @@ def best_of_codes(candidates: dict[str, tuple[float, float]], held_out: bool) ->
         held_out: whether held-out codes were scored; the training mixture is then ``densities[0]``.
 
     Returns:
-        ``name``, ``value`` and ``stderr`` of the best; the name is "prior" if its lead is within two standard errors.
+        ``best``, with ``value`` and ``stderr``; and ``name``, "prior" if that lead is within two standard errors.
     """
     q_agg = candidates.get("densities[0]" if held_out else "leave-one-out", (-math.inf, 0.0))
     scored = {"q_agg": q_agg} | {name: pair for name, pair in candidates.items() if name.startswith("mixture")}
     name, (value, error) = max(scored.items(), key=lambda item: item[1][0])
-    return {"name": name if value > 2 * error else "prior", "value": value, "stderr": error}
+    return {"name": name if value > 2 * error else "prior", "best": name, "value": value, "stderr": error}
