@@ -17,7 +17,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-_setup_privateuseone_for_python_backend("card")
+
+class _Card:
+    """What torch asks of a device's module; draws of the second device come from the processor's generators."""
+
+    is_available = is_initialized = staticmethod(lambda: True)
+    _is_in_bad_fork = staticmethod(lambda: False)
+    current_device = staticmethod(lambda: 0)
+    device_count = staticmethod(lambda: 1)
+    manual_seed_all = set_rng_state = staticmethod(lambda *_: None)
+    get_rng_state = staticmethod(lambda *_: torch.get_rng_state())
+
+
+_setup_privateuseone_for_python_backend("card", _Card)
 CARD = torch.device("card", 0)
 aten = torch.ops.aten
 _GENERATOR = torch.Generator
