@@ -77,7 +77,7 @@ def _sample(found: Diagnosis) -> Verdict:
     gain = plus(Estimate(best["value"], best["stderr"], 1))
     decides = f"log-density of new codes under {what}, less that under the prior: {gain} per code"
     if best["name"] == "prior":
-        finding = "The prior describes new codes as well as anything that was fitted to them."
+        finding = "Nothing that was fitted to codes describes new ones better than the prior by more than chance."
         return Verdict(topic, "ok", finding, decides, "Draw z from the prior, as before.")
     finding = f"New codes are described better by {what} than by the prior."
     advice = "Draw z from it. With the decoder, vaebook can say whether samples gain by it."
@@ -107,7 +107,7 @@ def _match(found: Diagnosis) -> Verdict:
         finding = f"Not quite: some mismatch is certified, {number(interval.low)} nats or more." + gaps
         return Verdict(topic, "look", finding, decides, "See whether there is a hole, and look at samples.")
     finding = "It cannot be told: all of the mismatch may come from the gaps between the N codes." + gaps
-    advice = "More data narrow the interval. As it is, nothing speaks against the prior."
+    advice = "More data narrow the interval. As it is, it does not speak against the prior."
     return Verdict(topic, "unknown", finding, decides, advice)
 
 
