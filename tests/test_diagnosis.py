@@ -152,7 +152,7 @@ def test_verdicts_of_few_data_or_of_none_that_tell():
 def test_narrow_codes_of_one_population_are_not_said_to_be_overfitted():
     topic = "Does the model treat new data as it treats training data"
     found = diagnose(gaussian(num=200, dim=5, scale=0.02, spread=1.0), held_out=gaussian(1, 100, 5, 0.02, 1.0))
-    assert answers(found)[topic] == "ok"
+    assert answers(found)[topic] == "unknown"  # the difference is smaller than its error, and that is large
 
 
 def test_a_gain_within_chance_is_none(report):

@@ -19,6 +19,8 @@ BLUNT = 0.5
 """Where 5/√N is larger than this, moments that pass tell nothing."""
 NOTHING = 1e-6
 """A rate, in nats, below which every code counts as the prior itself."""
+VAGUE = 5.0
+"""With a larger standard error, in nats a datum, no difference between training and held-out data tells nothing."""
 SURE = 3
 """A difference counts if it exceeds this many standard errors."""
 COPIES = 0.2
@@ -181,6 +183,9 @@ def _overfit(found: Diagnosis) -> Verdict | None:
         finding = "No: training data fare clearly better, so that it has learned some of them by heart."
         advice = "Stop training earlier, add data or regularise; trust numbers from held-out data only."
         return Verdict(topic, "problem", finding, decides, advice)
+    if error > VAGUE:
+        finding = "It cannot be told: so few data, or so narrow codes, leave more room to chance than any difference."
+        return Verdict(topic, "unknown", finding, decides, "Give more held-out data.")
     return Verdict(topic, "ok", "Yes, within what chance does.", decides, "Nothing.")
 
 
