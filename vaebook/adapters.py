@@ -84,7 +84,7 @@ class AdaptedVAE(nn.Module):
         return self._prior
 
     def data(self, x: object, condition: object = None, *, name: str = "x", least: int = 1) -> tuple[Tensor, Condition]:
-        """Check data (N, …), in one piece or in batches, and their condition."""
+        """Check data (N, …), in one piece or in batches, and their condition; bring both to the model's device."""
         x = self._shaped(evaluation.whole(name, x, self.dtype), name).to(self.device)
         if len(x) < least:
             raise ValueError(f"{name}: expected at least {least} data, got {len(x)}")

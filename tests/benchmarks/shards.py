@@ -9,6 +9,7 @@ process and the bytes follows, on paper, what 10⁸ and 10⁹ components cost. E
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import statistics
 import tempfile
@@ -97,7 +98,7 @@ def process(rank: int, size: int, folder: str, settings: Any, rounds: int) -> No
             error = {"error": float((q.log_prob(z[:10]) - exact).abs().max())} if name == "log_prob" else {}
             rows.append(row | error)
     if rank == 0:
-        torch.save(rows, f"{folder}/{size}.pt")
+        write_atomically(Path(folder, f"{size}.json"), json.dumps(rows).encode())
     distributed.destroy_process_group()
 
 
@@ -107,7 +108,7 @@ def measure(settings: Any, rounds: int) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         for size in RANKS:
             mp.start_processes(process, (size, folder, settings, rounds), nprocs=size, start_method="spawn")
-            rows += torch.load(f"{folder}/{size}.pt", weights_only=True)
+            rows += json.loads(Path(folder, f"{size}.json").read_text())
     return rows
 
 
