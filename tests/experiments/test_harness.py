@@ -318,3 +318,18 @@ def test_every_script_has_results_of_its_configuration(name, monkeypatch, tmp_pa
     module = runpy.run_path(str(ROOT / "book" / "experiments" / f"{name}.py"))
     assert read_result(name, module["CONFIG"])["config"] == json.loads(json.dumps(module["CONFIG"]))  # which has lists
     assert not files(tmp_path)  # importing runs nothing
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "book" / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_the_commit_that_a_result_names_is_part_of_the_history(path):
+    found = json.loads(path.read_text())
+    commit = found.get("provenance", {}).get("commit") if isinstance(found, dict) else None
+    if commit is None:  # made of what is there, or copied from papers
+        return
+    whole = subprocess.run(
+        ["git", "rev-parse", "--is-shallow-repository"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if whole.stdout.strip() != "false":
+        pytest.skip("no history here, or only the end of it")
+    command = ["git", "merge-base", "--is-ancestor", commit, "HEAD"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=False).returncode == 0, commit
