@@ -892,3 +892,47 @@ def test_later_epochs_skip_checks_and_change_no_bit(monkeypatch):
     loss, weights = trained()
     assert len(calls) == 9 and quick_loss == loss
     assert all(torch.equal(a, b) for a, b in zip(quick_weights, weights, strict=True))
+
+
+def quick_fit(vae, x, num_epochs, learning_rate):
+    options = {"batch_size": 40, "generator": torch.Generator().manual_seed(0), "progress": False}
+    return fit(vae, x, num_epochs=num_epochs, learning_rate=learning_rate, **options)
+
+
+def one_layer(likelihood=None, last=nn.Identity, decode=None):
+    torch.manual_seed(0)
+    encoder, back = nn.Linear(3, 4), nn.Sequential(nn.Linear(2, 3), last())
+    made = decode(back) if decode else back
+    return adapt(
+        lambda x: (encoder(x)[:, :2], encoder(x)[:, 2:].exp()), made, likelihood=likelihood, modules=(encoder, back)
+    )
+
+
+def test_a_likelihood_that_makes_another_distribution_is_trained_in_every_epoch():
+    """Also from the second on, when what a decoder returns is taken as it is, where nothing is made of it."""
+
+    def decode(back):
+        return lambda z: Independent(Normal(back(z), 1.0), 1)
+
+    x = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
+    vae = one_layer(lambda d: Independent(Normal(d.mean, 0.05), 1), decode=decode)
+    losses = quick_fit(vae, x, 3, 1e-9).train_loss
+    assert max(losses) < 3 * min(losses) and min(losses) > 100
+
+
+def test_what_is_no_probability_is_refused_in_every_epoch():
+    vae = one_layer("bernoulli", nn.ReLU)
+    vae.decoder.source[0].bias.data.fill_(0.9)
+    with pytest.raises(ValueError, match="decoder's output: expected probabilities"):
+        quick_fit(vae, torch.ones(40, 3), 200, 0.02)
+
+
+def test_a_scale_that_turns_negative_stops_training_in_every_epoch():
+    torch.manual_seed(0)
+    scale, back = nn.Parameter(torch.full((2,), 0.05)), nn.Linear(2, 3)
+    encoder = nn.Linear(3, 2)
+    encoder.register_parameter("spread", scale)
+    vae = adapt(lambda x: (encoder(x), encoder.spread.expand(len(x), 2)), back, likelihood="bernoulli_logits",
+                prior=Independent(Normal(torch.zeros(2), torch.full((2,), 0.01)), 1), modules=(encoder,))  # fmt: skip
+    with pytest.raises(ValueError, match="fit: stopped in epoch"):
+        quick_fit(vae, torch.ones(40, 3), 60, 0.03)

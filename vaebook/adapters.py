@@ -97,7 +97,7 @@ class AdaptedVAE(nn.Module):
     def batches(self, data: Data, size: int, condition: Any = None, name: str = "x") -> Iterator[Any]:
         """Yield batches of data and of their condition, each datum in the shape that the model expects."""
         for x, rows in evaluation.batches(data, size, self.condition(condition, None), self.dtype, name):
-            yield self._shaped(x, name).to(self.device), evaluation.move(rows, self.device)
+            yield self._shaped(x, name).to(self.device), rows
 
     def _shaped(self, x: Tensor, name: str) -> Tensor:
         shape = self.data_shape or x.shape[1:]

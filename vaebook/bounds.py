@@ -149,7 +149,7 @@ def iwae_bound(
     x, condition = vae.data(x, condition)
     _check_passes(vae, x, condition)
     q = encode(vae, x, condition)
-    joint = Joint(vae, x, condition, dtype=q.loc.dtype)
+    joint, generator = Joint(vae, x, condition, dtype=q.loc.dtype), check_generator(generator, x.device)
 
     def log_weight(size: int) -> Tensor:
         z, log_q = _draw(q, size, generator)

@@ -97,7 +97,8 @@ def compare_priors(
             if optional(adapted[name], "leave_one_out") is None:
                 raise ValueError(f"leave_out: expected a DiagGaussianMixture, got {adapted[name]}")
             check_index("leave_out", own, (len(x),), size=adapted[name].num_components)
-        pool = _Pool({n: adapted[n] for n in drawn_from or priors}, leave_out or {}, generator)
+        left = {name: own.to(x.device) for name, own in (leave_out or {}).items()}
+        pool = _Pool({n: adapted[n] for n in drawn_from or priors}, left, generator)
         draws = pool.draw(torch.full((PRIOR_DRAWS,), -1, device=x.device))
         mixture = pool.gaussians(draws)
         for rows in torch.arange(len(x), device=x.device).split(ROWS):
@@ -106,7 +107,7 @@ def compare_priors(
             own = Normal(q.loc[rows].double(), q.scale[rows].double(), validate_args=False)
             sampler = Sampler(joint, own, mixture, draws, part.draw, generator, NUM_STARTS, ROUND_SAMPLES)
             z, log_weight = (torch.cat(parts, 1) for parts in zip(*sampler.weighted(num_samples), strict=True))
-            each = {n: _Pool({n: c}, leave_out or {}, generator).at(rows).log_prob(z) for n, c in adapted.items()}
+            each = {n: _Pool({n: c}, left, generator).at(rows).log_prob(z) for n, c in adapted.items()}
             log_weight = log_weight - _mean([each[name] for name in part.priors])
             for name, value in each.items():
                 found[name].append(log_weight + value)

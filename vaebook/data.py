@@ -142,8 +142,7 @@ def binarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """
     check_tensor("x", x, ("...",))
     check_all("x", x, (x >= 0) & (x <= 1), "values in [0, 1]")
-    check_generator(generator)
-    return torch.bernoulli(x.detach(), generator=generator)
+    return torch.bernoulli(x.detach(), generator=check_generator(generator, x.device))
 
 
 def _found_or_downloaded() -> list[bytes]:

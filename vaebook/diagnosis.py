@@ -99,6 +99,7 @@ def diagnose(
             raise TypeError(f"prior: expected None, since the model has its own, got {type(prior).__name__}")
         prior = _prior(vae, prior, q_agg.latent_dim)
         found = _codes(work, q_agg.to("cpu"), None if other is None else other.to("cpu"), on_cpu(prior))
+        found = dataclasses.replace(found, prior=_describe(prior, q_agg.latent_dim))
         if vae is not None and vae.decoder is not None:
             found = dataclasses.replace(found, sampling=_decode(work, vae, given, new, num_data))
         work.next()
@@ -202,7 +203,7 @@ def _codes(work: _Work, q_agg: DiagGaussianMixture, other: DiagGaussianMixture |
         num_data=num,
         num_distinct=merged.num_components,
         latent_dim=dim,
-        prior=_describe(prior, dim),
+        prior="",
         rate=parts.rate,
         information=parts.mutual_information,
         log_num_data=math.log(num),
@@ -266,7 +267,7 @@ def _units(prior: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _active(q: DiagGaussianMixture, prior: Any, unit: Any, generator: torch.Generator) -> tuple[bool, ...]:
-    scale = prior.sample((5_000,), generator=generator).double().std(0) if unit is None else unit[1]
+    scale = prior.sample((5_000,), generator=generator).to("cpu", torch.float64).std(0) if unit is None else unit[1]
     return tuple(active_units(DiagGaussianMixture(q.loc / scale, q.scale / scale, q.log_weight)).tolist())
 
 
@@ -290,7 +291,7 @@ def _shown(
 ) -> dict[str, Tensor]:
     """Draw the points that the pictures show."""
     q, (z, index) = q.double(), q.double().sample_with_index((SHOWN,), generator=generator)
-    shown = {"codes": z, "prior": prior.sample((SHOWN,), generator=generator).double()}
+    shown = {"codes": z, "prior": prior.sample((SHOWN,), generator=generator).to("cpu", torch.float64)}
     if q.num_components > 1:
         shown |= {"own": q.log_prob(z), "leave_one_out": q.log_prob_leave_one_out(z, index)}
         if other is not None:

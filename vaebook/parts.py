@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from vaebook._checks import check_all, check_generator, check_int, check_shape, check_tensor
 from vaebook.evaluation import Condition, call, check_repeatable, dtype_of, explained, repeat, seeded, take, weight_of
@@ -122,8 +122,8 @@ class _Outside(nn.Module):
             shapes = f"batch shape {tuple(density.batch_shape)} and event shape {tuple(event)}"
             hint = "torch.distributions.Independent(…, 1) makes the last batch dimension an event"
             raise ValueError(f"{name}: expected one distribution over vectors, got {shapes}; {hint}")
-        self.latent_dim = event[0] if event else getattr(source, "latent_dim", latent_dim)
-        with torch.random.fork_rng(devices=[]):
+        self.latent_dim, weight = event[0] if event else getattr(source, "latent_dim", latent_dim), weight_of(source)
+        with torch.random.fork_rng(devices=[weight.device] if weight is not None and weight.is_cuda else []):
             z = self.sample((1,))  # tells the dtype, the device, and D where nothing else does
         self.latent_dim, self._drawn = z.shape[-1], z
         self.log_prob(z)
@@ -157,8 +157,7 @@ class _Outside(nn.Module):
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draws, (*s, D); torch's global generator is left as it was if another one is given."""
         shape, density = check_shape("sample_shape", sample_shape), self._density()
-        like = self._like()
-        generator = check_generator(generator, None if like is None else like.device)
+        generator = check_generator(generator, getattr(self._like(), "device", None))
         own = {"generator": generator} if _takes_generator(density) else {}
         with explained(self.name, "draws from sample(shape)"), seeded(None if own else generator):
             z = density.sample(shape, **own)
@@ -185,9 +184,9 @@ class _Outside(nn.Module):
 
     def _kl(self, loc: Tensor, scale: Tensor) -> Tensor:
         """KL divergence of N(loc, scale²), (*s, D), from this one, (*s), nats, float64."""
-        own = self._density().base_dist
-        own = Normal(*(part.to(loc.device, torch.float64) for part in (own.loc, own.scale)), validate_args=False)
-        return kl_divergence(Normal(loc.double(), scale.double(), validate_args=False), own).sum(-1)
+        middle, spread = (part.to(loc.device, torch.float64) for part in _gaussian(self._density()))
+        distance, ratio = (loc.double() - middle) / spread, scale.double() / spread
+        return 0.5 * (distance.square() + ratio.square() - 1 - 2 * ratio.log()).sum(-1)  # nan of a negative scale
 
 
 def _gaussian(density: Any) -> tuple[Tensor, Tensor] | None:
@@ -271,7 +270,8 @@ class Decoder(_Part):
         rows = z.reshape(-1, *(known or shape[-1:])).to(self.dtype or (self.encoder and self.encoder.dtype) or z.dtype)
         output = call("decoder", self.source, rows, repeat(condition, shape[:-1]))
         found = read_likelihood(output, self.likelihood)
-        self.plain = rows.ndim == 2 and isinstance(output, Independent) and len(output.batch_shape) == 1
+        as_it_came = found is output and rows.ndim == 2
+        self.plain = as_it_came and isinstance(found, Independent) and len(found.batch_shape) == 1
         decoded = Decoded(found, shape[:-1])
         self.event_shape = decoded.event_shape
         return decoded

@@ -85,7 +85,7 @@ def _copies(
         yardstick = _nearest(again, flat, torch.arange(len(probe)) if new is None else None)
         near, found = yardstick.quantile(0.05), {}
         for name, candidate in choice.candidates.items():
-            z = candidate.sample((SAMPLES,), generator=generator)
+            z = candidate.sample((SAMPLES,), generator=generator).to(x.device)
             samples = vae.decoder(z).mean.flatten(1).double()
             found[name] = estimate((_nearest(samples, flat) < near).double())
     return found

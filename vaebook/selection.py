@@ -104,7 +104,7 @@ def choose_prior(
     with training data they are those of a fixed model and a fixed mixture. Held-out data are worth having.
 
     Args:
-        vae: a trained model on the CPU: what `vaebook.adapters.adapt` makes, or an object with such an encoder, decoder
+        vae: a trained model: what `vaebook.adapters.adapt` makes, or an object with such an encoder, decoder
             and prior. It is run in evaluation mode.
         x: the training data, (N, …), N at least 10.
         condition: what the model takes beside x, a row for each datum: a tensor, or tensors by name.
@@ -120,7 +120,7 @@ def choose_prior(
 
     Raises:
         TypeError: vae lacks a part, or an argument has the wrong type.
-        ValueError: an argument has the wrong shape, is out of range, not finite or not on the CPU; there are fewer
+        ValueError: an argument has the wrong shape, is out of range or not finite; there are fewer
             than 10 training data, a log-likelihood is not finite, or two passes over the same data differ.
 
     Example:

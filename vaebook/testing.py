@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ from scipy import stats
 from torch import Tensor
 
 from vaebook._checks import check_generator, check_int, check_number, new_seed
-from vaebook.adapters import Prior, adapt_prior
+from vaebook.adapters import adapt_prior
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.priors import as_mixture, fit_gmm, on_cpu
+from vaebook.priors import as_mixture, fit_gmm
 
 PARTS = 5
 """Parts of the space that are compared one by one."""
@@ -72,15 +73,16 @@ def assert_density_matches_sampler(
     """
     num = check_int("num_samples", num_samples, minimum=1_000)
     false_alarm = check_number("false_alarm", false_alarm, above=0, below=1)
-    source = on_cpu(adapt_prior(distribution, None, "distribution"))
-    drawn = [source.sample((num,), generator=check_generator(generator)).cpu() for _ in range(2)]
+    source = adapt_prior(distribution, None, "distribution")
+    drawn = [source.sample((num,), generator=check_generator(generator)) for _ in range(2)]
+    device, drawn = drawn[0].device, [part.cpu() for part in drawn]
     for part in drawn:
         _check_draws(part)
     training, z = (part.double() for part in drawn)
     seed = new_seed(generator)
     reference = _Reference(training, seed)
     limit = false_alarm / (PARTS + 3)
-    for where, got, expected in _compare(source, reference, z, seed):
+    for where, got, expected in _compare(lambda z: source.log_prob(z.to(device)).cpu(), reference, z, seed):
         p = float(stats.fisher_exact([[got, num - got], [expected, num - expected]]).pvalue)
         if p < limit:
             raise AssertionError(
@@ -130,12 +132,14 @@ class _Reference:
         return self.regions.responsibilities(z).argmax(1)
 
 
-def _compare(source: Prior, reference: _Reference, z: Tensor, seed: int) -> list[tuple[str, int, int]]:
+def _compare(
+    log_prob: Callable[[Tensor], Tensor], reference: _Reference, z: Tensor, seed: int
+) -> list[tuple[str, int, int]]:
     """Count draws of both sides that a coin with h/(h + f), or f/(h + f), shows heads for: everywhere, and by part."""
     y, generator = reference.sample(len(z), seed), torch.Generator().manual_seed(seed + 1)
     heads = []
     for points, sign in ((z, 1), (y, -1)):
-        log_f, log_h = source.log_prob(points).double(), reference.log_prob(points)
+        log_f, log_h = log_prob(points).double(), reference.log_prob(points)
         if bool(log_f.isnan().any() | (log_f == torch.inf).any()):
             raise AssertionError("log_prob is not a number, or infinite, at draws")
         chance = (sign * (log_h - log_f)).sigmoid()

@@ -68,8 +68,8 @@ def fit(
     Args:
         vae: the model: a `VAE`, what `vaebook.adapters.adapt` makes, or another object with encoder, decoder and
             prior. Parameters that do not require gradients stay as they are.
-        x: training data, (N, …), in the dtype and on the device of the model: a tensor, an array, or an iterable of
-            batches such as a DataLoader, which is read once and kept.
+        x: training data, (N, …), in the dtype of the model, brought to its device: a tensor, an array, or an iterable
+            of batches such as a DataLoader, which is read once and kept.
         num_epochs: passes over the data.
         batch_size: B; the last batch of an epoch may be smaller.
         learning_rate: of Adam.

@@ -20,7 +20,7 @@ BLUNT = 0.5
 NOTHING = 1e-6
 """A rate, in nats, below which every code counts as the prior itself."""
 VAGUE = 5.0
-"""With a larger standard error, in nats a datum, no difference between training and held-out data tells nothing."""
+"""Above this standard error, in nats a datum, that training and held-out data show no difference means nothing."""
 SURE = 3
 """A difference counts if it exceeds this many standard errors."""
 COPIES = 0.2
@@ -184,7 +184,7 @@ def _overfit(found: Diagnosis) -> Verdict | None:
         advice = "Stop training earlier, add data or regularise; trust numbers from held-out data only."
         return Verdict(topic, "problem", finding, decides, advice)
     if error > VAGUE:
-        finding = "It cannot be told: so few data, or so narrow codes, leave more room to chance than any difference."
+        finding = "It cannot be told: with so few data, or codes so narrow, chance could hide a difference."
         return Verdict(topic, "unknown", finding, decides, "Give more held-out data.")
     return Verdict(topic, "ok", "Yes, within what chance does.", decides, "Nothing.")
 

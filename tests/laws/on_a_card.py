@@ -9,6 +9,7 @@ import pytest
 import torch
 from second_device import CARD, Generator, There, move, second_device
 from torch import Tensor, nn
+from torch.distributions import Independent, Normal
 
 from vaebook import (
     adapt,
@@ -24,9 +25,11 @@ from vaebook import (
     modes,
     population,
     selection,
+    testing,
     training,
 )
 from vaebook.code_priors import ExemplarPrior, VampPrior
+from vaebook.data import binarize
 from vaebook.gmm import fit_gmm
 from vaebook.ppca import PPCA
 from vaebook.priors import StandardNormal
@@ -34,7 +37,7 @@ from vaebook.priors import StandardNormal
 X = torch.rand(120, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def model(there: bool):
+def model(there: bool, prior=None):
     torch.manual_seed(0)
     nets = [
         nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4)).double(),
@@ -48,7 +51,9 @@ def model(there: bool):
         loc, log_var = nets[0](x).chunk(2, 1)
         return loc, log_var - 2
 
-    return adapt(encode, nets[1], spread="log_var", likelihood="bernoulli_logits", latent_shape=(2,), modules=nets)
+    return adapt(
+        encode, nets[1], spread="log_var", likelihood="bernoulli_logits", latent_shape=(2,), modules=nets, prior=prior
+    )
 
 
 def numbers(result):
@@ -93,7 +98,7 @@ CALLS = {
         vae, X[:2], 60, prior=StandardNormal(2), generator=g
     ),
     "compare_priors": lambda vae, g: comparison.compare_priors(
-        vae, X[:2], {"own": vae.prior, "q": codes(vae)}, 200, leave_out={"q": vae.data(X[:2])[0][:, 0].long()},
+        vae, X[:2], {"own": vae.prior, "q": codes(vae)}, 200, leave_out={"q": torch.tensor([0, 1])},
         generator=g,
     ),
     "choose_prior": lambda vae, g: selection.choose_prior(
@@ -136,6 +141,30 @@ def test_results_are_those_of_the_processor(name):
     assert got == pytest.approx(expected, rel=1e-9, abs=1e-9)
 
 
+def test_a_sampler_that_is_wrong_is_found_on_the_card():
+    class Wide(StandardNormal):
+        def sample(self, shape=(), *, generator=None):
+            return 3 * super().sample(shape, generator=generator)
+
+    with second_device():
+        testing.assert_density_matches_sampler(codes(model(True)), num_samples=1000, generator=torch.Generator())
+        with pytest.raises(AssertionError, match="draws do not follow"):
+            testing.assert_density_matches_sampler(
+                move(Wide(2).double()), num_samples=1000, generator=torch.Generator().manual_seed(0)
+            )
+
+
+def test_a_bound_does_not_depend_on_its_chunks():
+    with second_device():
+        vae = model(True)
+        one, many = (
+            bounds.iwae_bound(vae, X[:3], 6, chunk_size=size, generator=torch.Generator().manual_seed(0)).detach()
+            for size in (6, 2)
+        )
+        assert numbers(one) == pytest.approx(numbers(many))
+        assert binarize(vae.data(X[:3])[0], torch.Generator().manual_seed(0)).device == CARD
+
+
 DRAWING = ("elbo", "prior_sample_log_prob", "importance_log_prob", "compare_priors", "decompose_kl", "memorisation",
            "bracket_mismatch", "sample", "fit")  # fmt: skip
 
@@ -155,7 +184,7 @@ def test_a_model_on_the_card_is_diagnosed():
     reports = []
     for there in (False, True):
         with second_device():
-            vae = model(there)
+            vae = model(there, Independent(Normal(torch.zeros(2).double(), torch.ones(2).double()), 1))
             report = diagnose(vae, X[:90], held_out=X[90:], num_data=10, generator=torch.Generator().manual_seed(0))
             reports.append(report)
     here, there = reports
