@@ -30,7 +30,7 @@ def took() -> dict[tuple[str, str], float]:
     seconds = {}
     for report in sorted(REPORTS.glob("*.xml")):
         for case in ElementTree.parse(report).iter("testcase"):
-            parts = case.get("classname").split(".")
+            parts = (case.get("classname") or "").split(".")  # a run that was killed leaves one without
             names = (".".join(parts[:n]) for n in range(len(parts), 0, -1))
             path = next((named[name] for name in names if name in named), None)
             if path is not None:
