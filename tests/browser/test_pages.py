@@ -327,7 +327,7 @@ def test_the_page_that_is_printed_is_whole(browser, tmp_path):
     page.on("requestfailed", lambda request: failed.append(request.url))
     page.goto(printable(tmp_path / "_build" / "singlehtml").as_uri(), wait_until="load", timeout=120_000)
     page.emulate_media(media="print")
-    page.wait_for_function(READY)
+    page.wait_for_function(READY, timeout=120_000)
     assert [url for url in failed if not url.endswith("/searchindex.js")] == []  # paper has no search
     formulas = page.evaluate(FORMULAS)
     assert formulas["broken"] == []
