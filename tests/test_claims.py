@@ -41,6 +41,7 @@ def test_other_seeds(id):
     assert len(failed) <= (1 if KINDS[id] == "MC" else 0), f"seeds {failed}"
     assert all(e.falsehood_rejected for e in evidences)
     passed = [e.seed for e in evidences if not e.neighbours_rejected]
+    # neighbours of an MC claim may lie within its noise;
     # where something is trained, a neighbour can be near: on some divisions of the digits a larger mixture wins, too
     assert KINDS[id] == "MC" or len(passed) <= (KINDS[id] == "empirical"), f"seeds {passed}"
 

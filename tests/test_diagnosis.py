@@ -1,6 +1,5 @@
 """The diagnosis: codes and models of which the answer is known; its forms; what it refuses."""
 
-import dataclasses
 import html
 import json
 import math
@@ -18,12 +17,10 @@ import vaebook
 from vaebook import report as report_module
 from vaebook.adapters import adapt
 from vaebook.diagnosis import diagnose
-from vaebook.estimators import Estimate
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.population import FEWEST
 from vaebook.ppca import PPCA
 from vaebook.report import Diagnosis, json_schema
-from vaebook.verdicts import verdicts
 
 DATA = 300
 
@@ -153,22 +150,6 @@ def test_narrow_codes_of_one_population_are_not_said_to_be_overfitted():
     topic = "Does the model treat new data as it treats training data"
     found = diagnose(gaussian(num=200, dim=5, scale=0.02, spread=1.0), held_out=gaussian(1, 100, 5, 0.02, 1.0))
     assert answers(found)[topic] == "unknown"  # the difference is smaller than its error, and that is large
-
-
-def test_a_gain_within_chance_is_none(report):
-    """Verdicts on the same diagnosis, its gains changed by hand."""
-
-    def sampling(gain, **changes):
-        gains = {"prior": Estimate(0.0, 0.0, 60), "gmm": gain, "q_agg": Estimate(-9.0, 0.5, 60)}
-        found = dataclasses.replace(report, sampling=report.sampling._replace(gains=gains, **changes))
-        return verdicts(found)[0]
-
-    assert sampling(Estimate(0.01, 0.02, 60), chosen="prior").status == "ok"
-    assert sampling(Estimate(0.5, 0.02, 60), chosen="gmm").status == "look"
-    few = {"prior": 200.0, "gmm": 200.0, "q_agg": 5.0}
-    assert sampling(Estimate(0.01, 0.02, 60), chosen="prior", effective_samples=few).status == "ok"
-    few = {"prior": 200.0, "gmm": 5.0, "q_agg": 200.0}
-    assert sampling(Estimate(0.01, 0.02, 60), chosen="prior", effective_samples=few).status == "unknown"
 
 
 def test_an_encoder_alone_is_diagnosed_as_its_codes_are(model):

@@ -168,8 +168,8 @@ def test_shards_are_one_mixture(name, weighted, found):
         for part, value in plain.items():
             torch.testing.assert_close(one[part], value, rtol=1e-10, atol=1e-10, msg=part)
     for part, value in estimated.items():
-        for answer in each:
-            torch.testing.assert_close(answer[part], value, rtol=1e-10, atol=1e-10, msg=part)
+        assert all(torch.equal(answer[part], one[part]) for answer in each), part
+        torch.testing.assert_close(one[part], value, rtol=1e-10, atol=1e-10, msg=part)
     error = q.covariance.diagonal().div(4000).sqrt()
     assert bool(((drawn.mean(0) - q.mean).abs() < 5 * error).all())
 

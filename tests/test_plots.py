@@ -46,16 +46,6 @@ def test_image_strip_fills_rows_and_hides_the_rest():
     plt.close("all")
 
 
-def test_image_pairs_put_partners_below():
-    images, partners = torch.zeros(3, 6), torch.ones(3, 6)
-    grid = plots.image_pairs({"a": (images, partners), "b": (partners, images)}, shape=(2, 3))
-    assert grid.shape == (4, 3)
-    shown = [float(row[0].images[0].get_array().max()) for row in grid]
-    assert shown == [0, 1, 1, 0]
-    assert [row[0].get_ylabel() for row in grid] == ["a", "nearest", "b", "nearest"]
-    plt.close("all")
-
-
 def test_intervals_lie_where_they_should(axes):
     mean, width = torch.tensor([1.0, -2.0]), torch.tensor([0.5, 0.25])
     plots.intervals(axes, ["first", "second"], {"x": (mean, width), "y": (mean + 1, width)}, xlabel="nats")
@@ -99,28 +89,25 @@ PLACES = torch.zeros(2, 2)
             r"lines\['a'\]: expected shape \(3,\)",
         ),
         (
-            lambda a: plots.image_pairs({}),
+            lambda a: plots.intervals(a, ["x"], {}),
             ValueError,
-            "pairs: expected at least one name, and 2 tensors for each, got none",
-        ),
-        (
-            lambda a: plots.image_pairs({"a": (torch.zeros(2, 64), torch.zeros(3, 64))}),
-            ValueError,
-            r"pairs\['a'\]\[1\]: expected shape \(2, 64\)",
+            "series: expected at least one name, and 2 tensors for each, got none",
         ),
         (
             lambda a: plots.intervals(a, ["a", "b"], {"x": (torch.zeros(2), torch.zeros(1))}),
             ValueError,
             r"series\['x'\], half-widths: expected shape \(2,\)",
         ),
-        (lambda a: plots.image_pairs([]), TypeError, "pairs: expected a mapping from names, got list"),
-        (lambda a: plots.image_pairs({"a": ()}), ValueError, "pairs: .* 2 tensors for each, got another entry for 'a'"),
-        (lambda a: plots.image_pairs({"a": {}}), ValueError, "pairs: .* 2 tensors for each, got another entry"),
-        (lambda a: plots.image_pairs({"a": (torch.zeros(2, 64),)}), ValueError, "pairs: .* got another entry"),
+        (lambda a: plots.intervals(a, ["x"], []), TypeError, "series: expected a mapping from names, got list"),
         (
-            lambda a: plots.image_pairs({"a": (torch.tensor(0.0),) * 2}),
+            lambda a: plots.intervals(a, ["x"], {"a": ()}),
             ValueError,
-            r"pairs\['a'\]\[0\]: expected shape",
+            "series: .* 2 tensors for each, got another entry",
+        ),
+        (
+            lambda a: plots.intervals(a, ["x"], {"a": {}}),
+            ValueError,
+            "series: .* 2 tensors for each, got another entry",
         ),
         (lambda a: plots.image_strip(torch.zeros(2, 64), shape=(64,)), ValueError, "shape: expected height and width"),
         (lambda a: plots.image_strip(torch.zeros(2, 64), shape=8), TypeError, "shape: expected a tuple of ints"),

@@ -89,8 +89,7 @@ def _codes(path: str) -> DiagGaussianMixture:
 
 def _prior(path: str) -> Any:
     arrays = read_arrays(path)
-    spread = [key for key in SPREADS if key in arrays]
-    return _codes(path) if "loc" in arrays and spread else load_density(path)
+    return _codes(path) if "loc" in arrays and any(key in arrays for key in SPREADS) else load_density(path)
 
 
 if __name__ == "__main__":

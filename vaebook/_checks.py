@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -22,22 +20,6 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes in which values are taken."""
 NORMALISATION = 1e-5
 """How far from 0 the log-sum of log-weights may be: more is a mistake, less the rounding of single precision."""
-_TRUSTED = ContextVar("trusted", default=False)
-
-
-@contextmanager
-def trusting(whether: bool) -> Iterator[None]:
-    """Check no tensors inside: for a loop whose first round was checked, and which looks at its results itself."""
-    token = _TRUSTED.set(whether)
-    try:
-        yield
-    finally:
-        _TRUSTED.reset(token)
-
-
-def trusted() -> bool:
-    """Whether tensors are to be taken as they are; see `trusting`."""
-    return _TRUSTED.get()
 
 
 def check_tensor(
@@ -55,8 +37,6 @@ def check_tensor(
     shown in the error message). A leading ``...`` allows any number of dimensions in front. ``like`` is a tensor on
     whose device it must be.
     """
-    if trusted():
-        return value
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
     if value.dtype not in FLOATS:
@@ -82,11 +62,8 @@ def check_tensor(
     return value
 
 
-def check_all(name: str, value: Tensor, good: Tensor | Callable[[], Tensor], expected: str) -> Tensor:
-    """Raise ValueError that names the first offending entry unless ``good``, or what it returns, is true everywhere."""
-    if trusted():
-        return value
-    good = good() if callable(good) else good
+def check_all(name: str, value: Tensor, good: Tensor, expected: str) -> Tensor:
+    """Raise ValueError that names the first offending entry unless ``good`` is true everywhere."""
     if good.is_meta:
         raise TypeError(f"{name}: expected {expected}, got a tensor on the meta device, which holds no values")
     if not bool(good.all()):
@@ -98,8 +75,6 @@ def check_all(name: str, value: Tensor, good: Tensor | Callable[[], Tensor], exp
 
 def check_positive(name: str, value: Tensor) -> Tensor:
     """Check that every entry is positive and finite; the message shows the smallest and where it is."""
-    if trusted():
-        return value
     check_all(name, value, torch.isfinite(value), "finite values")
     lowest = value.min()
     if not bool(lowest > 0):
@@ -228,7 +203,7 @@ def _shown(number: Any) -> str:
 
 
 def check_generator(generator: object, device: torch.device | None = None) -> torch.Generator | None:
-    """Check that ``generator`` is a torch.Generator or None; where it is on another device, it seeds one on this."""
+    """Check that ``generator`` is a torch.Generator or None; with ``device``, one of another seeds a new one there."""
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator: expected a torch.Generator or None, got {type(generator).__name__}")
     if None in (generator, device) or generator.device == device:
@@ -238,5 +213,4 @@ def check_generator(generator: object, device: torch.device | None = None) -> to
 
 def new_seed(generator: torch.Generator | None, below: int = 2**31) -> int:
     """Draw a seed."""
-    device = None if generator is None else generator.device
-    return int(torch.randint(below, (), generator=generator, device=device))
+    return int(torch.randint(below, (), generator=generator, device=getattr(generator, "device", None)))

@@ -20,7 +20,7 @@ from vaebook import evaluation
 from vaebook._checks import check_generator, check_int, check_tensor
 from vaebook.evaluation import Condition, Data, take
 from vaebook.outputs import Likelihood, Spread, check_spread
-from vaebook.parts import PROBE, Decoder, Encoder, Prior, adapt_prior, check_event, optional
+from vaebook.parts import PROBE, Decoder, Encoder, Prior, adapt_prior, check_event
 
 
 class AdaptedVAE(nn.Module):
@@ -61,8 +61,7 @@ class AdaptedVAE(nn.Module):
     @property
     def device(self) -> torch.device | None:
         """Where its weights are, and data are brought; None where there are none to be seen."""
-        weight = evaluation.weight_of(*self.parts)
-        return None if weight is None else weight.device
+        return getattr(evaluation.weight_of(*self.parts), "device", None)
 
     @property
     def holder(self) -> nn.Module:
@@ -85,7 +84,7 @@ class AdaptedVAE(nn.Module):
 
     def data(self, x: object, condition: object = None, *, name: str = "x", least: int = 1) -> tuple[Tensor, Condition]:
         """Check data (N, …), in one piece or in batches, and their condition; bring both to the model's device."""
-        x = self._shaped(evaluation.whole(name, x, self.dtype), name).to(self.device)
+        x = self._shaped(evaluation.whole(name, x, self.dtype), name)
         if len(x) < least:
             raise ValueError(f"{name}: expected at least {least} data, got {len(x)}")
         condition = self.condition(condition, len(x))
@@ -97,13 +96,13 @@ class AdaptedVAE(nn.Module):
     def batches(self, data: Data, size: int, condition: Any = None, name: str = "x") -> Iterator[Any]:
         """Yield batches of data and of their condition, each datum in the shape that the model expects."""
         for x, rows in evaluation.batches(data, size, self.condition(condition, None), self.dtype, name):
-            yield self._shaped(x, name).to(self.device), rows
+            yield self._shaped(x, name), rows
 
     def _shaped(self, x: Tensor, name: str) -> Tensor:
         shape = self.data_shape or x.shape[1:]
         if x.shape[1:].numel() != shape.numel():
             raise ValueError(f"{name}: expected data of shape {tuple(shape)}, got {tuple(x.shape[1:])}")
-        return x.reshape(len(x), *shape)
+        return x.reshape(len(x), *shape).to(self.device)
 
     def condition(self, condition: Any, num: int | None) -> Condition:
         """Check the condition of ``num`` data; None stands for the one that was given to `adapt`."""
@@ -115,7 +114,8 @@ class AdaptedVAE(nn.Module):
         given = list(condition) if isinstance(condition, Mapping) else type(condition).__name__
         if self._names and (isinstance(given, str) or not self._needed() <= set(given) <= set(self._names)):
             raise ValueError(f"condition: expected {', '.join(self._names)} by name, got {given}")
-        return evaluation.move(evaluation.check_condition(condition, num, *self._sources), self.device)
+        found = evaluation.check_condition(condition, num, *self._sources)
+        return found and {name: value.to(self.device) for name, value in found.items()}
 
     def _needed(self) -> set[str]:
         """Names of conditions that the parts at hand take: the others may be left out."""
@@ -155,11 +155,6 @@ class AdaptedVAE(nn.Module):
                 with torch.no_grad():
                     self.check(x, condition)
             yield
-
-    def is_plain(self, x: Tensor) -> bool:
-        """Whether the parts, as they were last called, can be called on rows of x without being adapted."""
-        plain = self.encoder.plain and self.decoder.plain and self.encoder.dtype == self.decoder.dtype
-        return plain and self.decoder.event_shape == x.shape[1:] and optional(self.prior, "kl") is not None
 
     def check(self, x: Tensor, condition: Condition = None) -> None:
         """Compare two passes over the first of the data; they must agree."""

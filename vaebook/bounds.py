@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import at_least_single, check_bool, check_generator, check_index, check_int, check_number, trusted
+from vaebook._checks import at_least_single, check_bool, check_generator, check_index, check_int, check_number
 from vaebook.adapters import AdaptedVAE, adapt_decoder, adapt_vae
 from vaebook.evaluation import Condition
 from vaebook.integrals import Joint, encode, integrand, log_evidence
@@ -74,38 +74,12 @@ def elbo(
     check_int("num_samples", num_samples, minimum=1, maximum=MOST)
     beta = check_number("beta", beta, minimum=0)
     _check_passes(vae, x, condition)
-    named = {"beta": beta, "index": index, "condition": condition, "generator": generator}
-    return elbo_of(vae, x, num_samples=num_samples, **named)
-
-
-def elbo_of(
-    vae: AdaptedVAE,
-    x: Tensor,
-    *,
-    num_samples: int = 1,
-    beta: float = 1.0,
-    index: Tensor | None = None,
-    condition: Condition = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Estimate the bound as `elbo` does, of a model and data that are adapted and checked already."""
-    if trusted() and num_samples == 1 and index is None and condition is None and vae.is_plain(x):
-        return _plain_elbo(vae, x, beta, generator)
     q = encode(vae, x, condition)
     joint = Joint(vae, x, condition, _without(vae.prior, index, len(x)), q.loc.dtype)
     z, log_q = _draw(q, num_samples, generator)
     kl = optional(joint.prior, "kl")
     cost = log_q - joint.log_prior(z) if kl is None else kl(q.loc, q.scale)
     return (joint.log_likelihood(z) - beta * cost).mean(0).to(at_least_single(x.dtype))
-
-
-def _plain_elbo(vae: AdaptedVAE, x: Tensor, beta: float, generator: torch.Generator | None) -> Tensor:
-    """Estimate the same, to the last bit, where parts return torch's distributions of rows and the KL has a formula."""
-    q = vae.encoder.source(x).base_dist
-    noise = q.loc.new_empty(q.loc.shape).normal_(generator=generator)
-    z, cost = q.loc + q.scale * noise, vae.prior.kl(q.loc, q.scale)
-    value = vae.decoder.source(z).log_prob(x).double()
-    return (value - (cost if beta == 1 else beta * cost)).to(at_least_single(x.dtype))
 
 
 def iwae_bound(

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -24,8 +25,8 @@ from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import components, optional
 from vaebook.population import FEWEST, bracket_information, bracket_mismatch
 from vaebook.priors import StandardNormal, on_cpu
-from vaebook.report import Diagnosis, Moments, Sampling
-from vaebook.sampling import Given, decode_candidates
+from vaebook.report import Diagnosis, Moments
+from vaebook.sampling import decode_candidates
 from vaebook.verdicts import verdicts
 
 PAIRS = 1e10
@@ -99,12 +100,13 @@ def diagnose(
             raise TypeError(f"prior: expected None, since the model has its own, got {type(prior).__name__}")
         prior = _prior(vae, prior, q_agg.latent_dim)
         found = _codes(work, q_agg.to("cpu"), None if other is None else other.to("cpu"), on_cpu(prior))
-        found = dataclasses.replace(found, prior=_describe(prior, q_agg.latent_dim))
         if vae is not None and vae.decoder is not None:
-            found = dataclasses.replace(found, sampling=_decode(work, vae, given, new, num_data))
+            decode = partial(decode_candidates, vae, given, new, num_data, generator)
+            found = dataclasses.replace(found, sampling=work.attempt("The decoder", decode))
         work.next()
     work.missing(found, vae is not None and vae.decoder is not None, other is not None)
-    found = dataclasses.replace(found, unknown=tuple(work.unknown), notes=tuple(work.notes))
+    told = {"prior": _describe(prior), "unknown": tuple(work.unknown), "notes": tuple(work.notes)}
+    found = dataclasses.replace(found, **told)
     return dataclasses.replace(found, verdicts=verdicts(found))
 
 
@@ -254,10 +256,6 @@ def _population(
     return mismatch, information, holes
 
 
-def _decode(work: _Work, vae: AdaptedVAE, given: Given, new: Given | None, num_data: int) -> Sampling | None:
-    return work.attempt("The decoder", lambda: decode_candidates(vae, given, new, num_data, work.generator))
-
-
 def _units(prior: Any) -> tuple[Tensor, Tensor] | None:
     """Mean and scale of a prior that is one Gaussian with independent dimensions."""
     parts = components(prior)
@@ -279,7 +277,7 @@ def _moments(q: DiagGaussianMixture, loc: Tensor, scale: Tensor) -> Moments:
     return Moments(*(round(float(value), 9) + 0.0 for value in worst))  # no digits of rounding
 
 
-def _describe(prior: Any, dim: int) -> str:
+def _describe(prior: Any) -> str:
     unit = _units(prior)
     if unit is not None and bool((unit[0] == 0).all() and (unit[1] == 1).all()):
         return "standard normal"

@@ -19,7 +19,6 @@ from torch import Tensor
 from vaebook._checks import (
     at_least_single,
     check_all,
-    check_generator,
     check_index,
     check_int,
     check_shape,
@@ -32,7 +31,7 @@ from vaebook.sums import check_others, log_sum_of_others
 
 POINTS = 2**14
 """Points that one pass over all components, and one exchange between processes, serves."""
-LOWEST, TINY = torch.finfo(torch.float64).min, torch.finfo(torch.float64).tiny
+LOWEST = torch.finfo(torch.float64).min
 
 
 class ShardedMixture:
@@ -72,14 +71,13 @@ class ShardedMixture:
         self, loc: Any, scale: Any, log_weight: Any = None, *, group: Any = None, part_size: int = 2**17
     ) -> None:
         check_int("part_size", part_size, minimum=1)
-        self._all = Processes(group)
-        parts, self._kept = list(cut(loc, scale, log_weight, part_size)), {}
-        self._parts = [part for part in parts if part.log_mass > -math.inf]
+        self.processes = Processes(group)
+        self._parts, self._kept = list(cut(loc, scale, log_weight, part_size)), {}
         mass = torch.tensor([part.log_mass for part in self._parts], dtype=torch.float64)
-        dims = [part.dim for part in parts]
-        num = sum(part.num for part in parts)
+        dims = [part.dim for part in self._parts]
+        num = sum(part.num for part in self._parts)
         mine = [num, max(dims, default=0), min(dims, default=math.inf), float(mass.logsumexp(0))]
-        told = self._all.gather(torch.tensor(mine, dtype=torch.float64))
+        told = self.processes.gather(torch.tensor(mine, dtype=torch.float64))
         self.num_components, self.latent_dim = int(told[:, 0].sum()), int(told[:, 1].max())
         if not self.num_components:
             raise ValueError("loc: expected at least one component in some process, got none")
@@ -99,7 +97,7 @@ class ShardedMixture:
             mixture.in_clusters = isinstance(part.loc, Tensor)
             if mixture.in_clusters:  # in memory anyhow: what is prepared for the sums stays
                 self._kept[place] = mixture
-            yield mixture, part.log_mass - self._log_total, part.first + int(self._first[self._all.rank])
+            yield mixture, part.log_mass - self._log_total, part.first + int(self._first[self.processes.rank])
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats of z (*s, D), as (*s), in z's dtype, at least float32; without derivatives."""
@@ -147,7 +145,7 @@ class ShardedMixture:
         for q, _, first in self.parts():
             own = _inside(flat, first, q)
             value[own] = q.log_prob_given(points[own], flat[own] - first)
-        return self._all.reduced(value).reshape(z.shape[:-1])
+        return self.processes.reduced(value).reshape(z.shape[:-1])
 
     def log_prob_marginals(self, z: Tensor) -> Tensor:
         """Log-densities of the D marginals, (*s, D); see `DiagGaussianMixture.log_prob_marginals`."""
@@ -172,27 +170,21 @@ class ShardedMixture:
             z, (*s, D), float64, and n, (*s), long.
         """
         shape = check_shape("sample_shape", sample_shape)
-        generator, num = self.common(generator), shape.numel()
+        generator, num = self.processes.common(generator), shape.numel()
         place = torch.rand(num, generator=generator, dtype=torch.float64)  # among the cumulated weights
         noise = torch.randn(num, self.latent_dim, generator=generator, dtype=torch.float64)
         z, index = torch.zeros_like(noise), torch.zeros_like(place)
         masses = [part.log_mass - self._log_total for part in self._parts]
         process, parts = (x.exp().cumsum(0) for x in (self._log_mass, torch.tensor(masses, dtype=torch.float64)))
-        mine = (_interval(process, place) == self._all.rank).nonzero()[:, 0]
-        rest = place[mine] - process[self._all.rank] + self._log_mass[self._all.rank].exp()
+        mine = (_interval(process, place) == self.processes.rank).nonzero()[:, 0]
+        rest = place[mine] - process[self.processes.rank] + self._log_mass[self.processes.rank].exp()
         own = _interval(parts, rest)
         for k, (q, log_mass, first) in enumerate(self.parts() if len(mine) else ()):
             rows, (log_weight, loc, scale) = mine[own == k], q.components()
             ends = (log_weight + log_mass).exp().cumsum(0)
-            number = torch.searchsorted(ends, (rest[own == k] - parts[k] + ends[-1]).clamp(TINY, float(ends[-1])))
+            number = _interval(ends, (rest[own == k] - parts[k] + ends[-1]).clamp(min=0))
             z[rows], index[rows] = loc[number] + scale[number] * noise[rows], (number + first).double()
-        return self._all.reduced(z).reshape(*shape, -1), self._all.reduced(index).long().reshape(shape)
-
-    def common(self, generator: torch.Generator | None) -> torch.Generator | None:
-        """Return a source of randomness that is the same in all processes: seeded by that of process 0."""
-        if self._all.group is False:  # as if there were no shards
-            return check_generator(generator, torch.device("cpu"))
-        return torch.Generator().manual_seed(self._all.seed(generator))
+        return self.processes.reduced(z).reshape(*shape, -1), self.processes.reduced(index).long().reshape(shape)
 
     def __getitem__(self, index: Tensor) -> DiagGaussianMixture:
         """Return the mixture of the chosen components, (K) numbers, in this process's memory."""
@@ -202,7 +194,7 @@ class ShardedMixture:
             own = _inside(index, first, q)
             log_weight, loc, scale = (x[index[own] - first] for x in q.components())
             rows[own] = torch.cat([(log_weight + log_mass)[:, None], loc, scale], 1)
-        weight, loc, scale = self._all.reduced(rows).tensor_split([1, 1 + self.latent_dim], 1)
+        weight, loc, scale = self.processes.reduced(rows).tensor_split([1, 1 + self.latent_dim], 1)
         return DiagGaussianMixture(loc, scale, weight[:, 0].log_softmax(0))
 
     def double(self) -> ShardedMixture:
@@ -223,7 +215,7 @@ class ShardedMixture:
         for q, log_mass, _ in self.parts():
             log_weight, loc, _ = q.components()
             total += ((loc - mean) * (log_weight + log_mass).exp()[:, None]).mT @ (loc - mean)
-        return torch.diag(within) + self._all.reduced(total)
+        return torch.diag(within) + self.processes.reduced(total)
 
     def average(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """Average over all components; see `DiagGaussianMixture.average`."""
@@ -232,7 +224,7 @@ class ShardedMixture:
         for q, log_mass, _ in self.parts():
             part = q.average(lambda log_weight, loc, scale, more=log_mass: function(log_weight + more, loc, scale))
             total += math.exp(log_mass) * part
-        return self._all.reduced(total)
+        return self.processes.reduced(total)
 
     def _sums(
         self, z: Tensor, of: Callable, *beside: Tensor, logarithms: int = 1, averages: int = 0
@@ -262,12 +254,12 @@ class ShardedMixture:
         """
         logs = local[:, :logarithms]
         mark = torch.stack([z.sum(), -z.sum()]).nan_to_num()  # both are largest at once only if all are equal
-        top = self._all.reduced(torch.cat([logs.flatten(), mark]), largest=True)
+        top = self.processes.reduced(torch.cat([logs.flatten(), mark]), largest=True)
         if top[-1] != -top[-2]:
             raise ValueError("z: expected the same points in all processes, got different ones")
         top = top[:-2].reshape(logs.shape)
         shares = (logs - top.clamp(min=LOWEST)).exp()  # 0 where no process has anything
-        sums = self._all.reduced(torch.cat([shares, local[:, logarithms:] * shares[:, :1]], 1))
+        sums = self.processes.reduced(torch.cat([shares, local[:, logarithms:] * shares[:, :1]], 1))
         return torch.cat([sums[:, :logarithms].log() + top, sums[:, logarithms:] / sums[:, :1]], 1)
 
 

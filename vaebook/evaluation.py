@@ -77,8 +77,7 @@ def weight_of(*sources: object) -> Tensor | None:
 
 def dtype_of(*sources: object) -> torch.dtype | None:
     """Return the dtype of the first floating-point parameter or buffer, None where there is none to be seen."""
-    weight = weight_of(*sources)
-    return None if weight is None else weight.dtype
+    return getattr(weight_of(*sources), "dtype", None)
 
 
 @contextmanager
@@ -87,11 +86,10 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
     if generator is None:
         yield
         return
-    seed, card = new_seed(generator, 2**62), generator.device if generator.device.type == "cuda" else None
-    with torch.random.fork_rng(devices=[] if card is None else [card]):
-        torch.default_generator.manual_seed(seed)
-        if card is not None:
-            torch.cuda.default_generators[card.index].manual_seed(seed)
+    seed, cards = new_seed(generator, 2**62), [generator.device] if generator.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cards):
+        for own in (torch.default_generator, *(torch.cuda.default_generators[card.index] for card in cards)):
+            own.manual_seed(seed)
         yield
 
 
@@ -120,7 +118,7 @@ def blaming(name: str) -> Iterator[None]:
 
 def call(name: str, function: Callable[..., Any], rows: Tensor, condition: Condition = None) -> Any:
     """Call a part of a model on a batch, with what it takes of the condition."""
-    named = accepted(function, condition)
+    named = {} if condition is None else accepted(function, condition)
     second = [named.pop("")] if "" in named else []
     given = " with a condition" if condition is not None else ""
     with explained(name, f"it to take a batch of shape {tuple(rows.shape)} and {rows.dtype}{given}"):
@@ -130,8 +128,6 @@ def call(name: str, function: Callable[..., Any], rows: Tensor, condition: Condi
 def accepted(function: Callable[..., Any], condition: Condition) -> dict[str, Tensor]:
     """Return the parts of a condition that a function takes, by name; the second argument has the name ""."""
     parts = _by_name(condition)
-    if not parts:
-        return parts
     try:
         parameters = list(inspect.signature(getattr(function, "forward", function)).parameters.values())
     except (TypeError, ValueError):  # built in, without a signature: it gets everything
@@ -159,13 +155,6 @@ def check_condition(condition: object, num: int | None, *functions: Callable[...
             raise ValueError(f"{name}: expected an encoder or a decoder that takes it {wanted}, got none")
     _check_rows(parts, num)
     return parts or None
-
-
-def move(condition: Condition, device: torch.device | None) -> Condition:
-    """Return a condition on a device; None leaves it where it is."""
-    if isinstance(condition, dict):
-        return {name: value.to(device) for name, value in condition.items()}
-    return None if condition is None else condition.to(device)
 
 
 def take(condition: Condition, rows: Any) -> Condition:

@@ -241,7 +241,7 @@ class WeightedGaussians(Distribution):
         generator = check_generator(generator, self.loc.device)
         shape, dtype = check_shape("sample_shape", sample_shape), at_least_single(self.loc.dtype)
         with torch.no_grad():
-            index = _draw(self._weight, shape.numel(), generator)
+            index = draw_indices(self._weight, shape.numel(), generator)
             loc, scale = self.loc[index].to(dtype), self.scale[index].to(dtype)
             noise = torch.randn(loc.shape, generator=generator, dtype=dtype, device=loc.device)
             return (loc + scale * noise).reshape(*shape, loc.shape[1]), index.reshape(shape)
@@ -267,8 +267,8 @@ class WeightedGaussians(Distribution):
         return result
 
 
-def _draw(weight: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
-    """Draw indices with these probabilities, (num)."""
+def draw_indices(weight: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
+    """Draw so many indices with these probabilities, (num)."""
     if len(weight) <= CATEGORIES:  # multinomial refuses to draw nothing, too
         return torch.multinomial(weight, max(1, num), replacement=True, generator=generator)[:num]
     total = weight.cumsum(0)

@@ -18,6 +18,7 @@ from vaebook._checks import (
     check_shape,
     check_tensor,
 )
+from vaebook.gaussians import draw_indices
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import Components, PriorModule
 
@@ -117,10 +118,8 @@ class GaussianMixture(PriorModule):
         """
         generator = check_generator(generator, self.loc.device)
         shape = check_shape("sample_shape", sample_shape)
-        # multinomial refuses to draw nothing
-        index = torch.multinomial(self.weight, max(1, shape.numel()), replacement=True, generator=generator)
-        index, like = index[: shape.numel()], {"dtype": self.loc.dtype, "device": self.loc.device}
-        z = torch.randn(len(index), self.latent_dim, generator=generator, **like)
+        index = draw_indices(self.weight, shape.numel(), generator)
+        z = torch.randn(len(index), self.latent_dim, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
         for k in index.unique().tolist():  # one component at a time: all at once would copy L for every draw
             own = index == k
             z[own] = self.loc[k] + z[own] @ self.scale_tril[k].mT

@@ -109,7 +109,7 @@ def hole_mass(
     """
     q_agg = in_shards("q_agg", q_agg)
     check_int("num_samples", num_samples, minimum=100)
-    generator = q_agg.common(generator)
+    generator = q_agg.processes.common(generator)
     if q_agg.num_components < LEAST:
         raise ValueError(f"q_agg: expected at least {LEAST} components, one for each datum, got {q_agg.num_components}")
     prior, num = on_cpu(adapt_prior(prior, q_agg.latent_dim)), min(q_agg.num_components, MOST)

@@ -23,7 +23,7 @@ from vaebook.distributed import Mixture
 from vaebook.estimators import Estimate, estimate
 from vaebook.integrals import refine
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import components, optional
+from vaebook.parts import components, gaussian_kl, optional
 from vaebook.priors import StandardNormal
 
 
@@ -73,7 +73,7 @@ def decompose_kl(
         last where the prior is not known to factorise, as a torch Independent is.
 
     Raises:
-        TypeError: q_agg is not a DiagGaussianMixture, prior lacks a method, num_samples is not an int.
+        TypeError: q_agg is not a mixture, prior lacks a method, num_samples is not an int.
         ValueError: the prior has another dimension or is 0 at a draw; num_samples is less than 2.
 
     Example:
@@ -118,7 +118,7 @@ def kl_per_dimension(q_agg: Mixture, prior: Any = None) -> Tensor:
         The rates, (D), nats, float64.
 
     Raises:
-        TypeError: q_agg is not a DiagGaussianMixture, or prior lacks a method.
+        TypeError: q_agg is not a mixture, or prior lacks a method.
         ValueError: prior is of another kind or dimension.
 
     Example:
@@ -147,7 +147,7 @@ def active_units(q_agg: Mixture, threshold: float = 0.01) -> Tensor:
         For each dimension whether it is active, (D), bool.
 
     Raises:
-        TypeError: q_agg is not a DiagGaussianMixture, or threshold is not a number.
+        TypeError: q_agg is not a mixture, or threshold is not a number.
         ValueError: threshold is negative.
 
     Example:
@@ -179,7 +179,7 @@ def mutual_information(
         would exceed the entropy of the weights, which I never does, that takes its place.
 
     Raises:
-        TypeError: q_agg is not a DiagGaussianMixture, num_samples is not an int.
+        TypeError: q_agg is not a mixture, num_samples is not an int.
         ValueError: num_samples is less than 2.
 
     Example:
@@ -267,12 +267,7 @@ def _rates(q_agg: Any, prior: Prior) -> Tensor | None:
     found = components(prior)
     if found is None or found[2].shape != (1, q_agg.latent_dim):
         return None
-    kl = lambda loc, middle, scale, spread: _kl((loc - middle) / spread, scale / spread)  # noqa: E731
-    return q_agg.average(lambda _, loc, scale: kl(loc, found[1].to(loc), scale, found[2].to(loc)))
-
-
-def _kl(distance: Tensor, ratio: Tensor) -> Tensor:
-    return 0.5 * (distance.square() + ratio.square() - 1 - 2 * ratio.log())
+    return q_agg.average(lambda _, loc, scale: gaussian_kl(loc, scale, found[1].to(loc), found[2].to(loc)))
 
 
 def _bounded(rate: float, told: Tensor, entropy: float, rounding: float) -> tuple[tuple[Estimate, ...], str]:

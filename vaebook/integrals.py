@@ -68,14 +68,14 @@ class Joint:
     def log_likelihood(self, z: Tensor) -> Tensor:
         """Return log p(x|z) at z (S, B, D) or, the same for all data, (S, 1, D): (S, B)."""
         value = self.vae.log_likelihood(z.to(self.dtype), self.x, self.condition)
-        return check_all("decoder's log p(x|z)", value, lambda: value < torch.inf, "values below infinity")
+        return check_all("decoder's log p(x|z)", value, value < torch.inf, "values below infinity")
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Return log p(z) at z (*s, D): (*s)."""
         value = self.prior.log_prob(z)
         if value.shape != z.shape[:-1]:
             raise ValueError(f"prior: expected log_prob of shape {tuple(z.shape[:-1])}, got {tuple(value.shape)}")
-        return check_all("prior's log p(z)", value, lambda: value < torch.inf, "values below infinity").double()
+        return check_all("prior's log p(z)", value, value < torch.inf, "values below infinity").double()
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return log p(x, z) at z (S, B, D) or (S, 1, D): (S, B)."""

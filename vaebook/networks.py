@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from vaebook._checks import check_all, check_bool, check_generator, check_int, check_number, check_tensor, trusted
+from vaebook._checks import check_all, check_bool, check_generator, check_int, check_number, check_tensor
 from vaebook.outputs import GreyBernoulli
 
 
@@ -56,13 +56,11 @@ class _Network(nn.Module):
         return {name: value for name, value in values.items() if value is not None and value is not False}
 
     def _last_hidden(self, name: str, value: Tensor, dim: int) -> Tensor:
-        if trusted():
-            return self.body(value)
         weight = next(self.parameters())
         check_tensor(name, value, ("...", dim), finite=False, like=weight)
         if value.dtype != weight.dtype:
             raise TypeError(f"{name}: expected the dtype of the weights, {weight.dtype}, got {value.dtype}")
-        return self.body(check_all(name, value, value.isfinite, "finite values"))
+        return self.body(check_all(name, value, value.isfinite(), "finite values"))
 
 
 class GaussianEncoder(_Network):

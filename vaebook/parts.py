@@ -122,9 +122,8 @@ class _Outside(nn.Module):
             shapes = f"batch shape {tuple(density.batch_shape)} and event shape {tuple(event)}"
             hint = "torch.distributions.Independent(…, 1) makes the last batch dimension an event"
             raise ValueError(f"{name}: expected one distribution over vectors, got {shapes}; {hint}")
-        self.latent_dim, weight = event[0] if event else getattr(source, "latent_dim", latent_dim), weight_of(source)
-        with torch.random.fork_rng(devices=[weight.device] if weight is not None and weight.is_cuda else []):
-            z = self.sample((1,))  # tells the dtype, the device, and D where nothing else does
+        self.latent_dim = event[0] if event else getattr(source, "latent_dim", latent_dim)
+        z = self.sample((1,), generator=torch.Generator().manual_seed(0))  # tells dtype, device and, if unknown, D
         self.latent_dim, self._drawn = z.shape[-1], z
         self.log_prob(z)
         if isinstance(density, Independent) and isinstance(density.base_dist, Normal):
@@ -185,8 +184,13 @@ class _Outside(nn.Module):
     def _kl(self, loc: Tensor, scale: Tensor) -> Tensor:
         """KL divergence of N(loc, scale²), (*s, D), from this one, (*s), nats, float64."""
         middle, spread = (part.to(loc.device, torch.float64) for part in _gaussian(self._density()))
-        distance, ratio = (loc.double() - middle) / spread, scale.double() / spread
-        return 0.5 * (distance.square() + ratio.square() - 1 - 2 * ratio.log()).sum(-1)  # nan of a negative scale
+        return gaussian_kl(loc.double(), scale.double(), middle, spread).sum(-1)
+
+
+def gaussian_kl(loc: Tensor, scale: Tensor, middle: Any = 0.0, spread: Any = 1.0) -> Tensor:
+    """KL divergence of N(loc, scale²) from N(middle, spread²), in each dimension, nats; nan of a negative scale."""
+    distance, ratio = (loc - middle) / spread, scale / spread
+    return 0.5 * (distance.square() + ratio.square() - 1 - 2 * ratio.log())
 
 
 def _gaussian(density: Any) -> tuple[Tensor, Tensor] | None:
@@ -224,18 +228,15 @@ class Encoder(_Part):
 
     def __init__(self, source: Any, spread: Spread = "std", latent_shape: Sequence[int] | None = None) -> None:
         super().__init__("encoder", source, latent_shape)
-        self.spread, self.plain = check_spread(spread), False
+        self.spread = check_spread(spread)
 
     def __call__(self, x: Tensor, condition: Condition = None) -> Independent:
         """Encode x (B, …): batch shape (B,), event shape (D,), at least float32."""
-        codes = call("encoder", self.source, x, condition)
-        loc, scale = read_codes(codes, len(x), self.spread)
+        loc, scale = read_codes(call("encoder", self.source, x, condition), len(x), self.spread)
         if self.latent_shape not in (None, loc.shape[1:]):
             wanted, got = tuple(self.latent_shape), tuple(loc.shape[1:])
             raise ValueError(f"encoder: expected codes of latent_shape {wanted}, got {got}")
         self.latent_shape, self.dtype = loc.shape[1:], loc.dtype
-        inner = getattr(codes, "base_dist", None)
-        self.plain = loc.ndim == 2 and getattr(inner, "loc", None) is loc and getattr(inner, "scale", None) is scale
         normal = Normal(loc.flatten(1), scale.flatten(1), validate_args=False)
         return Independent(normal, 1, validate_args=False)
 
@@ -261,7 +262,6 @@ class Decoder(_Part):
         super().__init__("decoder", source, latent_shape)
         self.likelihood = check_likelihood(likelihood)
         self.encoder: Encoder | None = None  # whose codes tell their shape
-        self.plain, self.event_shape = False, None
 
     def __call__(self, z: Tensor, condition: Condition = None) -> Decoded:
         """Decode z (*s, D) in the dtype of the decoder's weights; a condition (B, …) belongs to the last batch."""
@@ -269,12 +269,7 @@ class Decoder(_Part):
         shape = check_tensor("z", z, ("...", known.numel() if known else "D"), finite=False).shape
         rows = z.reshape(-1, *(known or shape[-1:])).to(self.dtype or (self.encoder and self.encoder.dtype) or z.dtype)
         output = call("decoder", self.source, rows, repeat(condition, shape[:-1]))
-        found = read_likelihood(output, self.likelihood)
-        as_it_came = found is output and rows.ndim == 2
-        self.plain = as_it_came and isinstance(found, Independent) and len(found.batch_shape) == 1
-        decoded = Decoded(found, shape[:-1])
-        self.event_shape = decoded.event_shape
-        return decoded
+        return Decoded(read_likelihood(output, self.likelihood), shape[:-1])
 
     def log_likelihood(self, z: Tensor, x: Tensor, condition: Condition = None) -> Tensor:
         """Return log p(x|z) of data x (B, …) at codes z (S, B, D) or, the same for all, (S, 1, D): (S, B)."""

@@ -203,39 +203,6 @@ def curves(axes: Axes, x: Tensor, lines: Mapping[str, Tensor], *, xlabel: str = 
     return _label(axes, len(lines), xlabel=xlabel, ylabel=ylabel)
 
 
-def image_pairs(pairs: Mapping[str, tuple[Tensor, Tensor]], *, shape: tuple[int, int] = (8, 8)) -> np.ndarray:
-    """Show rows of images above the images nearest to them, in blue, such as samples above training images.
-
-    Args:
-        pairs: name → images and those nearest to them, each (K, P), from 0 (white) to 1 (black).
-        shape: height and width in pixels, with P their product.
-
-    Returns:
-        The Axes, (2 × number of names, K).
-
-    Raises:
-        TypeError, ValueError: arguments of the wrong kind or shape.
-
-    Example:
-        >>> image_pairs({"prior": (torch.zeros(3, 64), torch.ones(3, 64))}).shape
-        (2, 3)
-    """
-    (first, (images, _)), *_ = _check_named("pairs", pairs, 2)
-    pixels = _num_pixels(shape)
-    num = len(check_tensor(f"pairs[{first!r}][0]", images, ("K", pixels)))
-    _, grid = plt.subplots(2 * len(pairs), num, figsize=(0.55 * num + 0.9, 1.12 * len(pairs)), squeeze=False)
-    for block, (name, both) in enumerate(pairs.items()):
-        for below, (label, images) in enumerate(zip((name, "nearest"), both, strict=True)):
-            check_tensor(f"pairs[{name!r}][{below}]", images, (num, pixels))
-            row = grid[2 * block + below]
-            for axes, image in zip(row, _array(images), strict=True):
-                axes.imshow(image.reshape(shape), cmap="Blues" if below else "gray_r", vmin=0, vmax=1)
-                axes.set(xticks=[], yticks=[])
-                axes.spines[:].set_visible(False)
-            row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-    return grid
-
-
 def intervals(
     axes: Axes, names: Sequence[str], series: Mapping[str, tuple[Tensor, Tensor]], *, xlabel: str = ""
 ) -> Axes:

@@ -24,7 +24,7 @@ from scipy import stats
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import check_all, check_generator, check_int, check_number, check_type, new_seed
+from vaebook._checks import check_all, check_int, check_number, check_type, new_seed
 from vaebook.adapters import adapt_prior
 from vaebook.distributed import Mixture, in_shards
 from vaebook.mixture import DiagGaussianMixture
@@ -164,9 +164,8 @@ class _Drawn:
 
     def __init__(self, q_agg: Mixture, num_samples: int, generator: torch.Generator | None) -> None:
         check_int("num_samples", num_samples, minimum=2 * GROUPS)
-        check_generator(generator)
         q = self.mixture = in_shards("q_agg", q_agg)
-        num, self.generator = q.num_components, q.common(generator)
+        num, self.generator = q.num_components, q.processes.common(generator)
         unequal = q.average(lambda weight, loc, scale: ((weight + math.log(num)).abs() >= UNEQUAL) / weight.exp())
         if unequal != 0:  # nan where a weight is 0
             raise ValueError("q_agg: expected components of equal weight, one for each datum, got others")
@@ -268,8 +267,8 @@ def _fit(q: DiagGaussianMixture, num_components: int, seed: int) -> GaussianMixt
     """Fit a mixture to draws of q; one Gaussian, to its moments."""
     if num_components > 1:
         return fit_gmm(q, num_components, num_samples=min(10_000, 20 * q.num_components), seed=seed)
-    tril = torch.linalg.cholesky(q.double().covariance)
-    return GaussianMixture(tril.new_ones(1), q.double().mean[None], tril[None])
+    tril = torch.linalg.cholesky(q.covariance)
+    return GaussianMixture(tril.new_ones(1), q.mean[None], tril[None])
 
 
 def _log_prob(name: str, density: Any, z: Tensor) -> Tensor:

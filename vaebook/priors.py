@@ -22,7 +22,7 @@ from vaebook.code_priors import ExemplarPrior, VampPrior
 from vaebook.evaluation import evaluation_mode
 from vaebook.gmm import GaussianMixture, fit_gmm
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import PriorModule, components
+from vaebook.parts import PriorModule, components, gaussian_kl
 
 __all__ = [
     "ExemplarPrior",
@@ -32,6 +32,7 @@ __all__ = [
     "as_mixture",
     "fit_gmm",
     "from_components",
+    "on_cpu",
 ]
 
 
@@ -107,9 +108,8 @@ class StandardNormal(PriorModule):
         """
         check_tensor("loc", loc, ("...", self.latent_dim), empty=True)
         check_tensor("scale", scale, tuple(loc.shape), empty=True)
-        check_all("scale", scale, lambda: scale > 0, "positive values")
-        loc, scale = loc.double(), scale.double()
-        return 0.5 * (loc.square() + scale.square() - 1 - 2 * scale.log()).sum(-1)
+        check_all("scale", scale, scale > 0, "positive values")
+        return gaussian_kl(loc.double(), scale.double()).sum(-1)
 
     def components(self) -> tuple[Tensor, Tensor, Tensor]:
         """Log-weight (1), mean (1, D) and scale (1, D) of the one component."""

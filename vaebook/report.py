@@ -159,16 +159,6 @@ class Diagnosis:
         names, values, errors, meanings = zip(*self.numbers(), strict=True)
         return table({"quantity": names, "value": values, "std. error": errors, "meaning": meanings})
 
-    def verdict_table(self) -> Table:
-        """Show the verdicts and the numbers that decide them."""
-        return table(
-            {
-                "question": [v.topic for v in self.verdicts],
-                "answer": [STATUS[v.status] for v in self.verdicts],
-                "because": [v.decides for v in self.verdicts],
-            }
-        )
-
     def __str__(self) -> str:
         """Write the verdicts, the numbers and what could not be determined, for a terminal."""
         head = f"{self.num_data} data, {self.latent_dim} latent dimensions, prior: {self.prior}"

@@ -11,12 +11,10 @@ from vaebook.comparison import compare_priors
 from vaebook.estimators import Estimate, estimate
 from vaebook.evaluation import Condition, take
 from vaebook.report import Sampling
-from vaebook.selection import Choice, choose_prior
+from vaebook.selection import NUM_SAMPLES, Choice, choose_prior
 
 SCORED = 64
 """Training data whose log-likelihood is estimated beside that of held-out data."""
-DRAWS = 250
-"""Draws of z for each of them."""
 CLEAR = 2
 """Standard errors by which a gain must exceed 0."""
 SAMPLES = 400
@@ -65,7 +63,7 @@ def _log_likelihood(vae: AdaptedVAE, given: Given, generator: torch.Generator | 
     x, condition = given
     rows = torch.randperm(len(x), generator=generator, device=x.device)[:SCORED]
     prior, options = {"prior": vae.prior}, {"condition": take(condition, rows), "generator": generator}
-    return estimate(compare_priors(vae, x[rows], prior, DRAWS, **options)["prior"].log_prob)
+    return estimate(compare_priors(vae, x[rows], prior, NUM_SAMPLES, **options)["prior"].log_prob)
 
 
 def _copies(

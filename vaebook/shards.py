@@ -46,10 +46,12 @@ class Processes:
         table[self.rank] = mine
         return self.reduced(table)
 
-    def seed(self, generator: torch.Generator | None) -> int:
-        """Draw a seed from process 0's source of randomness, for all."""
-        draw = new_seed(check_generator(generator), 2**50)
-        return int(self.gather(torch.tensor([draw], dtype=torch.float64))[0])
+    def common(self, generator: torch.Generator | None) -> torch.Generator | None:
+        """Return a source of randomness that is the same in all: seeded by that of process 0."""
+        if self.group is False:  # as if there were no shards
+            return check_generator(generator, torch.device("cpu"))
+        draw = torch.tensor([new_seed(check_generator(generator), 2**50)], dtype=torch.float64)
+        return torch.Generator().manual_seed(int(self.gather(draw)[0]))
 
 
 class Part(NamedTuple):
@@ -75,8 +77,9 @@ class Part(NamedTuple):
     def read(self) -> DiagGaussianMixture:
         """Make the mixture of these components alone."""
         loc, scale = (_tensor(x[self.rows]) for x in (self.loc, self.scale))
-        weight = None if self.log_weight is None else _tensor(self.log_weight[self.rows]).double()
-        return DiagGaussianMixture(loc, scale, None if weight is None else weight - self.log_mass)
+        if self.log_weight is None or self.log_mass == -math.inf:  # of a part without mass any weights will do
+            return DiagGaussianMixture(loc, scale)
+        return DiagGaussianMixture(loc, scale, _tensor(self.log_weight[self.rows]).double() - self.log_mass)
 
 
 def cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:

@@ -124,9 +124,8 @@ def read_arrays(path: Any) -> dict[str, Any]:
     """Read the arrays of an npz, which must hold no pickled objects, or the tensors of a safetensors file."""
     source, wanted = check_path(path), "an npz or safetensors file of arrays"
     if not source.is_file():
-        raise ValueError(
-            f"{source}: expected {wanted}, got {'a folder' if source.is_dir() else 'no file of that name'}"
-        )
+        got = "a folder" if source.is_dir() else "no file of that name"
+        raise ValueError(f"{source}: expected {wanted}, got {got}")
     try:
         if not zipfile.is_zipfile(source):
             return safetensors.torch.load_file(source)
@@ -178,9 +177,8 @@ def write_atomically(target: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-            if fcntl:  # while it is locked
-                os.replace(part, target)
-        if not fcntl:  # Windows moves no file that is open
+            if fcntl is None:
+                file.close()  # Windows moves no file that is open; elsewhere it is moved while it is locked
             os.replace(part, target)
     except OSError as error:
         if error.errno is None:

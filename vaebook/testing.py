@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from vaebook._checks import check_generator, check_int, check_number, new_seed
-from vaebook.adapters import adapt_prior
+from vaebook.adapters import Prior, adapt_prior
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import as_mixture, fit_gmm
 
@@ -82,7 +81,7 @@ def assert_density_matches_sampler(
     seed = new_seed(generator)
     reference = _Reference(training, seed)
     limit = false_alarm / (PARTS + 3)
-    for where, got, expected in _compare(lambda z: source.log_prob(z.to(device)).cpu(), reference, z, seed):
+    for where, got, expected in _compare(source, reference, z, seed, device):
         p = float(stats.fisher_exact([[got, num - got], [expected, num - expected]]).pvalue)
         if p < limit:
             raise AssertionError(
@@ -133,13 +132,13 @@ class _Reference:
 
 
 def _compare(
-    log_prob: Callable[[Tensor], Tensor], reference: _Reference, z: Tensor, seed: int
+    source: Prior, reference: _Reference, z: Tensor, seed: int, device: torch.device
 ) -> list[tuple[str, int, int]]:
     """Count draws of both sides that a coin with h/(h + f), or f/(h + f), shows heads for: everywhere, and by part."""
     y, generator = reference.sample(len(z), seed), torch.Generator().manual_seed(seed + 1)
     heads = []
     for points, sign in ((z, 1), (y, -1)):
-        log_f, log_h = log_prob(points).double(), reference.log_prob(points)
+        log_f, log_h = source.log_prob(points.to(device)).cpu().double(), reference.log_prob(points)
         if bool(log_f.isnan().any() | (log_f == torch.inf).any()):
             raise AssertionError("log_prob is not a number, or infinite, at draws")
         chance = (sign * (log_h - log_f)).sigmoid()

@@ -74,8 +74,8 @@ def _sample(found: Diagnosis) -> Verdict:
         return Verdict(topic, "unknown", "There are too few distinct codes to tell.", "no interval", "Give more data.")
     best = best_of_codes(found.mismatch_population.candidates, found.population_from == "held-out codes")
     size = best["best"].split()[-1]
-    fitted = f"{'one Gaussian' if size == '1' else f'a mixture of {size} Gaussians'} fitted to codes"
-    what = "the aggregated posterior" if best["best"] == "q_agg" else fitted
+    fitted = "one Gaussian" if size == "1" else f"a mixture of {size} Gaussians"
+    what = "the aggregated posterior" if best["best"] == "q_agg" else f"{fitted} fitted to codes"
     gain = plus(Estimate(best["value"], best["stderr"], 1))
     decides = f"log-density of new codes under {what}, less that under the prior: {gain} per code"
     if best["name"] == "prior":

@@ -43,7 +43,7 @@ def outcome(cell: nodes.container) -> str | None:
         [entry.astext() for entry in row.findall(nodes.entry)] for body in table.findall(nodes.tbody) for row in body
     )
     this, sign, that = SIGN.split(claim[1])
-    # Evidence that was stored before its sides had names is stale; the build says so, and shows it as it is.
+    # Sides may have no names: a claim may give none, and stale evidence is of a time before they had any.
     left, _, right = SIGN.split(claim[0].removeprefix("claim: ")) if SIGN.search(claim[0]) else ("the claim", sign, "")
     # A claim that holds to a tolerance is off by less than one.
     off, of = (f", off by {claim[2]} {unit}", "") if unit == "standard errors" else ("", f" {unit}")

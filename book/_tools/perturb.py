@@ -12,6 +12,7 @@ import warnings
 
 import numpy as np
 import torch
+from torch import library
 
 from vaebook import data, training
 
@@ -50,11 +51,11 @@ class _Noise:
         return (1 - size * pool[start:end].view(like.shape)).to(like.dtype)
 
 
-_LIBRARY = torch.library.Library("aten", "IMPL")
+_LIBRARY = library.Library("aten", "IMPL")
 
 
 def _override(name: str, change: object) -> None:
-    kernel = torch.library.get_kernel(f"aten::{name}", "CPU")
+    kernel = library.get_kernel(f"aten::{name}", "CPU")
 
     def changed(keys: object, *args: object, **kwargs: object) -> torch.Tensor:
         out = kernel.call_boxed(keys, *args, **kwargs)

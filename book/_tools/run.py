@@ -55,7 +55,7 @@ def main() -> int:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(script, signal.SIGKILL)  # what it started and left
     ear.join(1)
-    if asked and code:
+    if code == 130 or (asked and code):
         show(f"{Path(sys.argv[1]).stem}: interrupted\n".encode())
         return 130
     show(b"".join(held))
@@ -86,7 +86,6 @@ def work() -> int:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         runpy.run_path(str(script), run_name="__main__")
     except KeyboardInterrupt:
-        print(f"{script.stem}: interrupted", file=sys.stderr)
         return 130
     except OSError as error:
         if error.errno not in OUTSIDE:

@@ -4,7 +4,7 @@ Probabilistic PCA of digits knows log p(x). Its encoder is exact; here its means
 that importance weights vary. Models of pythae 0.1.2, with either of its losses, are scored by its own ``get_nll`` and
 by `vaebook`: by the same bound, and by an adapted proposal, from which the bound differs by a bias that more samples
 remove. The experiment needs that library: ``pip install --no-deps pythae==0.1.2``, and ``pydantic``, ``imageio``
-and ``dill``. Without it, results stay as they are.
+and ``cloudpickle``, which `make bench` also puts into ``_build/bench``. Without it, results stay as they are.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.distributions import Independent, Normal
 from vaebook.adapters import adapt
 from vaebook.bounds import iwae_bound
 from vaebook.data import digits
+from vaebook.estimators import estimate
 from vaebook.likelihood import importance_log_prob
 from vaebook.ppca import PPCA
 
@@ -69,8 +70,7 @@ def first_order_bias(dim: int) -> float:
 
 def repeated(value: Callable[[int], float], repeats: int) -> tuple[float, float]:
     """Mean over seeds, and its standard error."""
-    values = torch.tensor([value(seed) for seed in range(repeats)], dtype=torch.float64)
-    return float(values.mean()), float(values.std()) / math.sqrt(repeats)
+    return estimate(torch.tensor([value(seed) for seed in range(repeats)], dtype=torch.float64))[:2]
 
 
 def by_importance(vae: Any, x: Tensor, seed: int) -> tuple[float, float]:
@@ -170,16 +170,15 @@ def main() -> None:
     torch.set_num_threads(1)
     experiment = Experiment("agreement", CONFIG)
     own = [
-        experiment.piece(f"{dim}-{seed}", lambda d=dim, s=seed: closed_form(d, s))
+        experiment.row(f"{dim}-{seed}", lambda d=dim, s=seed: closed_form(d, s))
         for dim in CONFIG["dims"]
         for seed in CONFIG["seeds"]
     ]
     other = [
-        experiment.piece(f"{loss}-{seed}", lambda n=loss, s=seed: library(n, s))
+        experiment.row(f"{loss}-{seed}", lambda n=loss, s=seed: library(n, s))
         for loss in CONFIG["losses"]
         for seed in CONFIG["seeds"]
     ]
-    own, other = ([{k: v for k, v in row.items() if k != "seconds"} for row in rows] for rows in (own, other))
     found = {"closed_form": findings(own), "pythae": findings(other)}
     experiment.write({"pythae": version("pythae"), "closed_form": own, "library": other, "findings": found})
 

@@ -81,6 +81,10 @@ class Experiment:
         print(f"{self.name}: {key}: {made['value']['seconds']:.1f} s{note}", flush=True)
         return json.loads(json.dumps(made["value"]))  # the caller's own
 
+    def row(self, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Return a piece as a row of the results, without its seconds; see `piece`."""
+        return {name: value for name, value in self.piece(key, compute).items() if name != "seconds"}
+
     def write(self, content: dict[str, Any]) -> Path:
         """Write the results file, all or nothing, with provenance, configuration and content in this order.
 
@@ -210,10 +214,7 @@ def main(only: str = "") -> None:
         raise SystemExit(f"ONLY: expected one of {', '.join(names())}, got {only}")
     for name in [only] if only else names():
         print(f"\n======== {name} ========", flush=True)
-        try:
-            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
-        except KeyboardInterrupt:
-            raise SystemExit(f"{name}: interrupted; finished pieces are kept, the same command goes on") from None
+        runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
 
 
 def _plain(name: str, value: object) -> dict[str, Any]:

@@ -91,18 +91,17 @@ def main() -> None:
     """Run everything, resuming where an earlier run stopped, and write the results."""
     experiment = Experiment("population", CONFIG)
     rows = [
-        experiment.piece(f"D={d} {kind}", lambda d=d, kind=kind: row(d, kind))
+        experiment.row(f"D={d} {kind}", lambda d=d, kind=kind: row(d, kind))
         for d in CONFIG["dims"]
         for kind in ("digits", "own")
     ]
     grown = [
-        experiment.piece(f"N={n} shift={shift} seed={seed}", lambda n=n, shift=shift, seed=seed: known(n, shift, seed))
+        experiment.row(f"N={n} shift={shift} seed={seed}", lambda n=n, shift=shift, seed=seed: known(n, shift, seed))
         for n in CONFIG["sizes"]
         for shift in CONFIG["known_shifts"]
         for seed in CONFIG["seeds"]
     ]
-    clean = [[{k: v for k, v in r.items() if k != "seconds"} for r in part] for part in (rows, grown)]
-    experiment.write({"rows": clean[0], "known": clean[1]})
+    experiment.write({"rows": rows, "known": grown})
 
 
 if __name__ == "__main__":

@@ -153,11 +153,10 @@ def main() -> None:
     torch.set_num_threads(1)
     experiment = Experiment("ppca", CONFIG)
     rows = [
-        experiment.piece(f"{split}-{dim}", lambda s=split, d=dim: row(s, d))
+        experiment.row(f"{split}-{dim}", lambda s=split, d=dim: row(s, d))
         for split in CONFIG["splits"]
         for dim in CONFIG["dims"]
     ]
-    rows = [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
     experiment.write({"rows": rows, "summary": summary(rows), "findings": findings(rows)})
 
 

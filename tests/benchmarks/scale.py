@@ -334,11 +334,24 @@ def as_json(result: dict[str, Any]) -> str:
     return "{" + ",\n".join(parts) + "}\n"
 
 
+def arguments(doc: str, rounds: int, file: str | None = None) -> argparse.ArgumentParser:
+    """Take what all of these scripts take."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--output", type=Path, default=file and ROOT / "book" / "results" / file)
+    return parser
+
+
+def store(path: Path, text: str) -> None:
+    """Write results, and say where they are."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.encode())
+    print(f"\nwritten: {path}")
+
+
 def main() -> None:
     """Measure, show and store."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--output", type=Path)
+    parser = arguments(__doc__, ROUNDS)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     card = options.device != "cpu"
@@ -368,9 +381,7 @@ def main() -> None:
     if card:
         result["provenance"] |= {"card": torch.cuda.get_device_name(), "peak": peak()}
         result["shares"] = shares(rows, result["provenance"]["peak"])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(output, as_json(result).encode())
-    print(f"\nwritten: {output}")
+    store(output, as_json(result))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ process and the bytes follows, on paper, what 10⁸ and 10⁹ components cost. E
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
@@ -21,7 +20,7 @@ from typing import Any
 import scale
 import torch
 import torch.multiprocessing as mp
-from harness import ROOT, as_json, provenance, rounded
+from harness import as_json, provenance, rounded
 from torch import Tensor, distributed
 
 from vaebook.distributed import POINTS, ShardedMixture
@@ -59,7 +58,7 @@ def payload(method: str, dim: int, points: int, ranks: int) -> int:
 
 
 def mixture(num: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Draw means and scales, those of `scale.mixture`."""
+    """Draw means and scales, distributed as in `scale.mixture`."""
     generator = torch.Generator().manual_seed(SEED)
     loc = torch.randn(num, dim, generator=generator, dtype=torch.float64)
     return loc, (0.3 * torch.randn(loc.shape, generator=generator).double() - 1).exp()
@@ -134,18 +133,13 @@ def paper(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, show and store."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--output", type=Path, default=ROOT / "book" / "results" / "shards.json")
-    options = parser.parse_args()
+    options = scale.arguments(__doc__, ROUNDS, "shards.json").parse_args()
     rows = rounded(measure(SETTINGS, options.rounds), 4)
     shown = [{key: value for key, value in row.items() if key not in ("rounds", "error")} for row in rows]
     print(table({key: [row[key] for row in shown] for key in shown[0]}), flush=True)
     made = {"provenance": provenance(("torch",)) | {"seed": SEED, "link": LINK}, "rows": rows, "paper": paper(rows)}
     print(table({key: [row[key] for row in made["paper"]] for key in made["paper"][0]}))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.output, (as_json(made) + "\n").encode())
-    print(f"\nwritten: {options.output}")
+    scale.store(options.output, as_json(made) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,9 +8,7 @@ noise as `fit`. Ratios and final losses go to book/results/training.json. Where 
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import copy
 import io
 import logging
 import statistics
@@ -18,12 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
-import scale  # noqa: F401  it shows where the harness is
+import scale
 import torch
-from harness import ROOT, as_json, provenance, rounded
+from harness import as_json, provenance, rounded
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -31,7 +28,6 @@ from vaebook.bounds import elbo
 from vaebook.data import binarize, digits, fashion_mnist
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.priors import StandardNormal
-from vaebook.storage import write_atomically
 from vaebook.tables import table
 from vaebook.training import fit
 
@@ -66,7 +62,7 @@ def ours(vae: VAE, x: Tensor, batch: int, epochs: int, seed: int) -> None:
 def bare(vae: VAE, x: Tensor, batch: int, epochs: int, seed: int) -> None:
     """Train with a loop of forward, backward and step."""
     generator, encoder, decoder = torch.Generator().manual_seed(seed), vae.encoder, vae.decoder
-    optimizer, total = torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True), 0.0
+    optimizer = torch.optim.Adam(vae.parameters(), lr=1e-3, fused=True)
     for _ in range(epochs):
         for index in torch.randperm(len(x), generator=generator).split(batch):
             rows = x[index]
@@ -81,7 +77,7 @@ def bare(vae: VAE, x: Tensor, batch: int, epochs: int, seed: int) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            total += loss.item()
+            loss.item()  # as any loop that tells its loss
 
 
 def pythae(vae: VAE, x: Tensor, batch: int, epochs: int, seed: int) -> None:
@@ -134,7 +130,7 @@ def measure(setting: str, rounds: int) -> list[dict[str, Any]]:
         train(model(x, dim, hidden, 0), x[: 2 * batch], batch, 2, 0)
     for seed in range(rounds):
         for trainer, train in every.items():
-            vae = copy.deepcopy(model(x, dim, hidden, seed))
+            vae = model(x, dim, hidden, seed)
             start = time.perf_counter()
             train(vae, x, batch, epochs, seed)
             seconds[trainer].append(time.perf_counter() - start)
@@ -164,10 +160,7 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, show and store."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--output", type=Path, default=ROOT / "book" / "results" / "training.json")
-    options = parser.parse_args()
+    options = scale.arguments(__doc__, ROUNDS, "training.json").parse_args()
     torch.set_num_threads(1)
     if "pythae" not in trainers():
         print("pythae is not installed and left out")
@@ -175,9 +168,7 @@ def main() -> None:
     compared = ratios(rows)
     print(table({key: [row[key] for row in compared] for key in compared[0]}))
     made = {"provenance": provenance(LIBRARIES), "rows": rows, "ratios": compared}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.output, (as_json(made) + "\n").encode())
-    print(f"\nwritten: {options.output}")
+    scale.store(options.output, as_json(made) + "\n")
 
 
 if __name__ == "__main__":

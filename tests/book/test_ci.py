@@ -106,10 +106,10 @@ def test_no_job_keeps_the_right_to_push_runs_for_hours_or_takes_what_others_writ
 
 
 DOWNLOADS = (
-    r"\b(urllib|requests|httpx|aiohttp|pooch|ftplib|huggingface_hub|wget|curl|http\.client|urlopen"
+    r"\b(urllib|requests|httpx|aiohttp|pooch|ftplib|huggingface_hub|wget|curl|http\.client|(from|import) http|urlopen"
     r"|load_state_dict_from_url)\b"
 )
-"""Names of that by which something could come from elsewhere."""
+"""Names by which something can be downloaded."""
 
 
 def test_data_and_results_that_are_downloaded_have_a_checksum():

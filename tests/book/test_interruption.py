@@ -94,7 +94,7 @@ def content(toy):
 
 
 def ended(folder):
-    """Whether nothing that works in a folder is left, after a while."""
+    """Whether nothing that works in a folder is left, after a while; only Linux tells."""
     end = time.monotonic() + 30
     while time.monotonic() < end:
         if not any(working_in(folder)):
@@ -106,7 +106,8 @@ def ended(folder):
 def working_in(folder):
     for place in Path("/proc").glob("[0-9]*/cwd"):
         with contextlib.suppress(OSError):
-            yield from [place] if os.readlink(place).startswith(str(folder)) else []
+            if os.readlink(place).startswith(str(folder)):
+                yield place
 
 
 def stopped(toy, command, number, delay, *, group):

@@ -327,7 +327,7 @@ def test_the_page_that_is_printed_is_whole(browser, tmp_path):
     page.on("requestfailed", lambda request: failed.append(request.url))
     page.goto(printable(tmp_path / "_build" / "singlehtml").as_uri(), wait_until="load", timeout=120_000)
     page.emulate_media(media="print")
-    page.wait_for_function(READY, timeout=120_000)
+    page.wait_for_function(READY, timeout=120_000)  # a whole book of formulas
     assert [url for url in failed if not url.endswith("/searchindex.js")] == []  # paper has no search
     formulas = page.evaluate(FORMULAS)
     assert formulas["broken"] == []
@@ -343,7 +343,7 @@ def test_the_line_of_every_check_names_both_sides(site):
         outputs = [output for cell in read_ipynb(ROOT / f"{page}.ipynb").cells for output in cell.get("outputs", ())]
         shown = "\n".join(output.get("data", {}).get("text/markdown", "") for output in outputs)
         text = html.unescape((site / f"{page}.html").read_text(encoding="utf-8")).translate(powers).replace("·10", "e")
-        lines = [line for line in re.findall("<summary>(Check .*?)</summary>", text)]
+        lines = re.findall("<summary>(Check .*?)</summary>", text)
         for line, evidence in zip(lines, EVIDENCE.findall(shown), strict=True):
             left, sign, right, this, that, off, verdict, margin = evidence
             assert line.startswith(f"Check {verdict}") and f"{left} {this} {sign} {right} {that}" in line

@@ -283,7 +283,7 @@ def test_all_scripts_run_in_order_or_one(capsys):
 def test_an_error_or_an_interruption_stops_the_rest():
     script("a", "raise KeyboardInterrupt")
     script("b")
-    with pytest.raises(SystemExit, match=r"^a: interrupted; finished pieces are kept, the same command goes on$"):
+    with pytest.raises(KeyboardInterrupt):
         harness.main()
     script("a", "raise ValueError('no')")
     with pytest.raises(ValueError, match=r"^no$"):

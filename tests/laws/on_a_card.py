@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import astuple, is_dataclass
 
 import pytest
@@ -211,4 +210,4 @@ def test_the_second_device_is_as_strict_as_a_card():
             with pytest.raises((RuntimeError, TypeError)):
                 wrong()
         assert torch.randn(3, generator=Generator(CARD), device=CARD).device == CARD
-        assert copy.deepcopy(there.cpu()).tolist() == [1, 1, 1]
+        assert there.cpu().tolist() == [1, 1, 1]

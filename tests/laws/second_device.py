@@ -12,7 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
@@ -21,36 +21,28 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 class _Card:
     """What torch asks of a device's module; draws of the second device come from the processor's generators."""
 
-    is_available = is_initialized = staticmethod(lambda: True)
+    is_available = staticmethod(lambda: True)
     _is_in_bad_fork = staticmethod(lambda: False)
-    current_device = staticmethod(lambda: 0)
-    device_count = staticmethod(lambda: 1)
-    manual_seed_all = set_rng_state = staticmethod(lambda *_: None)
-    get_rng_state = staticmethod(lambda *_: torch.get_rng_state())
+    manual_seed_all = staticmethod(lambda *_: None)
 
 
 _setup_privateuseone_for_python_backend("card", _Card)
 CARD = torch.device("card", 0)
 aten = torch.ops.aten
 _GENERATOR = torch.Generator
-INDEXED = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+INDEXED = {aten.index.Tensor, aten.index_put_.default}
 SIZES = {
     aten.sym_size.default: Tensor.size,
     aten.sym_stride.default: Tensor.stride,
     aten.sym_numel.default: Tensor.numel,
-    aten.sym_storage_offset.default: Tensor.storage_offset,
     aten.size.default: Tensor.size,
-    aten.stride.default: Tensor.stride,
-    aten.numel.default: Tensor.numel,
     aten.dim.default: Tensor.dim,
     aten.is_contiguous.default: Tensor.is_contiguous,
-    aten.sym_is_contiguous.default: Tensor.is_contiguous,
-    aten.is_contiguous.memory_format: Tensor.is_contiguous,
 }
 """Questions that torch asks of a tensor."""
 MARK = 2**63
 """Seeds of generators of the second device are at least this."""
-COPIES = {aten._to_copy.default, aten.copy_.default, aten.copy.default}
+COPIES = {aten._to_copy.default, aten.copy_.default}
 
 
 class There(Tensor):
@@ -63,7 +55,6 @@ class There(Tensor):
             cls,
             held.shape,
             strides=held.stride(),
-            storage_offset=held.storage_offset(),
             dtype=held.dtype,
             device=CARD,
             dispatch_sizes_strides_policy="sizes",
@@ -96,10 +87,6 @@ class There(Tensor):
         """Return the only value."""
         return int(self.item())
 
-    def __index__(self) -> int:
-        """Return the only value."""
-        return int(self.item())
-
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Compute on the processor."""
@@ -108,12 +95,7 @@ class There(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
 
-class _AnyGenerator(type(torch.Generator)):
-    def __instancecheck__(cls, other: object) -> bool:
-        return isinstance(other, _GENERATOR)
-
-
-class Generator(_GENERATOR, metaclass=_AnyGenerator):
+class Generator(_GENERATOR):
     """A generator of the processor or of the second device; inside torch its seed tells which."""
 
     def __new__(cls, device: Any = "cpu") -> Generator:
@@ -152,11 +134,9 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         here = [x for x in tensors if not isinstance(x, There) and x.ndim]
         if here:
             raise RuntimeError("Expected all tensors to be on the same device, but found at least two, card:0 and cpu!")
-    if generator is not None:
-        if (generator.initial_seed() >= MARK) != target:
-            kinds = ("card", "cpu") if target else ("cpu", "card")
-            raise RuntimeError(f"Expected a '{kinds[0]}' device type for generator but found '{kinds[1]}'")
-        kwargs["generator"] = generator
+    if generator is not None and (generator.initial_seed() >= MARK) != target:
+        kinds = ("card", "cpu") if target else ("cpu", "card")
+        raise RuntimeError(f"Expected a '{kinds[0]}' device type for generator but found '{kinds[1]}'")
     if device is not None:
         kwargs["device"] = torch.device("cpu")
     plain = tree_map(lambda x: x.held if isinstance(x, There) else x, (args, kwargs))
@@ -180,7 +160,7 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
     return target
 
 
-_LIBRARY = torch.library.Library("aten", "IMPL")
+_LIBRARY = library.Library("aten", "IMPL")
 _LIBRARY.impl("empty_strided", _empty, "PrivateUse1")
 _LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
 

@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch.utils import backend_registration
 
+pytestmark = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="torch is too old"
+)
 FILE = Path(__file__).with_name("on_a_card.py")
 
 

@@ -78,12 +78,11 @@ def leave_one_out(generator: torch.Generator) -> Measurement:
     """Enumerate subsets of five data, independent draws of three similar ones, and pairs of nearly disjoint codes."""
     codes, similar = _codes(5, 3, generator), 1 + 0.3 * torch.rand(3, 3, generator=generator, dtype=torch.float64)
     similar = similar / similar.sum(1, keepdim=True)
-    apart = 0.999 * torch.eye(5, dtype=torch.float64) + 0.001 / 5
     exact, exact_similar = (_kl(c, c.mean(0)).mean() for c in (codes, similar))
     others = _kl(codes, (codes.sum(0) - codes) / 4).mean()
     subsets = torch.stack([_mean("leave-one-out", codes, _subsets(5, size)) for size in (2, 3, 4, 5)])
     independent = torch.stack([_mean("leave-one-out", similar, _independent(3, size)) for size in (2, 3, 5)])
-    pairs, log_n = _mean("leave-one-out", apart, _subsets(5, 2)), torch.tensor([math.log(5)], dtype=torch.float64)
+    pairs, log_n = _mean("leave-one-out", APART, _subsets(5, 2)), torch.tensor([math.log(5)], dtype=torch.float64)
     return Measurement(
         sides=[("mean leave-one-out estimate", "mean KL to the mixture of the others")],
         lhs=torch.cat([subsets, others[None], others[None], independent, pairs[None]]),

@@ -226,11 +226,9 @@ def iwae(generator: torch.Generator) -> Measurement:
     values = [first.value, single.value, *(s.value for s in steps), model.log_prob(x[:1]).item()]
     errors = [first.stderr, single.stderr, *(s.stderr for s in steps), 0.0]
     # IWAE_1 <= ELBO <= IWAE_1, for they are equal; IWAE_1 <= IWAE_2 <= IWAE_3 <= IWAE_8 <= log p
+    names = [f"IWAE of {number}" for number in ("one", "two", "three", "eight")]
     return Measurement(
-        sides=[
-            (f"IWAE of {k}", f"IWAE of {m}") for k, m in pairwise(["one", "one (ELBO)", "one", "two", "three", "eight"])
-        ]
-        + [("IWAE of eight", "log p(x)")],
+        sides=list(pairwise([names[0], "ELBO", *names, "log p(x)"])),
         lhs=torch.tensor(values[:-1], dtype=torch.float64),
         rhs=torch.tensor(values[1:], dtype=torch.float64),
         falsehood_lhs=steps[-1].value,
