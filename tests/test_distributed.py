@@ -1,6 +1,7 @@
 """Shards against one process, which holds all components."""
 
 import itertools
+import math
 import os
 import subprocess
 import sys
@@ -368,3 +369,21 @@ def test_ten_million_components_need_less_than_two_gigabytes(tmp_path):
         assert run.returncode == 0, run.stderr
         print(run.stdout)
         assert float(run.stdout.split()[-1]) < 2e9 / 2**30
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_part_without_weight_keeps_its_components(place):
+    """Their densities and numbers do not depend on how components are divided."""
+    loc = torch.arange(6.0, dtype=torch.float64)[:, None]
+    scale, weight = torch.full_like(loc, 0.5), torch.zeros(6).double()
+    weight[3 * place : 3 * place + 3] = -torch.inf
+    parts = ShardedMixture(loc.split(3), scale.split(3), (weight - math.log(3)).split(3))
+    alone = DiagGaussianMixture(loc, scale, weight - math.log(3))
+    index, z = torch.arange(6), torch.zeros(6, 1).double()
+    torch.testing.assert_close(parts.log_prob_given(z, index), alone.log_prob_given(z, index))
+    torch.testing.assert_close(parts.log_prob(z), alone.log_prob(z))
+    torch.testing.assert_close(parts.mean, alone.mean)
+    torch.testing.assert_close(parts.covariance, alone.covariance)
+    assert torch.equal(parts[index].loc, loc)
+    drawn = parts.sample_with_index((200,), generator=torch.Generator().manual_seed(0))[1]
+    assert bool((weight[drawn] > -torch.inf).all())

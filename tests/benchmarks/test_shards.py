@@ -6,7 +6,7 @@ import statistics
 import pytest
 import shards
 
-STORED = json.loads((shards.ROOT / "book" / "results" / "shards.json").read_text())
+STORED = json.loads((shards.scale.ROOT / "book" / "results" / "shards.json").read_text())
 
 
 def test_every_setting_was_measured():

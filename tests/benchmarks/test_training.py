@@ -6,7 +6,7 @@ import training
 from torch import equal
 from training import bare, images, model, ours
 
-STORED = json.loads((training.ROOT / "book" / "results" / "training.json").read_text())
+STORED = json.loads((training.scale.ROOT / "book" / "results" / "training.json").read_text())
 
 
 def test_every_setting_was_measured():
