@@ -76,7 +76,7 @@ def test_verdicts():
     ("old", "new"),
     [
         ("| true | even more so", "| false | even more so"),
-        ("| true, with limits | a stand-in", "| true | a stand-in"),
+        ("| true, with limits | a substitute", "| true | a substitute"),
         ("| false as a count |", "| true as a count |"),
         ("({prf:ref}`dims/product`, {prf:ref}`dims/information-adds`, {prf:ref}`gen/diagonal-cost`)", ""),
         ("| **Comment** |", "| **Answer 1** |"),
