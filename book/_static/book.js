@@ -1,5 +1,6 @@
-// Formulas are set some at a time, from the top, so that the page can be read and scrolled meanwhile.
-const LONG = 40; // milliseconds of work between two chances for the page to answer
+// Formulas are set a few at a time, those in sight and on the next screen first, the others when they come near: so the
+// page can be read and scrolled meanwhile.
+const FEW = 4; // at once; each time the browser lays the page out again
 const FONTS = { MJXTEX: "Main-Regular", "MJXTEX-I": "Math-Italic", "MJXTEX-S1": "Size1-Regular" };
 const folder = new URL("mathjax/output/chtml/fonts/woff-v2/", document.currentScript.src);
 const loadFont = ([family, file]) => {
@@ -8,16 +9,29 @@ const loadFont = ([family, file]) => {
   return font.load();
 };
 const fonts = window.MathJax ? Object.entries(FONTS).map(loadFont) : []; // with another font a line breaks elsewhere
-const setFormulas = async () => {
-  await Promise.allSettled(fonts);
-  const boxes = Array.from(document.querySelectorAll(".math"));
-  const least = Math.max(4, Math.ceil(boxes.length / 64)); // each time the browser lays the whole page out again
-  for (let many = 2 * least; boxes.length; ) {
-    const start = performance.now();
-    await MathJax.typesetPromise(boxes.splice(0, many));
-    many = performance.now() - start < LONG / 2 ? 2 * many : Math.max(least, many / 2);
+const paper = window.matchMedia("print");
+const setSome = async (boxes) => {
+  for (let i = 0; i < boxes.length; i += FEW) {
+    await MathJax.typesetPromise(boxes.slice(i, i + FEW));
     await new Promise((done) => setTimeout(done));
   }
+};
+const setFormulas = async () => {
+  await Promise.allSettled(fonts);
+  const all = Array.from(document.querySelectorAll(".math"));
+  if (paper.matches || !all.length) {
+    return MathJax.typesetPromise();
+  }
+  let before = Promise.resolve();
+  return new Promise((done) => {
+    const comeNear = (seen, observer) => {
+      const boxes = seen.filter(({ isIntersecting }) => isIntersecting).map(({ target }) => target);
+      boxes.forEach((box) => observer.unobserve(box));
+      before = before.then(() => setSome(boxes)).then(settle).then(done);
+    };
+    const near = new IntersectionObserver(comeNear, { rootMargin: "100%" });
+    all.forEach((box) => near.observe(box));
+  });
 };
 if (window.MathJax) {
   window.MathJax.startup = { pageReady: setFormulas };
@@ -87,10 +101,11 @@ document.addEventListener("DOMContentLoaded", () => {
 window.addEventListener("hashchange", reveal);
 document.addEventListener("toggle", settle, true); // what was folded had no width
 
-// Paper cannot be clicked: unfold solutions and code before printing.
+// Paper cannot be clicked or scrolled: unfold solutions and code, and set all formulas, before printing.
 const unfold = () => {
   document.querySelectorAll("details").forEach((details) => (details.open = true));
   document.querySelectorAll(".toggle-hidden").forEach((box) => box.classList.remove("toggle-hidden"));
+  window.MathJax?.typeset?.();
 };
 window.addEventListener("beforeprint", unfold);
-window.matchMedia("print").addEventListener("change", (query) => query.matches && unfold());
+paper.addEventListener("change", () => paper.matches && unfold());

@@ -19,7 +19,7 @@ from playwright.sync_api import sync_playwright
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
 READ = {".md", ".ipynb", ".py", ".css", ".js", ".svg", ".bib", ".inv", ".json"}
 READY = "() => !window.MathJax || (window.MathJax.startup?.promise && window.MathJax.startup.promise.then(() => true))"
-
+ALL = """() => window.MathJax?.typesetPromise?.().then(() => document.dispatchEvent(new Event("toggle")))"""
 SETTING = re.compile(r"/mathjax\.js|/figures/\w")
 LATE = 0.5  # seconds
 SHIFT = """window.shift = 0;
@@ -87,7 +87,8 @@ def gzipped():
 def visit(browser, site, address, gzipped):
     """A context manager that opens a page of the site and collects what goes wrong, in `page.wrong`.
 
-    `page.weight()` is what it has loaded, in bytes. Without formulas a page opens in a fraction of the time. What sets
+    `page.weight()` is what it has loaded, in bytes. All formulas are set, or, with formulas="near", those that a reader
+    would see first; without formulas a page opens in a fraction of the time. What sets
     formulas and draws figures may come late, after the text is on screen, as it does to a phone; `window.shift` is by
     how much the layout has shifted since, every shift counted.
     """
@@ -114,6 +115,8 @@ def visit(browser, site, address, gzipped):
         page.goto(f"{start}/{path}.html" + (f"?{query}" if query else ""), wait_until="load")
         if formulas:
             page.wait_for_function(READY)
+        if formulas is True:
+            page.evaluate(ALL)
         yield page
         context.close()
 

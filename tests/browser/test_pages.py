@@ -379,6 +379,27 @@ def test_proofs_and_checks_fold(browser, visit, site):
     context.close()
 
 
+UNSET = "Array.from(document.querySelectorAll('.math:not(:has(mjx-container))'))"
+IN_SIGHT = """box => {
+    const { top, bottom } = box.getBoundingClientRect();
+    return box.checkVisibility() && !box.closest(".toggle-hidden") && top < innerHeight && bottom > 0; }"""
+
+
+def test_formulas_are_set_when_a_reader_comes_near_and_all_on_paper(visit):
+    none_in_sight = f"() => !{UNSET}.some({IN_SIGHT})"
+    with visit("book/mixture/index", formulas="near") as page:
+        assert page.evaluate(none_in_sight)
+        assert page.evaluate(f"{UNSET}.length") > 50
+        page.evaluate("() => document.querySelector('.toggle-hidden:has(.math)').scrollIntoView()")
+        page.wait_for_function(none_in_sight)
+        page.locator("button.toggle-button:visible").first.click()  # what was folded comes near too
+        page.locator("details.fold:has(.math) > summary").first.click()
+        page.wait_for_function(none_in_sight)
+        page.wait_for_function("!document.querySelector('details.fold[open] .math:not(:has(mjx-container))')")
+        page.evaluate("() => window.dispatchEvent(new Event('beforeprint'))")
+        assert page.evaluate(f"{UNSET}.length") == 0
+
+
 def test_an_address_opens_what_it_names(visit):
     with visit("book/mixture/index") as page:
         page.evaluate("() => document.querySelector('details.fold p').id = 'here'")
