@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
-from sklearn.ensemble import HistGradientBoostingClassifier
 from torch import Tensor
 
 from vaebook._checks import check_all, check_int, new_seed
@@ -153,8 +152,10 @@ def _scores(
     yield "classifier", [torch.from_numpy(trained.decision_function(_features(z))) for z in parts]
 
 
-def _classifier(codes: Tensor, reference: Tensor, seed: int) -> HistGradientBoostingClassifier:
+def _classifier(codes: Tensor, reference: Tensor, seed: int) -> Any:
     """Train a classifier to tell codes from draws of the prior, both weighing the same."""
+    from sklearn.ensemble import HistGradientBoostingClassifier  # here, because it takes a second to import
+
     num = min(len(codes), len(reference) // 2)  # not all of the reference, whose rest sets cuts
     x = np.concatenate([_features(codes[:num]), _features(reference[:num])])
     y = np.repeat([1, 0], num)
@@ -172,13 +173,13 @@ def _features(z: Tensor) -> np.ndarray:
 def _largest(inside: dict[str, list[Tensor]], fold: Tensor, fresh: Tensor, num: int) -> Holes:
     """Choose the largest set that is certified; its estimates pool the folds."""
     tail = FALSE_ALARM / (len(inside) * len(LEVELS))
-    least, best = float(stats.beta.isf(tail, 1, num)) / 0.5, None
+    least, best = float(scipy.stats.beta.isf(tail, 1, num)) / 0.5, None
     sizes = fold.bincount(minlength=FOLDS)
     for parts in inside.values():
         count = sum(part[:, :size].sum(1) for part, size in zip(parts, sizes, strict=True)).numpy()
         each = torch.stack([part[:, size:].double() for part, size in zip(parts, sizes, strict=True)]).mean(0)
         mass, error = each.mean(1).numpy(), (each.std(1) / each.shape[1] ** 0.5).numpy()
-        highest = np.where(count < num, stats.beta.isf(tail, count + 1, np.maximum(num - count, 1)), 1.0)
+        highest = np.where(count < num, scipy.stats.beta.isf(tail, count + 1, np.maximum(num - count, 1)), 1.0)
         certain = (highest < 0.5 * (mass - 4 * error)) & (count / num <= RARER * mass)
         if certain.any():
             level = int(np.flatnonzero(certain).max())
@@ -193,7 +194,7 @@ def _largest(inside: dict[str, list[Tensor]], fold: Tensor, fresh: Tensor, num: 
 def _where(fresh: Tensor, chosen: Tensor) -> tuple[Coordinate, ...]:
     """Order coordinates by how far the distribution in the hole is from the prior's, and keep those that differ."""
     points = fresh[chosen]
-    distance = [float(stats.ks_2samp(points[:, j], fresh[~chosen][:, j]).statistic) for j in range(fresh.shape[1])]
+    distance = [scipy.stats.ks_2samp(points[:, j], fresh[~chosen][:, j]).statistic for j in range(fresh.shape[1])]
     ends = torch.tensor([0.1, 0.9], dtype=fresh.dtype)
     far = sorted(range(len(distance)), key=lambda j: -distance[j])[:3]
     return tuple(

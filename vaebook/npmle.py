@@ -15,8 +15,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import minimize
 from torch import Tensor
 
 from vaebook._checks import check_int, check_number, check_tensor
@@ -161,7 +161,8 @@ def _climb(objective: Callable[[Tensor], Tensor], start: Tensor, candidates: Ten
     limits = [*zip(candidates.amin(0).tolist(), candidates.amax(0).tolist(), strict=True)]
     limits = (limits + [(None, None)] * (start.shape[1] - len(limits))) * len(start)
     options = {"maxiter": 500, "maxfun": 1000, "ftol": 1e-15, "gtol": 1e-10}
-    found = minimize(negative, start.cpu().numpy().ravel(), jac=True, method="L-BFGS-B", bounds=limits, options=options)
+    # With limits this is L-BFGS-B.
+    found = scipy.optimize.minimize(negative, start.cpu().numpy().ravel(), jac=True, bounds=limits, options=options)
     return torch.from_numpy(found.x).reshape(start.shape).to(start.device)
 
 

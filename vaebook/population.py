@@ -19,8 +19,8 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -282,7 +282,7 @@ def _interval(ends: dict[str, _End], other: _End, confidence: float, sign: int, 
 
     def limit(end: _End, count: int, direction: int) -> float:
         """One-sided confidence limit, farther out where the terms are skewed that way."""
-        t = float(stats.t.isf(tail / count, degrees))
+        t = float(scipy.stats.t.isf(tail / count, degrees))
         return end.value + direction * end.stderr * (t + max(0.0, direction * end.skew) * (1 + 2 * t**2) / 6)
 
     ends = {name: end for name, end in ends.items() if math.isfinite(end.value + end.stderr)}

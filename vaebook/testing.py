@@ -12,8 +12,8 @@ import math
 import warnings
 from typing import Any
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from vaebook._checks import check_generator, check_int, check_number, new_seed
@@ -82,7 +82,7 @@ def assert_density_matches_sampler(
     reference = _Reference(training, seed)
     limit = false_alarm / (PARTS + 3)
     for where, got, expected in _compare(source, reference, z, seed, device):
-        p = float(stats.fisher_exact([[got, num - got], [expected, num - expected]]).pvalue)
+        p = float(scipy.stats.fisher_exact([[got, num - got], [expected, num - expected]]).pvalue)
         if p < limit:
             raise AssertionError(
                 f"draws do not follow the density: {where}, {got} against {expected} of {num} are expected to agree "
@@ -168,5 +168,5 @@ def _order(label: Tensor) -> list[tuple[str, float]]:
         counts = (row * columns + column).bincount(minlength=(int(row.max()) + 1) * columns).reshape(-1, columns)
         counts = counts[counts.sum(1) > 0][:, counts.sum(0) > 0]
         if min(counts.shape) > 1:
-            found.append((what, float(stats.chi2_contingency(counts.numpy(), correction=False).pvalue)))
+            found.append((what, float(scipy.stats.chi2_contingency(counts.numpy(), correction=False).pvalue)))
     return found

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from vaebook._checks import check_all, check_int, check_log_weight, check_number, check_tensor
@@ -135,7 +135,7 @@ def _newton_target(ratio: np.ndarray) -> np.ndarray:
     num_data, num_atoms = ratio.shape
     rows = np.vstack([(ratio - 2) / num_data**0.5, np.ones(num_atoms)])
     orthogonal, triangular = np.linalg.qr(rows)
-    solution, _ = nnls(triangular, orthogonal[-1], maxiter=30 * num_atoms)
+    solution, _ = scipy.optimize.nnls(triangular, orthogonal[-1], maxiter=30 * num_atoms)
     return solution / solution.sum()
 
 

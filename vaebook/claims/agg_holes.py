@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from itertools import product
 
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor
 
 from vaebook.aggregate import merge_duplicates
@@ -94,15 +94,15 @@ def small_kl_hole(generator: torch.Generator) -> Measurement:
     """Cut a half-line out of N(0, 1): the KL is -log(1 - h) for the rest of the prior, more for another density."""
     edge = float(torch.rand((), generator=generator)) - 0.5
     z = torch.linspace(edge, edge + 16, 400_001, dtype=torch.float64)
-    log_p = torch.from_numpy(stats.norm.logpdf(z.numpy()))
+    log_p = torch.from_numpy(scipy.stats.norm.logpdf(z.numpy()))
 
-    def kl(density: stats.rv_continuous) -> float:
+    def kl(density: scipy.stats.rv_continuous) -> float:
         log_q = torch.from_numpy(density.logpdf(z.numpy()))
         return float(torch.trapezoid(log_q.exp() * (log_q - log_p), z))
 
-    rest = kl(stats.truncnorm(edge, math.inf))
-    other = kl(stats.truncnorm((edge - 0.4) / 0.9, math.inf, loc=0.4, scale=0.9))
-    bound = -math.log(1 - stats.norm.cdf(edge))  # -log(1 - h)
+    rest = kl(scipy.stats.truncnorm(edge, math.inf))
+    other = kl(scipy.stats.truncnorm((edge - 0.4) / 0.9, math.inf, loc=0.4, scale=0.9))
+    bound = -math.log(1 - scipy.stats.norm.cdf(edge))  # -log(1 - h)
     return Measurement(  # equality as two inequalities; e^-KL is 0 if KL is infinite
         sides=[("KL(prior without the hole ‖ prior)", "bound -log(1 - h)")],
         lhs=torch.tensor([rest, bound, bound + 1e-3], dtype=torch.float64),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
+import scipy
 import torch
-from scipy.stats import norm
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal
 
@@ -103,7 +103,7 @@ def _scattered_codes(generator: torch.Generator) -> DiagGaussianMixture:
 def _total_correlation(q: DiagGaussianMixture) -> float:
     """Integrate log q - log q_1 - log q_2 under q on a grid, the marginals by summing rows and columns."""
     side = torch.linspace(-11, 11, 441, dtype=torch.float64)
-    first, second = (norm.pdf(side[:, None], q.loc[:, j], q.scale[:, j]) for j in range(2))
+    first, second = (scipy.stats.norm.pdf(side[:, None], q.loc[:, j], q.scale[:, j]) for j in range(2))
     density = torch.from_numpy((q.log_weight.exp().numpy() * first) @ second.T)
     step = float(side[1] - side[0])
     marginals = density.sum(1, keepdim=True) * density.sum(0, keepdim=True) * step**2
@@ -171,7 +171,7 @@ def identifiability(generator: torch.Generator) -> Measurement:
     x = torch.linspace(-3, 3, 7, dtype=torch.float64)[:, None]
     shares = (0.25, 0.5, 0.9)
     split = torch.stack([_blurred(x, share * v, (1 - share) * v) for share in shares])
-    whole = torch.from_numpy(norm.logpdf(x[:, 0], scale=v**0.5))
+    whole = torch.from_numpy(scipy.stats.norm.logpdf(x[:, 0], scale=v**0.5))
     kept = torch.cat([_blurred(x[3:4], share * v, 1.0) for share in shares])  # at 0, where it differs most
     solved, weight = _recovered_weights(generator)
     found, law = _recovered_law(generator)
@@ -191,7 +191,7 @@ def _same_moments(x: Tensor, v: float) -> tuple[Tensor, Tensor]:
     loc = (3 * v / 2) ** 0.5 * torch.tensor([[-1.0], [0.0], [1.0]], dtype=torch.float64)
     weight = torch.tensor([1 / 6, 2 / 3, 1 / 6], dtype=torch.float64)
     return DiagGaussianMixture(loc, torch.full_like(loc, (v / 2) ** 0.5), weight.log()).log_prob(x), torch.from_numpy(
-        norm.logpdf(x[:, 0], scale=v**0.5)
+        scipy.stats.norm.logpdf(x[:, 0], scale=v**0.5)
     )
 
 

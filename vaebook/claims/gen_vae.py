@@ -7,8 +7,8 @@ from collections.abc import Callable
 from types import SimpleNamespace
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
@@ -137,7 +137,9 @@ def _least_kl(log_posterior: Tensor) -> Tensor:
     mode = float(GRID[log_posterior.argmax()])
     starts = [(mode, -1.0), (mode, -2.0), (mode - 0.3, -1.0), (mode + 0.3, -1.0)]
     options = {"xatol": 1e-7, "fatol": 1e-13}
-    return torch.tensor(min(minimize(kl, s, method="Nelder-Mead", options=options).fun for s in starts)).double()
+    return torch.tensor(
+        min(scipy.optimize.minimize(kl, s, method="Nelder-Mead", options=options).fun for s in starts)
+    ).double()
 
 
 @claim(
@@ -260,7 +262,7 @@ def _spike() -> tuple[Tensor, Tensor]:
         log_q = Normal(0.0, math.exp(0.5 * log_variance)).log_prob(z).sum(1).reshape(601, 601)
         return float(torch.trapezoid(torch.trapezoid(log_q.exp() * (log_q - log_p), line), line))
 
-    best = math.exp(minimize_scalar(kl, bounds=(-2.0, 1.0), method="bounded").x)
+    best = math.exp(scipy.optimize.minimize_scalar(kl, bounds=(-2.0, 1.0), method="bounded").x)
     return torch.tensor(best).double(), torch.tensor(0.6 + 0.4 * 0.02**2).double()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from sklearn.neighbors import KernelDensity
 from torch import Tensor
 from torch.distributions import Normal
 
@@ -250,6 +249,8 @@ def limits(generator: torch.Generator) -> Measurement:
     share = counts.double() / len(data)
     entropy = float(torch.special.entr(share).sum())
     points = GRID[::100, None]
+    from sklearn.neighbors import KernelDensity  # here, because it takes a second to import
+
     kernel_density = KernelDensity(bandwidth=0.5, rtol=1e-12).fit(data.numpy()).score_samples(points.numpy())
     log_prob = DiagGaussianMixture(data, torch.full_like(data, 0.5)).log_prob(points)
     off = float((log_prob - torch.from_numpy(kernel_density)).abs().max())
