@@ -155,7 +155,7 @@ def test_narrow_codes_of_one_population_are_not_said_to_be_overfitted():
 def test_an_encoder_alone_is_diagnosed_as_its_codes_are(model):
     net = nn.Linear(4, 4)
     encoder = adapt(lambda x: net(x).chunk(2, 1), spread="log_var", modules=(net,))
-    x = model[1].float()
+    x = model[1][:30].float()  # too few for the population, which takes the same codes
     mu, log_var = net(x).detach().chunk(2, 1)
     one, two = diagnose(encoder, x), diagnose({"loc": mu, "log_var": log_var})
     assert one.sampling is None
@@ -185,7 +185,7 @@ def test_a_normal_prior_of_another_scale_is_not_the_standard_one():
 
 
 def test_another_prior_and_another_unit():
-    codes = gaussian()
+    codes = gaussian(num=FEWEST - 1)  # too few for the population, whose own tests move codes
     codes["loc"][:, 1] *= 0.05  # in units of the prior this latent is not in use
     other = {"loc": 100 * codes["loc"] + 7, "scale": 100 * codes["scale"]}
     prior = Independent(Normal(torch.full((2,), 7.0).double(), torch.full((2,), 100.0).double()), 1)
@@ -196,7 +196,7 @@ def test_another_prior_and_another_unit():
     assert two.moments == pytest.approx(one.moments, abs=1e-6)
 
 
-@pytest.mark.parametrize(("num", "dim"), [(1, 1), (1, 5), (2, 1), (3, 2), (45, 1), (70, 128)])
+@pytest.mark.parametrize(("num", "dim"), [(1, 1), (1, 5), (2, 1), (3, 2), (45, 1), (65, 64)])
 def test_few_data_and_any_dimension(num, dim):
     report = diagnose(gaussian(num=num, dim=dim))
     assert report.unknown
@@ -207,21 +207,23 @@ def test_few_data_and_any_dimension(num, dim):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.int64, np.longdouble])
 def test_any_numbers(dtype):
-    codes = {"loc": np.arange(120).reshape(60, 2).astype(dtype), "var": np.ones((60, 2), dtype)}
-    assert diagnose(codes).num_data == 60
+    num = 60 if dtype is np.float16 else 20  # beyond the door all are float32 or float64
+    codes = {"loc": np.arange(2 * num).reshape(num, 2).astype(dtype), "var": np.ones((num, 2), dtype)}
+    assert diagnose(codes).num_data == num
 
 
-def test_codes_of_any_shape_are_flattened(known):
-    codes = {name: value.reshape(DATA, 1, 2) for name, value in gaussian().items()}
-    assert diagnose(codes).rate == known.rate
+def test_codes_of_any_shape_are_flattened():
+    flat = gaussian(num=20)
+    codes = {name: value.reshape(20, 1, 2) for name, value in flat.items()}
+    assert diagnose(codes).to_json() == diagnose(flat).to_json()
 
 
 def test_the_same_call_gives_the_same(known):
     assert diagnose(gaussian()).to_json() == known.to_json()
 
 
-def test_json_is_what_the_schema_says(report):
-    for each in (report, diagnose(ring()), diagnose(gaussian(num=1, dim=1))):
+def test_json_is_what_the_schema_says(report, of_ring):
+    for each in (report, of_ring, diagnose(gaussian(num=1, dim=1))):
         jsonschema.validate(json.loads(each.to_json()), json_schema())
     broken = json.loads(report.to_json())
     del broken["rate"]["stderr"]
@@ -343,7 +345,7 @@ def test_models_that_are_refused(name):
 
 def test_training_mode_is_left_and_come_back_to(model):
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
-    x, before = model[1].float()[:50], {name: value.clone() for name, value in net.state_dict().items()}
+    x, before = model[1].float()[:30], {name: value.clone() for name, value in net.state_dict().items()}
     one, two = (diagnose(adapt(lambda x: net(x).chunk(2, 1), spread="log_var"), x) for _ in range(2))
     assert one.rate == two.rate
     assert net.training

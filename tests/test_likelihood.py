@@ -130,6 +130,7 @@ def test_estimates_of_p_are_unbiased_and_their_errors_as_large_as_stated():
 def test_the_samples_of_the_fit_are_not_used_again(monkeypatch):
     """Unbiased whatever the fit does: also if it is made of four samples."""
     monkeypatch.setattr(likelihood.Sampler.__new__, "__defaults__", (likelihood.STARTS, 4))
+    monkeypatch.setattr(likelihood, "PRIOR_DRAWS", 256)  # which start the fit, for each of the 3,200
     model, _, x = digit_model(2)
     with pytest.warns(UserWarning, match="expected 50 effective samples, got fewer for 3200 of 3200 data"):
         runs = importance_log_prob(model, x[:1].expand(3200, -1), 2, generator=rng())

@@ -45,7 +45,8 @@ def build(output: Path, *, builder: str = "html", root: Path = ROOT) -> int:
 
 def _make(root: Path, scratch: str, builder: str, lock: tuple[int, ...]) -> int:
     """Let jupyter-book build; of a disk that is full or cannot be written to, only that is said."""
-    jupyter_book = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()"]
+    start = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import addresses; from jupyter_book.cli.main"
+    jupyter_book = [sys.executable, "-c", f"{start} import main; main()"]
     options = ["--path-output", scratch, "--builder", builder, "--all", "--quiet", *STRICT]
     command = [*jupyter_book, "build", str(root), *options]
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import addresses  # noqa: F401
 import jupytext
 import nbformat
 from fingerprint import (

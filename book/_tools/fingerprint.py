@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
+import addresses  # noqa: F401
 import jupytext
 import nbformat
 from jupytext.config import load_jupytext_configuration_file
