@@ -10,7 +10,6 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -72,7 +71,7 @@ def modules_of(*sources: object) -> list[nn.Module]:
 
 def weight_of(*sources: object) -> Tensor | None:
     """Return the first floating-point parameter or buffer, whose dtype and device tell those of a model, or None."""
-    tensors = (t for m in modules_of(*sources) for t in chain(m.parameters(), m.buffers()) if t.is_floating_point())
+    tensors = (t for m in modules_of(*sources) for f in (m.parameters, m.buffers) for t in f() if t.is_floating_point())
     return next(tensors, None)
 
 
