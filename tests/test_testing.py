@@ -84,7 +84,7 @@ def test_right_ones_pass(name):
 
 @pytest.mark.parametrize("name", BUGS)
 def test_mistakes_are_found(name):
-    assert all(alarm(*BUGS[name], seed) for seed in range(2))
+    assert alarm(*BUGS[name], 0)  # how often they are is the slow test's question
 
 
 @pytest.mark.slow
@@ -121,7 +121,7 @@ def test_the_message_says_what_is_wrong():
 @pytest.mark.parametrize(("p", "alarmed"), [(1.01e-3 / 8, False), (0.99e-3 / 8, True)])
 def test_a_false_alarm_is_shared_by_all_eight_comparisons(p, alarmed, monkeypatch):
     """Six counts and two orders: each may raise it with an eighth of the probability that is stated."""
-    monkeypatch.setattr(testing.stats, "fisher_exact", lambda *_, **__: SimpleNamespace(pvalue=p))
+    monkeypatch.setattr(testing.scipy.stats, "fisher_exact", lambda *_, **__: SimpleNamespace(pvalue=p))
     with pytest.raises(AssertionError, match=r"^draws ") if alarmed else nullcontext():
         assert_density_matches_sampler(RIGHT["one dimension"], num_samples=1_000, false_alarm=1e-3, generator=seeded(0))
 

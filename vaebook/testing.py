@@ -97,7 +97,8 @@ def _check_draws(z: Tensor) -> None:
     if not bool(z.isfinite().all()):
         raise AssertionError("draws are not finite")
     fine = z.std(0) > 1e6 * torch.finfo(z.dtype).eps * z.abs().amax(0)  # elsewhere they may repeat by rounding
-    if bool(fine.any()) and len(z.unique(dim=0)) < 0.9 * len(z):
+    enough = 0.9 * len(z)  # distinct ones; one coordinate usually tells, in a tenth of the time
+    if bool(fine.any()) and len(z[:, fine][:, 0].unique()) < enough and len(z.unique(dim=0)) < enough:
         raise AssertionError(f"draws repeat: {len(z.unique(dim=0))} of {len(z)} are distinct")
 
 
