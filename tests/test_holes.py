@@ -77,6 +77,34 @@ def test_where_a_hole_is():
     assert place.prior_high == pytest.approx(1.28, abs=0.06)
 
 
+def of_scale(scale, spread=0.0, dim=4):
+    return DiagGaussianMixture(spread * torch.randn(400, dim, generator=seeded(0)), torch.full((400, dim), scale))
+
+
+FAR = DiagGaussianMixture(
+    torch.tensor([0.0, 6.0, 0.0]) + 0.5 * torch.randn(400, 3, generator=seeded(1)), torch.ones(400, 3)
+)
+SHELL = DiagGaussianMixture(
+    4 * torch.nn.functional.normalize(torch.randn(400, 3, generator=seeded(2))), torch.full((400, 3), 0.1)
+)
+NEARLY_ALL = {
+    "one latent far away": (FAR, 1, 6 - 1.28 * 1.25**0.5, 6 + 1.28 * 1.25**0.5),
+    "a shell": (SHELL, 3, 4 - 0.13, 4 + 0.13),
+    "a point, in 64 latents": (of_scale(0.05, 0.05, 64), 64, 0.5, 0.65),
+}
+
+
+@pytest.mark.parametrize("name", NEARLY_ALL)
+def test_of_a_hole_that_is_nearly_everything_the_codes_are_located(name):
+    """Where they are, from 10 to 90 %; the last coordinate is the distance from the origin."""
+    q_agg, index, low, high = NEARLY_ALL[name]
+    holes = hole_mass(q_agg, StandardNormal(q_agg.latent_dim), generator=seeded(3))
+    assert holes.mass > 0.9
+    (place,) = [c for c in holes.where if c.index == index]
+    assert (place.low, place.high) == pytest.approx((low, high), abs=0.12)
+    assert not place.low <= place.prior_low <= place.prior_high <= place.high
+
+
 def test_holes_do_not_depend_on_the_unit():
     q_agg = cut(0, 300, 2, CUTS["half"][0])
     other = DiagGaussianMixture(1e-4 * q_agg.loc + 3, 1e-4 * q_agg.scale)

@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from tests.diagnoses import PLAIN, hole, interval
 from vaebook.estimators import Estimate
 from vaebook.holes import Coordinate
-from vaebook.panels import figure, panels
+from vaebook.panels import PARTS, panels
 
 SHOWN = {
     "codes": torch.randn(600, 3, generator=torch.Generator().manual_seed(0)).double(),
@@ -23,7 +24,10 @@ FOUND = dataclasses.replace(
 
 
 def axes_of(**changes):
-    return figure(dataclasses.replace(FOUND, **changes)).axes
+    drawn = [Figure().subplots() for _ in PARTS]
+    for axes, part in zip(drawn, PARTS.values(), strict=True):
+        part(axes, dataclasses.replace(FOUND, **changes))
+    return drawn
 
 
 def words(number, **changes):
@@ -41,8 +45,8 @@ def test_codes_are_shown_in_the_two_latents_of_highest_rate():
 
 
 def test_a_hole_is_shown_where_it_is():
-    place = Coordinate(1, -0.5, 0.5, -1.3, 1.3)
-    holes = hole(0.25)._replace(points=torch.full((7, 3), 0.3).double(), where=(place,))
+    places = (Coordinate(3, 0.1, 0.6, 0.8, 2.5), Coordinate(1, -0.5, 0.5, -1.3, 1.3))  # the first is a distance
+    holes = hole(0.25)._replace(points=torch.full((7, 3), 0.3).double(), where=places)
     codes, *_ = axes_of(holes=holes)
     assert (codes.get_xlabel(), codes.get_ylabel()) == ("$z_{2}$", "$z_{3}$")
     assert [text.get_text() for text in codes.get_legend().get_texts()] == ["prior", "codes", "hole"]

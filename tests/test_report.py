@@ -40,6 +40,7 @@ def test_every_number_has_its_row():
         ("latents in use", 2, "exact"),
         ("mean farthest from 0", 0.01, "exact"),
         ("mean square farthest from 1", 1.01, "exact"),
+        ("smallest hole to be seen", 0.01, "exact"),
         ("hole: share of the prior", 0.25, 0.001),
         ("hole: share of the codes", 0.0005, 0.0001),
         ("log q_agg, own codes", -1.0, 0.1),
@@ -53,9 +54,9 @@ def test_every_number_has_its_row():
         ("log-likelihood, z from q_agg", -50.0, 0.1),
         ("gain over the prior, q_agg", -9.0, 0.01),
         ("log-likelihood, training data", -49.0, 0.1),
-        ("effective draws, prior", 99, ""),
-        ("effective draws, gmm", 99, ""),
-        ("effective draws, q_agg", 99, ""),
+        ("effective draws, prior", "99", ""),
+        ("effective draws, gmm", "99", ""),
+        ("effective draws, q_agg", "99", ""),
         ("copies among samples, prior", 0.05, 0.1),
     ]
     assert [row[0] for row in FULL.table().rows] == [name for name, *_ in FULL.numbers()]
@@ -84,6 +85,8 @@ def test_what_is_missing_has_no_row():
         "cost of leaving out",
         "draws traced to their datum",
     ]
+    unseen = [name for name, *_ in dataclasses.replace(FULL, holes=hole()).numbers() if "hole" in name]
+    assert unseen == ["smallest hole to be seen"]
     assert not any(name.startswith("log q_agg") for name, *_ in dataclasses.replace(none, memorisation=None).numbers())
 
 

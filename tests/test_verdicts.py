@@ -6,6 +6,7 @@ import pytest
 
 from tests.diagnoses import PLAIN, about, hole, interval, memory, sampling
 from vaebook.estimators import Estimate
+from vaebook.holes import Coordinate
 from vaebook.report import Moments
 from vaebook.verdicts import best_of_codes, plus, verdicts
 
@@ -27,12 +28,12 @@ CASES = [
     (MATCH, {"mismatch_population": interval(0.51, 9.0)}, "look", "No: new codes, too, differ"),
     (MATCH, {"mismatch_population": interval(2.0, 9.0)}, "look", "No: new codes, too, differ"),
     (MATCH, {"mismatch_population": interval(2.01, 9.0)}, "problem", "No: new codes, too, differ"),
-    (MATCH, {"mismatch_population": None}, "unknown", "For the data at hand"),
+    (MATCH, {"mismatch_population": None}, "unknown", "The 2000 data at hand differ"),
     (MATCH, {"mismatch_population": None, "rate": about(9e-7)}, "ok", "Yes: every code"),
     (HOLES, {"holes": hole(0.0, 0.09)}, "ok", "None was found"),
     (HOLES, {"holes": hole(0.0, 0.1)}, "unknown", "None was found"),
-    (HOLES, {"holes": hole(0.05)}, "look", "Yes: 5 %"),
-    (HOLES, {"holes": hole(0.051)}, "problem", "Yes: 5 %"),
+    (HOLES, {"holes": hole(0.05)}, "look", "Yes: a region with 5 % of the prior holds only 0.05 % of"),
+    (HOLES, {"holes": hole(0.051)}, "problem", "Yes: a region with 5.1 %"),
     (USED, {"num_data": 1}, "unknown", "One datum"),
     (USED, {"active": (False, False)}, "problem", "All are collapsed"),
     (USED, {"active": (True, False)}, "ok", "In use: 1. Collapsed: 1"),
@@ -53,30 +54,30 @@ CASES = [
     (COPIED, {"sampling": sampling(copies={"prior": about(0.26, 0.021)})}, "ok", "No more than"),
     (COPIED, {"sampling": sampling(copies={"prior": about(0.05), "q_agg": about(0.9)})}, "ok", "No more than"),
     # 5/√1000 = 0.158 is more than 0.1, and 5/√10000 is less; 5/√50 moves moments as much as anything
-    (TRAINED, {"moments": Moments(0.15, 1.0)}, "ok", "Moments are those"),
+    (TRAINED, {"moments": Moments(0.15, 1.0)}, "ok", "Nothing speaks against it"),
     (TRAINED, {"moments": Moments(0.17, 1.0)}, "look", "It does not look so"),
     (TRAINED, {"moments": Moments(-0.17, 1.0)}, "look", "It does not look so"),
     (TRAINED, {"moments": Moments(0.0, 0.83)}, "look", "It does not look so"),
-    (TRAINED, {"moments": Moments(0.0, 1.15)}, "ok", "Moments are those"),
+    (TRAINED, {"moments": Moments(0.0, 1.15)}, "ok", "Nothing speaks against it"),
     (TRAINED, {"moments": Moments(0.11, 1.0), "num_distinct": 10_000}, "look", "It does not look so"),
-    (TRAINED, {"moments": Moments(0.09, 1.0), "num_distinct": 10_000}, "ok", "Moments are those"),
+    (TRAINED, {"moments": Moments(0.09, 1.0), "num_distinct": 10_000}, "ok", "Nothing speaks against it"),
     (TRAINED, {"moments": Moments(0.3, 1.0), "num_distinct": 50}, "unknown", "It cannot be told"),
-    (TRAINED, {"moments": Moments(0.3, 1.0), "num_distinct": 110}, "ok", "Moments are those"),
-    (TRAINED, {"moments": Moments(0.09, 1.0), "num_distinct": 50}, "ok", "Moments are those"),
-    (SAMPLE, {"sampling": sampling()}, "ok", "The prior will do"),
+    (TRAINED, {"moments": Moments(0.3, 1.0), "num_distinct": 110}, "ok", "Nothing speaks against it"),
+    (TRAINED, {"moments": Moments(0.09, 1.0), "num_distinct": 50}, "ok", "Nothing speaks against it"),
+    (SAMPLE, {"sampling": sampling()}, "ok", "The prior: nothing is"),
     (SAMPLE, {"sampling": sampling("gmm")}, "look", "A Gaussian mixture"),
     (SAMPLE, {"sampling": sampling("q_agg")}, "look", "The codes of the data"),
     # q_agg is behind by 9 nats; by 2 and less than three standard errors it could still be the best
-    (SAMPLE, {"sampling": sampling(effective=(99, 99, 9))}, "ok", "The prior will do"),
-    (SAMPLE, {"sampling": sampling(effective=(99, 9, 99))}, "unknown", "The prior will do"),
-    (SAMPLE, {"sampling": sampling(effective=(99, 10, 99))}, "ok", "The prior will do"),
-    (SAMPLE, {"sampling": sampling(gains=(0, -2.02), effective=(99, 99, 9))}, "unknown", "The prior will do"),
-    (SAMPLE, {"sampling": sampling(gains=(0, -2.04), effective=(99, 99, 9))}, "ok", "The prior will do"),
-    (SAMPLE, {"mismatch_population": None}, "unknown", "There are too few"),
+    (SAMPLE, {"sampling": sampling(effective=(99, 99, 9))}, "ok", "The prior: nothing is"),
+    (SAMPLE, {"sampling": sampling(effective=(99, 9, 99))}, "unknown", "The prior: nothing is"),
+    (SAMPLE, {"sampling": sampling(effective=(99, 10, 99))}, "ok", "The prior: nothing is"),
+    (SAMPLE, {"sampling": sampling(gains=(0, -2.02), effective=(99, 99, 9))}, "unknown", "The prior: nothing is"),
+    (SAMPLE, {"sampling": sampling(gains=(0, -2.04), effective=(99, 99, 9))}, "ok", "The prior: nothing is"),
+    (SAMPLE, {"mismatch_population": None}, "unknown", "It cannot be told: the interval"),
     (SAMPLE, {"mismatch_population": None, "rate": about(9e-7)}, "ok", "The prior: every code"),
     (SAMPLE, {"mismatch_population": interval(0, 1, **{"mixture of 5": (0.3, 0.1)})}, "look", "by a mixture of 5"),
     (SAMPLE, {"mismatch_population": interval(0, 1, **{"mixture of 1": (0.3, 0.1)})}, "look", "by one Gaussian"),
-    (SAMPLE, {"mismatch_population": interval(0, 1, **{"mixture of 5": (0.19, 0.1)})}, "ok", "Nothing that was fitted"),
+    (SAMPLE, {"mismatch_population": interval(0, 1, **{"mixture of 5": (0.19, 0.1)})}, "ok", "The prior: nothing that"),
     (SAMPLE, {"mismatch_population": interval(0, 1, **{"leave-one-out": (0.3, 0.1)})}, "look", "by the aggregated"),
 ]  # fmt: skip
 
@@ -93,8 +94,12 @@ DECIDES = [
     (MATCH, {}, "mismatch of the population, 95 % interval: 0 to 0.4000 nats"),
     (MATCH, {"mismatch_population": None}, "mismatch of the N data: 1.000 ± 0.1000 nats"),
     (MATCH, {"mismatch_population": None, "rate": about(0.0)}, "rate 0 ± 0.1000 nats"),
-    (HOLES, {}, "share of the prior in a hole: 0"),
-    (HOLES, {"holes": hole(0.25)}, "share of the prior in the hole: 0.2500 ± 0.001000"),
+    (HOLES, {}, "smallest hole that would be seen: 1 % of the prior"),
+    (
+        HOLES,
+        {"holes": hole(0.25)},
+        "share of the prior in the hole: 0.2500 ± 0.001000; of the codes: 5.000e-4 ± 1.000e-4",
+    ),
     (USED, {"active": (True, False)}, "1 of 2 latents in use; information 2.000 ± 0.1000 nats"),
     (
         TRACED,
@@ -114,10 +119,14 @@ DECIDES = [
     (
         COPIED,
         {"sampling": sampling("gmm", copies={"gmm": about(0.25)})},
-        "0.2500 ± 0.1000 of samples from gmm are as near to a training datum as the nearest 5 % of other data's "
+        "0.2500 ± 0.1000 of samples from gmm are as near to training data as the nearest 5 % of other data's "
         "reconstructions",
     ),
-    (TRAINED, {}, "mean farthest from 0: 0.01000; mean square farthest from 1: 1.010; exact"),
+    (
+        TRAINED,
+        {},
+        "mean farthest from 0: 0.01000; mean square farthest from 1: 1.010; both exact, and 0.1581 off is allowed",
+    ),
     (
         SAMPLE,
         {"sampling": sampling()},
@@ -157,13 +166,22 @@ def test_the_error_of_a_difference_is_that_of_both():
 def test_what_was_left_out_or_held_out_stands_for_q_agg():
     """A mixture that was made of the scored codes with their own components left in is no candidate."""
     candidates = {"leave-one-out": (1.0, 0.1), "densities[0]": (2.0, 0.1), "mixture of 5": (1.5, 0.1)}
-    assert best_of_codes(candidates, held_out=True) == {"name": "q_agg", "best": "q_agg", "value": 2.0, "stderr": 0.1}
-    found = best_of_codes(candidates, held_out=False)
-    assert found == {"name": "mixture of 5", "best": "mixture of 5", "value": 1.5, "stderr": 0.1}
-    assert best_of_codes({"mixture of 5": (0.1, 0.1)}, held_out=False)["name"] == "prior"
+    assert best_of_codes(candidates, held_out=True) == ("q_agg", Estimate(2.0, 0.1, 1))
+    assert best_of_codes(candidates, held_out=False) == ("mixture of 5", Estimate(1.5, 0.1, 1))
 
 
 def test_an_exact_number_has_no_error():
     assert plus(Estimate(2.0, 0.0, 0)) == "2.000 nats"
     assert plus(Estimate(2.0, 0.1, 5), "") == "2.000 ± 0.1000"
     assert plus(Estimate(2e6, 1e-4, 5), "") == "2.000e6"  # an error of rounding alone
+
+
+def test_of_a_hole_that_is_nearly_everything_it_is_said_where_codes_are():
+    places = (Coordinate(2, 3.2, 5.6, 1.0, 2.8), Coordinate(0, 0.9, 3.3, -1.3, 1.3))  # of two latents the third is |z|
+    for mass, what in ((0.5, "It lies"), (0.51, "Codes lie elsewhere")):
+        holes = hole(mass)._replace(where=places)
+        (found,) = [v for v in verdicts(dataclasses.replace(PLAIN, holes=holes)) if v.topic.startswith(HOLES)]
+        assert found.finding.endswith(
+            f"{what}: distance from the origin from 3.2 to 5.6 (prior: 1 to 2.8); latent 1 from 0.9 to 3.3 "
+            "(prior: -1.3 to 1.3)."
+        )

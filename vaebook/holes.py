@@ -40,9 +40,10 @@ LEAST = 60
 
 
 class Coordinate(NamedTuple):
-    """Where a hole lies along one coordinate: from 10 to 90 % of its points, and of the prior's."""
+    """Where a hole, or codes, lie along one coordinate: from 10 to 90 % of their points, and of the prior's."""
 
     index: int
+    """The latent, counted from 0; D for the distance from the origin."""
     low: float
     high: float
     prior_low: float
@@ -63,7 +64,9 @@ class Holes(NamedTuple):
     points: Tensor
     """Draws of the prior in the hole, (S, D)."""
     where: tuple[Coordinate, ...]
-    """The coordinates, three at most, along which the hole differs most from the prior."""
+    """The coordinates, three at most, along which the hole differs most from the rest of the prior.
+
+    Of a hole with more than half of the prior, which is nearly everywhere, they say where the codes are instead."""
 
 
 @torch.no_grad()
@@ -129,7 +132,7 @@ def hole_mass(
             # where codes are rarest: the cuts come from draws of the prior that count nothing
             cuts = torch.from_numpy(np.quantile(values[1].numpy(), LEVELS))[:, None]
             inside.setdefault(name, []).append(torch.cat([values[0] < cuts, values[2] < cuts], 1))
-    return _largest(inside, fold, fresh, num)
+    return _largest(inside, fold, fresh, z)
 
 
 def _scores(
@@ -141,15 +144,22 @@ def _scores(
         if 2 * size > num:
             continue
         covariance = "full" if num > 5 * dim * size else "diag"
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # EM that runs out of steps: what it found is judged by other data
+        with warnings.catch_warnings(action="ignore"):  # EM that runs out of steps: other data judge what it found
             fitted = fit_gmm(q, size, covariance=covariance, num_samples=min(5_000, 20 * num), seed=seed)
         yield f"mixture of {size}", [fitted.log_prob(z) - p for z, p in zip(parts, log_prior, strict=True)]
     yield "codes", [q.log_prob(z) - p for z, p in zip(parts, log_prior, strict=True)]
-    some = q[:500]
-    yield "marginals", [some.log_prob_marginals(z).sum(1) - p for z, p in zip(parts, log_prior, strict=True)]
+    yield "marginals", [m - p for m, p in zip(_marginals(q[:500], parts), log_prior, strict=True)]
     trained = _classifier(codes, parts[1], seed)
     yield "classifier", [torch.from_numpy(trained.decision_function(_features(z))) for z in parts]
+
+
+def _marginals(q: DiagGaussianMixture, parts: tuple[Tensor, ...]) -> list[Tensor]:
+    """Log-density of the product of the marginals, interpolated between 1,000 points of each coordinate."""
+    everything = torch.cat(parts)
+    grid = everything.amin(0).lerp(everything.amax(0), torch.linspace(0, 1, 1_000, dtype=torch.float64)[:, None])
+    nodes, log_q = grid.numpy().T, q.log_prob_marginals(grid).numpy().T
+    columns = ([np.interp(z, *line) for z, *line in zip(part.numpy().T, nodes, log_q, strict=True)] for part in parts)
+    return [torch.from_numpy(np.sum(each, 0)) for each in columns]
 
 
 def _classifier(codes: Tensor, reference: Tensor, seed: int) -> Any:
@@ -170,8 +180,9 @@ def _features(z: Tensor) -> np.ndarray:
     return torch.cat([z, z.square().sum(1, keepdim=True).sqrt()], 1).numpy()
 
 
-def _largest(inside: dict[str, list[Tensor]], fold: Tensor, fresh: Tensor, num: int) -> Holes:
+def _largest(inside: dict[str, list[Tensor]], fold: Tensor, fresh: Tensor, codes: Tensor) -> Holes:
     """Choose the largest set that is certified; its estimates pool the folds."""
+    num = len(codes)
     tail = FALSE_ALARM / (len(inside) * len(LEVELS))
     least, best = float(scipy.stats.beta.isf(tail, 1, num)) / 0.5, None
     sizes = fold.bincount(minlength=FOLDS)
@@ -188,17 +199,19 @@ def _largest(inside: dict[str, list[Tensor]], fold: Tensor, fresh: Tensor, num: 
     if best is None:
         return Holes(0.0, 0.0, 0.0, 0.0, least, fresh[:0], ())
     mass, error, share, chosen = best
-    return Holes(mass, error, share, (share * (1 - share) / num) ** 0.5, least, fresh[chosen], _where(fresh, chosen))
+    smaller = (fresh[chosen], fresh[~chosen]) if mass <= 0.5 else (codes, fresh)
+    where = _where(*smaller, fresh)
+    return Holes(mass, error, share, (share * (1 - share) / num) ** 0.5, least, fresh[chosen], where)
 
 
-def _where(fresh: Tensor, chosen: Tensor) -> tuple[Coordinate, ...]:
-    """Order coordinates by how far the distribution in the hole is from the prior's, and keep those that differ."""
-    points = fresh[chosen]
-    distance = [scipy.stats.ks_2samp(points[:, j], fresh[~chosen][:, j]).statistic for j in range(fresh.shape[1])]
-    ends = torch.tensor([0.1, 0.9], dtype=fresh.dtype)
+def _where(points: Tensor, others: Tensor, prior: Tensor) -> tuple[Coordinate, ...]:
+    """Order coordinates by how far points differ from others in distribution, and keep those that differ most."""
+    columns = [torch.from_numpy(_features(part)).T for part in (points, others, prior)]
+    distance = [scipy.stats.ks_2samp(one, two).statistic for one, two, _ in zip(*columns, strict=True)]
+    ends = torch.tensor([0.1, 0.9], dtype=prior.dtype)
     far = sorted(range(len(distance)), key=lambda j: -distance[j])[:3]
     return tuple(
-        Coordinate(j, *points[:, j].quantile(ends).tolist(), *fresh[:, j].quantile(ends).tolist())
+        Coordinate(j, *columns[0][j].quantile(ends).tolist(), *columns[2][j].quantile(ends).tolist())
         for j in far
         if distance[j] > max(0.2, 0.5 * distance[far[0]])
     )

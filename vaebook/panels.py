@@ -56,16 +56,6 @@ def panels(found: Any) -> list[Panel]:
     return [_draw(title, part, found) for title, part in PARTS.items()]
 
 
-def figure(found: Any) -> Figure:
-    """Draw the four pictures of a diagnosis into one matplotlib figure."""
-    with matplotlib.rc_context(STYLE):
-        whole = Figure(figsize=(2 * SIZE[0], 2 * SIZE[1]), layout="constrained")
-        for axes, (title, part) in zip(whole.subplots(2, 2).flat, PARTS.items(), strict=True):
-            part(axes, found)
-            axes.set_title(title, loc="left", fontsize=10)
-    return whole
-
-
 def _draw(title: str, part: Callable[[Axes, Any], str], found: Any) -> Panel:
     with matplotlib.rc_context(STYLE):
         whole, file = Figure(figsize=SIZE, layout="constrained"), io.BytesIO()
@@ -78,16 +68,12 @@ def _codes(axes: Axes, found: Any) -> str:
     codes, prior = (found.shown[name].numpy() for name in ("codes", "prior"))
     hole = found.holes.points.numpy() if found.holes is not None else codes[:0]
     first, second = _shown_axes(found)
-    if second is None:
-        for z, label, color in ((prior, "prior", "0.6"), (codes, "codes", COLORS[0]), (hole, "hole", COLORS[1])):
-            if len(z):
-                axes.hist(z[:, first], 40, label=label, color=color, histtype="step", density=True)
-        axes.set(xlabel=f"$z_{{{first + 1}}}$", ylabel="density")
-    else:
-        for z, label, color in ((prior, "prior", "0.75"), (codes, "codes", COLORS[0]), (hole, "hole", COLORS[1])):
-            if len(z):
-                axes.scatter(z[:500, first], z[:500, second], s=5, color=color, label=label, linewidths=0)
-        axes.set(xlabel=f"$z_{{{first + 1}}}$", ylabel=f"$z_{{{second + 1}}}$")
+    for z, label, color in ((prior, "prior", "0.7"), (codes, "codes", COLORS[0]), (hole, "hole", COLORS[1])):
+        if len(z) and second is None:
+            axes.hist(z[:, first], 40, label=label, color=color, histtype="step", density=True)
+        elif len(z):
+            axes.scatter(z[:500, first], z[:500, second], s=5, color=color, label=label, linewidths=0)
+    axes.set(xlabel=f"$z_{{{first + 1}}}$", ylabel="density" if second is None else f"$z_{{{second + 1}}}$")
     axes.legend(fontsize=8, markerscale=2)
     where = f"latent {first + 1}" + ("" if second is None else f" and latent {second + 1}")
     seen = f"; draws of the prior in the hole, {number(found.holes.mass)} of it, are marked" if len(hole) else ""
@@ -97,7 +83,7 @@ def _codes(axes: Axes, found: Any) -> str:
 def _shown_axes(found: Any) -> tuple[int, int | None]:
     """Choose two coordinates: first those that show the hole best, then those of the highest rate."""
     rates = np.array(found.kl_per_dimension or np.zeros(found.latent_dim))
-    order = [part.index for part in (found.holes.where if found.holes else ())]
+    order = [part.index for part in (found.holes.where if found.holes else ()) if part.index < found.latent_dim]
     order += [j for j in np.argsort(-rates, kind="stable").tolist() if j not in order]
     return order[0], order[1] if len(order) > 1 else None
 
@@ -126,10 +112,8 @@ def _intervals(axes: Axes, found: Any) -> str:
     rows += [("information, N data", found.information), ("information, population", found.information_population)]
     rows, told = [row for row in rows if row[1] is not None], []
     for place, (name, value) in enumerate(rows):
-        if hasattr(value, "low"):
-            low, high = value.low, value.high
-        else:
-            low, high = value.value - 2 * value.stderr, value.value + 2 * value.stderr
+        low = value.low if "population" in name else value.value - 2 * value.stderr
+        high = value.high if "population" in name else value.value + 2 * value.stderr
         axes.plot([low, high], [place, place], color=COLORS[0 if "N data" in name else 1], lw=5, marker="|", ms=9)
         told.append(f"{name} {number(low)} to {number(high)}")
     axes.axvline(found.log_num_data, color="black", ls=":", lw=1, label="log N")

@@ -106,7 +106,8 @@ class Diagnosis:
     kl_per_dimension: tuple[float, ...] | None
     """The rate of each latent; None where the prior is no Gaussian with independent dimensions. Exact."""
     active: tuple[bool, ...]
-    """Which latents are in use: the variance of the codes' means exceeds a hundredth of the prior's variance."""
+    """Which latents are in use: the variance of the codes' means exceeds a hundredth of the prior's variance, or of
+    their own mean variance if that is smaller."""
     holes: Holes | None
     """The largest hole found: where the prior has mass and codes are rare."""
     memorisation: Memorisation | None
@@ -126,33 +127,30 @@ class Diagnosis:
 
     def numbers(self) -> list[tuple[str, Any, Any, str]]:
         """List all numbers as (name, value, standard error, meaning), in the order of the page."""
+        h, m, moments = self.holes, self.memorisation, self.moments
+        hole = h if h and h.mass else None
         rows = [
-            ("rate R", *_pair(self.rate), "KL term of the ELBO, mean over the data"),
-            ("information I", *_pair(self.information), f"of at most log N = {self.log_num_data:.2f}"),
-            ("distinguishable codes exp(I)", *_pair(self.distinguishable), f"of {self.num_distinct} distinct"),
-            *_bracket("information, population", self.information_population, "no log N caps it"),
-            ("mismatch, N data", *_pair(self.mismatch), "KL(q_agg | prior); includes gaps between the N codes"),
-            *_bracket("mismatch, population", self.mismatch_population, "what more data would leave of it"),
-            ("total correlation", *_pair(self.total_correlation), "of the N data, dependence between latents"),
-            ("latents in use", sum(self.active), "exact", f"of {self.latent_dim}"),
+            ("rate R", self.rate, "KL term of the ELBO, mean over the data"),
+            ("information I", self.information, f"of at most log N = {self.log_num_data:.2f}"),
+            ("distinguishable codes exp(I)", self.distinguishable, f"of {self.num_distinct} distinct"),
+            ("information, population", self.information_population, "of new data; log N does not limit it"),
+            ("mismatch, N data", self.mismatch, "KL(q_agg | prior); includes gaps between the N codes"),
+            ("mismatch, population", self.mismatch_population, "what more data would leave of it"),
+            ("total correlation", self.total_correlation, "of the N data, dependence between latents"),
+            ("latents in use", sum(self.active), f"of {self.latent_dim}"),
+            ("mean farthest from 0", moments and moments.mean, "should be 0 at the end of training"),
+            ("mean square farthest from 1", moments and moments.second, "should be 1 there"),
+            ("smallest hole to be seen", h and h.least, "share of the prior; a smaller one could go unseen"),
+            ("hole: share of the prior", hole and Estimate(hole.mass, hole.stderr, 1), "where codes are rare"),
+            ("hole: share of the codes", hole and Estimate(hole.codes, hole.codes_stderr, 1), "in the same place"),
+            ("log q_agg, own codes", m and m.own, "at codes of the data that it is made of"),
+            ("log q_agg, left out", m and m.leave_one_out, "without the datum: as if it were new"),
+            ("cost of leaving out", m and m.cost, "difference of the two above"),
+            ("log q_agg, held out", m and m.held_out, "at codes of new data"),
+            ("draws traced to their datum", m and m.traced, "probability, 1 if each code names its datum"),
+            *_decoded(self.sampling),
         ]
-        if self.moments is not None:
-            rows.append(("mean farthest from 0", self.moments.mean, "exact", "should be 0 at the end of training"))
-            rows.append(("mean square farthest from 1", self.moments.second, "exact", "should be 1 there"))
-        if self.holes is not None:
-            rows.append(("hole: share of the prior", self.holes.mass, self.holes.stderr, "0 if none is certain"))
-            rows.append(("hole: share of the codes", self.holes.codes, self.holes.codes_stderr, "in the same place"))
-        if self.memorisation is not None:
-            m = self.memorisation
-            rows.append(("log q_agg, own codes", *_pair(m.own), "at codes of the data that it is made of"))
-            rows.append(("log q_agg, left out", *_pair(m.leave_one_out), "without the datum: as if it were new"))
-            rows.append(("cost of leaving out", *_pair(m.cost), "difference of the two above"))
-            if m.held_out is not None:
-                rows.append(("log q_agg, held out", *_pair(m.held_out), "at codes of new data"))
-            rows.append(
-                ("draws traced to their datum", *_pair(m.traced), "probability, 1 if each code names its datum")
-            )
-        return rows + _decoded(self.sampling)
+        return [(name, *_cells(value), meaning) for name, value, meaning in rows if value is not None]
 
     def table(self) -> Table:
         """Show all numbers, with their standard errors or intervals and their meaning."""
@@ -209,27 +207,26 @@ class Diagnosis:
         return page(self, STATUS, self.panels(), whole=False)
 
 
-def _pair(value: Estimate) -> tuple[float, float | str]:
-    return value.value, value.stderr if value.num_samples else "exact"
+def _cells(value: Any) -> tuple[Any, Any]:
+    """Write a number and its standard error, as the table shows them."""
+    if isinstance(value, Interval):
+        return f"{number(value.low)} to {number(value.high)}", "95 % interval"
+    if isinstance(value, Estimate):
+        return value.value, value.stderr if value.num_samples else "exact"
+    return value, "" if isinstance(value, str) else "exact"
 
 
-def _bracket(name: str, value: Interval | None, meaning: str) -> list[tuple[str, Any, Any, str]]:
-    return [] if value is None else [(name, f"{number(value.low)} to {number(value.high)}", "95 % interval", meaning)]
-
-
-def _decoded(found: Sampling | None) -> list[tuple[str, Any, Any, str]]:
+def _decoded(found: Sampling | None) -> list[tuple[str, Any, str]]:
     if found is None:
         return []
     rows = []
     for name, gain in found.gains.items():
-        rows.append((f"log-likelihood, z from {name}", *_pair(found.log_likelihood[name]), found.data))
-        if name != "prior":
-            rows.append((f"gain over the prior, {name}", *_pair(gain), "nats per datum"))
-    if found.training_log_likelihood is not None:
-        rows.append(("log-likelihood, training data", *_pair(found.training_log_likelihood), "z from the prior"))
-    rows += [(f"effective draws, {name}", value, "", "median") for name, value in found.effective_samples.items()]
+        rows.append((f"log-likelihood, z from {name}", found.log_likelihood[name], found.data))
+        rows.append((f"gain over the prior, {name}", None if name == "prior" else gain, "nats per datum"))
+    rows.append(("log-likelihood, training data", found.training_log_likelihood, "z from the prior"))
+    rows += [(f"effective draws, {name}", number(value), "median") for name, value in found.effective_samples.items()]
     meaning = "share nearer to a training datum than 95 % of the yardstick"
-    return rows + [(f"copies among samples, {name}", *_pair(value), meaning) for name, value in found.copies.items()]
+    return rows + [(f"copies among samples, {name}", value, meaning) for name, value in found.copies.items()]
 
 
 def _wrap(text: str, mark: str = "  ") -> str:

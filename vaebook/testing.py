@@ -107,8 +107,7 @@ class _Reference:
 
     def __init__(self, z: Tensor, seed: int) -> None:
         unit, dim = z.std(0).clamp_min(1e-300), z.shape[1]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # EM that runs out of steps gives a density as well
+        with warnings.catch_warnings(action="ignore"):  # EM that runs out of steps gives a density as well
             fitted = [fit_gmm(z, size, covariance=kind, seed=seed) for size, kind in ((1, "full"), (PARTS, "diag"))]
         width = KERNELS ** (-1 / (dim + 4))
         centres = z[:KERNELS]
