@@ -111,6 +111,14 @@ def test_collapse():
     assert report.holes.mass == 0
 
 
+def test_codes_that_are_all_near_the_origin_are_not_collapsed_if_they_are_narrow():
+    report = diagnose(gaussian(dim=8, scale=0.02, spread=0.05))
+    assert report.active == (True,) * 8
+    assert answers(report)["Are latents in use, or collapsed"] == "ok"
+    assert report.holes.mass > 0.9
+    assert [place.index for place in report.holes.where] == [8]  # the distance from the origin, last
+
+
 def test_codes_that_are_not_at_the_end_of_training():
     assert answers(diagnose(gaussian(spread=1.5)))["Has training converged"] == "look"
 

@@ -165,7 +165,7 @@ def inputs(num):
             prior = DiagGaussianMixture(torch.zeros(2, 2), torch.ones(2, 2))
             options["prior"] = draw.choice([prior, StandardNormal(1), StandardNormal(2), *THINGS])
         if draw.random() < 0.05:
-            name = draw.choice(["x", "condition", "held_out_condition", "num_data", "generator", "progress"])
+            name = draw.choice(["x", "condition", "held_out_condition", "num_data", "generator"])
             options[name] = draw.choice(THINGS)
         yield subject, options
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from vaebook._checks import check_bool, check_generator, check_int
-from vaebook.adapters import AdaptedVAE, adapt_prior, adapt_vae
+from vaebook._checks import check_generator, check_int
+from vaebook.adapters import adapt_prior, adapt_vae
 from vaebook.aggregate import aggregated_posterior, as_codes, merge_duplicates
 from vaebook.estimators import Estimate
 from vaebook.evaluation import Data, blaming
@@ -23,9 +23,9 @@ from vaebook.information import active_units, decompose_kl, kl_per_dimension
 from vaebook.memorisation import memorisation
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import components, optional
-from vaebook.population import FEWEST, bracket_information, bracket_mismatch
+from vaebook.population import FEWEST, Interval, bracket_information, bracket_mismatch
 from vaebook.priors import StandardNormal, on_cpu
-from vaebook.report import Diagnosis, Moments
+from vaebook.report import Diagnosis, Moments, Sampling
 from vaebook.sampling import decode_candidates
 from vaebook.verdicts import verdicts
 
@@ -52,7 +52,6 @@ def diagnose(
     held_out_condition: Any = None,
     prior: Any = None,
     num_data: int = 500,
-    progress: bool | None = None,
     generator: torch.Generator | None = None,
 ) -> Diagnosis:
     r"""Diagnose a VAE, or codes from anywhere.
@@ -71,7 +70,6 @@ def diagnose(
         held_out_condition: the condition of the held-out data.
         prior: the prior to compare codes with; None means the standard normal. Only for codes: a model has its own.
         num_data: the most data that the decoder scores.
-        progress: whether to show a bar after two seconds; None shows it only if messages go to a terminal.
         generator: the source of randomness; None makes the result the same at every call.
 
     Returns:
@@ -92,21 +90,20 @@ def diagnose(
     """
     check_int("num_data", num_data, minimum=2)
     generator = check_generator(generator, torch.device("cpu")) or torch.Generator().manual_seed(0)
-    silent = None if progress is None else not check_bool("progress", progress)
-    with tqdm(total=6, desc="diagnose", unit="step", delay=2, leave=False, disable=silent) as bar:
+    with tqdm(total=6, desc="diagnose", unit="step", delay=2, leave=False, disable=None) as bar:
         work = _Work(bar, generator)
         vae, given, new, q_agg, other = _read(subject, x, held_out, condition, held_out_condition)
         if vae is not None and prior is not None:
             raise TypeError(f"prior: expected None, since the model has its own, got {type(prior).__name__}")
-        prior = _prior(vae, prior, q_agg.latent_dim)
-        found = _codes(work, q_agg.to("cpu"), None if other is None else other.to("cpu"), on_cpu(prior))
+        if vae is not None:
+            prior = vae.prior
+        elif prior is None:
+            prior = StandardNormal(q_agg.latent_dim).double()
+        prior, decode = on_cpu(adapt_prior(prior, q_agg.latent_dim)), None
         if vae is not None and vae.decoder is not None:
-            decode = partial(decode_candidates, vae, given, new, num_data, generator)
-            found = dataclasses.replace(found, sampling=work.attempt("The decoder", decode))
-        work.next()
-    work.missing(found, vae is not None and vae.decoder is not None, other is not None)
-    told = {"prior": _describe(prior), "unknown": tuple(work.unknown), "notes": tuple(work.notes)}
-    found = dataclasses.replace(found, **told)
+            decode = partial(decode_candidates, vae, given, new, num_data)
+        found = _found(work, q_agg.to("cpu"), None if other is None else other.to("cpu"), prior, decode)
+    found = _remarks(found, decode is not None, other is not None)
     return dataclasses.replace(found, verdicts=verdicts(found))
 
 
@@ -115,51 +112,36 @@ class _Work:
 
     def __init__(self, bar: tqdm, generator: torch.Generator) -> None:
         self.bar, self.generator = bar, generator
-        self.unknown: list[str] = []
-        self.notes: list[str] = []
+        self.unknown, self.notes = [], []
 
-    def next(self) -> None:
-        self.bar.update()
+    def enough(self, what: str, num: int, least: int, equal: bool) -> bool:
+        """Return whether codes allow one part of the work; record why if they do not."""
+        few = f"that takes {least} distinct codes at least; there are {num}" if num < least else ""
+        why = few if equal else "codes came with unequal weights, and are no independent draws from it"
+        self.unknown += [f"{what}: {why}."] if why else []
+        return not why
 
-    def attempt(self, what: str, function: Callable[[], Result]) -> Result | None:
+    def attempt(self, what: str, function: Callable[..., Result], *given: Any, **options: Any) -> Result | None:
         """Run one part of the work; if it fails, record why and go on. Warnings become notes."""
         result = None
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", UserWarning)
+        with warnings.catch_warnings(record=True, action="always", category=UserWarning) as caught:
             try:
-                result = function()
+                result = function(*given, generator=self.generator, **options)
             except (ValueError, RuntimeError, ArithmeticError) as error:
                 told = str(error).partition("\n")[0]
                 self.unknown.append(f"{what}: {told}")
         self.notes += dict.fromkeys(f"{what}: {w.message}" for w in caught if issubclass(w.category, UserWarning))
-        self.next()
+        self.bar.update()
         return result
-
-    def missing(self, found: Diagnosis, decoder: bool, held_out: bool) -> None:
-        """Record which inputs were missing, and what they would show."""
-        if not decoder:
-            self.unknown.append("Whether samples gain by another distribution of codes: that takes the decoder.")
-        if not held_out:
-            self.unknown.append(
-                "Whether the encoder treats new data as it treats these: that takes held-out data. If the encoder was "
-                "trained on these data, the intervals for the population may not hold for new data."
-            )
-        if found.num_distinct < found.num_data:
-            copies = found.num_data - found.num_distinct
-            self.notes.append(
-                f"{copies} of {found.num_data} codes are exact copies of others and were merged. For leaving out and "
-                "for the population each distinct code counts once, as is right for copies that were made."
-            )
 
 
 def _read(subject: Any, x: Any, held_out: Any, condition: Any, held_out_condition: Any) -> tuple[Any, ...]:
     """Distinguish a model from codes; return the model, its data, the held-out data, and the codes of both."""
     if isinstance(subject, DiagGaussianMixture | Mapping):
-        for name, value in (("x", x), ("condition", condition), ("held_out_condition", held_out_condition)):
+        for name, value in {"x": x, "condition": condition, "held_out_condition": held_out_condition}.items():
             if value is not None:
-                raise TypeError(
-                    f"{name}: expected None, since codes were given and no model, got {type(value).__name__}"
-                )
+                kind = type(value).__name__
+                raise TypeError(f"{name}: expected None, since codes were given and no model, got {kind}")
         q_agg, other = as_codes("subject", subject), None if held_out is None else as_codes("held_out", held_out)
         if other is not None and other.latent_dim != q_agg.latent_dim:
             raise ValueError(f"held_out: expected codes of dimension {q_agg.latent_dim}, got {other.latent_dim}")
@@ -182,30 +164,34 @@ def _read(subject: Any, x: Any, held_out: Any, condition: Any, held_out_conditio
     return vae, given, new, q_agg, other
 
 
-def _prior(vae: AdaptedVAE | None, prior: Any, latent_dim: int) -> Any:
-    if vae is not None:
-        return vae.prior
-    return StandardNormal(latent_dim).double() if prior is None else adapt_prior(prior, latent_dim)
-
-
-def _codes(work: _Work, q_agg: DiagGaussianMixture, other: DiagGaussianMixture | None, prior: Any) -> Diagnosis:
-    """Compute everything that needs codes alone."""
+def _found(
+    work: _Work,
+    q_agg: DiagGaussianMixture,
+    other: DiagGaussianMixture | None,
+    prior: Any,
+    decode: Callable[..., Sampling] | None,
+) -> Diagnosis:
+    """Compute everything but the verdicts."""
     merged = merge_duplicates(q_agg)[0]
-    num, dim = q_agg.num_components, q_agg.latent_dim
-    draws = int(min(10_000, max(1_000, PAIRS / (merged.num_components * dim))))
+    num, num_distinct, dim = q_agg.num_components, merged.num_components, q_agg.latent_dim
+    draws = int(min(10_000, max(1_000, PAIRS / (num_distinct * dim))))
     parts = decompose_kl(merged, prior, num_samples=draws, marginals=True, generator=work.generator)
-    work.next()
+    work.bar.update()
     merged = merged.double()  # what is prepared for its sums is shared by all below
     distinct = DiagGaussianMixture(merged.loc, merged.scale, validate_args=False)
     equal = bool((q_agg.log_weight + math.log(num)).abs().max() < 1e-5)
     sample = other if other is not None and other.num_components >= ENOUGH else distinct
-    mismatch, information, holes = _population(work, sample, distinct, prior, equal)
+    mismatch = information = holes = None
+    if work.enough("The population", sample.num_components, FEWEST, equal):
+        mismatch, information = _population(work, sample, distinct, prior)
+    if work.enough("Holes", num_distinct, LEAST, equal):
+        holes = work.attempt("Holes", hole_mass, distinct, prior)
     told, unit = math.exp(parts.mutual_information.value), _units(prior)
     return Diagnosis(
         num_data=num,
-        num_distinct=merged.num_components,
+        num_distinct=num_distinct,
         latent_dim=dim,
-        prior="",
+        prior=_describe(prior),
         rate=parts.rate,
         information=parts.mutual_information,
         log_num_data=math.log(num),
@@ -218,42 +204,44 @@ def _codes(work: _Work, q_agg: DiagGaussianMixture, other: DiagGaussianMixture |
         kl_per_dimension=None if unit is None else tuple(kl_per_dimension(merged, prior).tolist()),
         active=_active(merged, prior, unit, work.generator),
         holes=holes,
-        memorisation=work.attempt("Memorisation", lambda: memorisation(merged, other, generator=work.generator)),
+        memorisation=work.attempt("Memorisation", memorisation, merged, other),
         moments=None if unit is None else _moments(merged, *unit),
-        sampling=None,
         shown=_shown(merged, other, prior, work.generator),
+        sampling=None if decode is None else work.attempt("The decoder", decode),
+        unknown=tuple(work.unknown),
+        notes=tuple(work.notes),
     )
 
 
 def _population(
-    work: _Work, sample: DiagGaussianMixture, distinct: DiagGaussianMixture, prior: Any, equal: bool
-) -> tuple[Any, Any, Any]:
-    """Bracket mismatch and information of the population, and look for holes."""
-    if not equal:
-        work.unknown.append("The population: codes came with unequal weights, and are no independent draws from it.")
-        return None, None, None
-    if sample.num_components < FEWEST:
-        num = sample.num_components
-        work.unknown.append(f"The population: that takes {FEWEST} distinct codes at least; there are {num}.")
-        return None, None, None
-    part = sample
+    work: _Work, sample: DiagGaussianMixture, distinct: DiagGaussianMixture, prior: Any
+) -> tuple[Interval | None, Interval | None]:
+    """Bracket mismatch and information of the population."""
+    options = {"num_components": (1, 5, 20) if sample.latent_dim < WIDE else (1,), "num_samples": 5_000}
+    options["densities"] = () if sample is distinct else (distinct,)
     if sample.num_components > MOST:
-        part = sample[torch.randperm(sample.num_components, generator=work.generator)[:MOST]]
+        sample = sample[torch.randperm(sample.num_components, generator=work.generator)[:MOST]]
         work.notes.append(f"The intervals for the population are made from {MOST:,} codes, chosen at random.")
-    sizes = (1, 5, 20) if part.latent_dim < WIDE else (1,)
-    options = {
-        "num_components": sizes,
-        "num_samples": 5_000,
-        "densities": () if sample is distinct else (distinct,),
-        "generator": work.generator,
-    }
-    mismatch = work.attempt("The population's mismatch", lambda: bracket_mismatch(part, prior, **options))
-    information = work.attempt("The population's information", lambda: bracket_information(part, **options))
-    if distinct.num_components < LEAST:
-        work.unknown.append(f"Holes: that takes {LEAST} distinct codes at least; there are {distinct.num_components}.")
-        return mismatch, information, None
-    holes = work.attempt("Holes", lambda: hole_mass(distinct, prior, generator=work.generator))
-    return mismatch, information, holes
+    mismatch = work.attempt("The population's mismatch", bracket_mismatch, sample, prior, **options)
+    return mismatch, work.attempt("The population's information", bracket_information, sample, **options)
+
+
+def _remarks(found: Diagnosis, decoder: bool, held_out: bool) -> Diagnosis:
+    """Add which inputs were missing and what they would show, and that copies were merged."""
+    unknown, notes, copies = list(found.unknown), list(found.notes), found.num_data - found.num_distinct
+    if not decoder:
+        unknown.append("Whether samples gain by another distribution of codes: that takes the decoder.")
+    if not held_out:
+        unknown.append(
+            "Whether the encoder treats new data as it treats these: that takes held-out data. If the encoder was "
+            "trained on these data, the intervals for the population may not hold for new data."
+        )
+    if copies:
+        notes.append(
+            f"{copies} of {found.num_data} codes are exact copies of others and were merged. For leaving out and "
+            "for the population each distinct code counts once, as is right for copies that were made."
+        )
+    return dataclasses.replace(found, unknown=tuple(unknown), notes=tuple(notes))
 
 
 def _units(prior: Any) -> tuple[Tensor, Tensor] | None:
@@ -265,7 +253,9 @@ def _units(prior: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def _active(q: DiagGaussianMixture, prior: Any, unit: Any, generator: torch.Generator) -> tuple[bool, ...]:
+    """Return which latents are in use, in units of the prior's scale or, if that is smaller, of the codes' own."""
     scale = prior.sample((5_000,), generator=generator).to("cpu", torch.float64).std(0) if unit is None else unit[1]
+    scale = torch.minimum(scale, (q.log_weight.exp() @ q.scale.square()).sqrt())
     return tuple(active_units(DiagGaussianMixture(q.loc / scale, q.scale / scale, q.log_weight)).tolist())
 
 
