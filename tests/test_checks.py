@@ -29,14 +29,14 @@ GOOD = [
     lambda: checks.check_int("n", 2**63 - 1, minimum=1),
     lambda: checks.check_number("t", 0, minimum=0),
     lambda: checks.check_number("t", np.float32(0.5), above=0.25, below=0.75),
-    lambda: checks.check_bool("b", False),
+    lambda: checks.check_type("b", False, bool),
     lambda: checks.check_shape("s", [np.int64(2), 0]),
     lambda: checks.check_shape("s", (2**31, 2**31)),
     lambda: checks.check_generator(torch.Generator()),
     lambda: checks.check_generator(None),
     lambda: checks.check_log_weight(torch.tensor([0.5, 0.5]).log() + 0.9e-5),
     lambda: checks.check_log_weight(torch.full((3,), 1 / 3).bfloat16().log()),
-    lambda: checks.check_spread("var", torch.tensor([1.0, 4.0])),
+    lambda: checks.to_scale("var", torch.tensor([1.0, 4.0]), "var"),
     lambda: checks.check_type("q", DiagGaussianMixture(ONE, ONE), DiagGaussianMixture | PPCA),
 ]
 
@@ -65,7 +65,7 @@ BAD = [
     ),
     (
         TypeError,
-        "a: expected a tensor with values, got one on device meta",
+        "a: expected finite values, got a tensor on the meta device",
         lambda: checks.check_tensor("a", META, (2, 3)),
     ),
     (
@@ -135,9 +135,9 @@ BAD = [
         lambda: checks.check_log_weight(torch.tensor([0.5, 0.5]).log() - 1.2e-5),
     ),
     (ValueError, "log_weight: expected natural", lambda: checks.check_log_weight(torch.tensor([0.0, math.nan]))),
-    (TypeError, "b: expected a bool, got int", lambda: checks.check_bool("b", 1)),
-    (ValueError, "var: expected positive values, got only negative ones", lambda: checks.check_spread("var", -ONE)),
-    (ValueError, "var: expected positive values, got min 0", lambda: checks.check_spread("var", ONE - 1)),
+    (TypeError, "b: expected a bool, got int", lambda: checks.check_type("b", 1, bool)),
+    (ValueError, "var: expected positive values, got none", lambda: checks.to_scale("var", -ONE, "var")),
+    (ValueError, "var: expected positive values, got min 0", lambda: checks.to_scale("var", ONE - 1, "var")),
     (
         TypeError,
         "q: expected a DiagGaussianMixture, got int, no",
@@ -165,11 +165,11 @@ BAD = [
     (ValueError, "t: expected a number >= 0, got -1e-09", lambda: checks.check_number("t", -1e-9, minimum=0)),
     (ValueError, "t: expected a number > 0, got 0", lambda: checks.check_number("t", 0, above=0)),
     (ValueError, "t: expected a number < 1, got 1.0", lambda: checks.check_number("t", 1.0, below=1)),
-    (ValueError, "t: expected a number > 0, got nan", lambda: checks.check_number("t", math.nan, above=0)),
-    (TypeError, "s: expected a tuple of ints, got 3", lambda: checks.check_shape("s", 3)),
-    (TypeError, "s: expected a tuple of ints, got (True,)", lambda: checks.check_shape("s", (True,))),
-    (TypeError, "s: expected a tuple of ints, got (1.0,)", lambda: checks.check_shape("s", (1.0,))),
-    (ValueError, "s: expected no negative sizes, got (2, -1)", lambda: checks.check_shape("s", (2, -1))),
+    (ValueError, "t: expected a finite number, got nan", lambda: checks.check_number("t", math.nan, above=0)),
+    (TypeError, "s: expected a tuple of ints, got int", lambda: checks.check_shape("s", 3)),
+    (TypeError, "s[0]: expected an int, got bool", lambda: checks.check_shape("s", (True,))),
+    (TypeError, "s[0]: expected an int, got float", lambda: checks.check_shape("s", (1.0,))),
+    (ValueError, "s[1]: expected an int at least 0, got -1", lambda: checks.check_shape("s", (2, -1))),
     (ValueError, f"s: expected fewer than 2^63 draws, got {2**63}", lambda: checks.check_shape("s", (2**31, 2**32))),
     (TypeError, "generator: expected a torch.Generator or None, got int", lambda: checks.check_generator(3)),
 ]
@@ -195,11 +195,11 @@ def test_what_is_returned():
     ]  # fmt: skip
 
 
-def test_spreads_become_standard_deviations_and_odd_ones_are_warned_about():
-    for name, value in (("scale", [0.5, 3.0]), ("var", [0.25, 9.0])):
-        scale = checks.check_spread(name, torch.tensor(value))
-        torch.testing.assert_close(scale.double(), torch.tensor([0.5, 3.0]).double())
-    scale = checks.check_spread("log_var", torch.tensor([0.25, 9.0]).log())  # one is negative: nothing odd
-    torch.testing.assert_close(scale.double(), torch.tensor([0.5, 3.0]).double(), rtol=1e-6, atol=0)
-    with pytest.warns(UserWarning, match=r"log_var: all values are positive"):
-        checks.check_spread("log_var", torch.tensor([0.1, 9.0]))
+def test_spreads_become_standard_deviations():
+    for spread, value in (("scale", [0.5, 3.0]), ("std", [0.5, 3.0]), ("var", [0.25, 9.0])):
+        scale = checks.to_scale("a", torch.tensor(value), spread)
+        torch.testing.assert_close(scale, torch.tensor([0.5, 3.0]))
+    scale = checks.to_scale("a", torch.tensor([0.25, 9.0]).log(), "log_var")
+    torch.testing.assert_close(scale, torch.tensor([0.5, 3.0]))
+    with pytest.raises(ValueError, match=r"^log_var: expected finite values, got inf"):
+        checks.to_scale("log_var", torch.tensor([0.0, math.inf]), "log_var")

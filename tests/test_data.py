@@ -245,7 +245,7 @@ def test_given_folder_is_the_only_source(miniature, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("folder", [3, b"x", ["a"], True])
 def test_folder_must_be_a_path(folder):
-    with pytest.raises(TypeError, match=r"^folder: expected a path or None, got"):
+    with pytest.raises(TypeError, match=r"^folder: expected a str or a PathLike or a NoneType, got"):
         data.fashion_mnist(folder)
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Cauchy, Independent, Normal
 
-from vaebook.outputs import Decoded, GreyBernoulli, read_codes, read_likelihood, to_scale
+from vaebook._checks import to_scale
+from vaebook.outputs import Decoded, GreyBernoulli, read_codes, read_likelihood
 
 
 def full(value, *shape):
@@ -36,7 +37,7 @@ def test_when_a_spread_looks_like_another(spread, value, warned):
     loc = torch.cat([full(-1.0, 1, value.shape[1]), full(0.5, len(value) - 1, value.shape[1])])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        scale = to_scale(value, spread, loc)
+        scale = to_scale("encoder's scale", value, spread, loc)
     assert [str(w.message).startswith(f"encoder's scale: expected {spread} as named") for w in caught] == [
         True
     ] * warned
@@ -45,15 +46,15 @@ def test_when_a_spread_looks_like_another(spread, value, warned):
 
 
 def test_some_negative_values_are_left_to_the_check_of_scales_and_none_but_negative_ones_are_not():
-    assert to_scale(torch.tensor([[-1.0], [1.0]]), "std").tolist() == [[-1.0], [1.0]]
+    assert to_scale("scale", torch.tensor([[-1.0], [1.0]]), "std").tolist() == [[-1.0], [1.0]]
     with pytest.raises(ValueError, match=r"^scale: expected positive values, got none"):
-        to_scale(torch.tensor([[-1.0], [-2.0]]), "std", name="scale")
+        to_scale("scale", torch.tensor([[-1.0], [-2.0]]), "std")
 
 
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        ((full(0, 3, 2), full(1, 3, 1)), r"^encoder's scale: expected shape \(3, 2\), .* got \(3, 1\)"),
+        ((full(0, 3, 2), full(1, 3, 1)), r"^encoder's scale: expected shape \(3, 2\), got \(3, 1\)"),
         ((full(0, 4, 2), full(1, 4, 2)), r"^encoder's loc: expected shape \(3, ...\), .* got \(4, 2\)"),
         ((full(0, 3), full(1, 3)), r"^encoder's loc: expected shape \(3, ...\), .* got \(3,\)"),
     ],

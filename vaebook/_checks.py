@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any, TypeVar
 
@@ -20,6 +21,25 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The dtypes in which values are taken."""
 NORMALISATION = 1e-5
 """How far from 0 the log-sum of log-weights may be: more is a mistake, less the rounding of single precision."""
+MANY = 16
+"""Fewer logarithms than these may all be positive by chance; so may those of collapsed codes, but all are below 0.1."""
+
+
+@contextmanager
+def explained(name: object, wanted: str, *, within: bool = False) -> Iterator[None]:
+    """Turn whatever somebody's code or file brings about into one error that names it.
+
+    What this package says stays as it is; ``within`` a file it becomes a ValueError that begins with the file's name.
+    """
+    try:
+        yield
+    except Exception as error:
+        own = isinstance(error, TypeError | ValueError) and ": expected" in str(error)
+        if own and not within:
+            raise
+        told = next(iter(str(error).strip().splitlines()), "")[:500]  # torch's go on, and what a file holds may be long
+        got = told if own else f"expected {wanted}, got {type(error).__name__}: {told}"
+        raise ValueError(f"{name}: {got}") from error
 
 
 def check_tensor(
@@ -46,14 +66,11 @@ def check_tensor(
         raise TypeError(f"{name}: expected a dense tensor, got layout {value.layout}")
     if like is not None and value.device != like.device:
         raise ValueError(f"{name}: expected all arguments on one device, {like.device}, got {value.device}")
-    if finite and value.is_meta:
-        raise TypeError(f"{name}: expected a tensor with values, got one on device meta")
-    leading = bool(shape) and shape[0] == "..."
-    sizes = list(shape[1:]) if leading else list(shape)
-    wanted = "(" + ", ".join(str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
-    tail = list(value.shape[value.ndim - len(sizes) :]) if value.ndim >= len(sizes) else None
-    fits = tail is not None and (leading or value.ndim == len(sizes))
-    if not fits or any(isinstance(w, int) and w != got for w, got in zip(sizes, tail or [], strict=False)):
+    free = shape[:1] == ("...",)
+    sizes = shape[1:] if free else shape
+    tail = value.shape[max(value.ndim - len(sizes), 0) :] if free else value.shape
+    if len(sizes) != len(tail) or any(isinstance(w, int) and w != n for w, n in zip(sizes, tail, strict=True)):
+        wanted = str(tuple(shape)).replace("'", "")
         raise ValueError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
     if not empty and value.numel() == 0:
         raise ValueError(f"{name}: expected at least one element, got shape {tuple(value.shape)}")
@@ -78,8 +95,7 @@ def check_positive(name: str, value: Tensor) -> Tensor:
     check_all(name, value, torch.isfinite(value), "finite values")
     lowest = value.min()
     if not bool(lowest > 0):
-        flat = int(value.argmin())
-        index = tuple(int(i) for i in torch.unravel_index(torch.tensor(flat), value.shape))
+        index = tuple((value == lowest).nonzero()[0].tolist())
         raise ValueError(f"{name}: expected positive values, got min {lowest.item():.6g} at index {index}")
     return value
 
@@ -112,29 +128,30 @@ def check_log_weight(log_weight: Tensor) -> Tensor:
     return total
 
 
-def check_bool(name: str, value: object) -> bool:
-    """Check for True or False."""
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected a bool, got {type(value).__name__}")
-    return value
-
-
 def at_least_single(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of results from arguments of this one: the same, but no less than float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def check_spread(name: str, value: Tensor) -> Tensor:
-    """Turn a spread that is named, scale, var or log_var, into standard deviations; see that it looks like its name."""
-    if name != "log_var" and value.numel() and bool((value < 0).all()):
-        raise ValueError(f"{name}: expected positive values, got only negative ones; logarithms are named log_var")
-    if name == "log_var" and bool((value > 0).all()):
-        message = "log_var: all values are positive, so that all scales are above 1; are they what log_var means?"
-        warnings.warn(message, stacklevel=3)
-    if name == "scale":
-        return value
-    check_tensor(name, value, ("...",))
-    return check_positive(name, value.double()).sqrt() if name == "var" else (0.5 * value.double()).exp()
+def to_scale(name: str, value: Tensor, spread: str, loc: Tensor | None = None) -> Tensor:
+    """Turn std (or scale), var or log_var into standard deviations; warn where the values look like another one.
+
+    ``loc`` are the means that belong to them, where a warning of scales beyond all means is wanted.
+    """
+    if spread in ("var", "log_var"):
+        check_tensor(name, value, ("...",))
+    if spread != "log_var" and value.numel() and bool((value < 0).all()):
+        raise ValueError(f"{name}: expected positive values, got none; logarithms of variances are named log_var")
+    root = check_positive(name, value).sqrt() if spread == "var" else value
+    scale = (0.5 * value).exp() if spread == "log_var" else root
+    odd = ""
+    if spread == "log_var" and value.numel() >= MANY and bool((value > 0).all() and (value > 0.1).any()):
+        odd = "all values are positive, so that every variance is above 1; std or var?"
+    elif spread != "log_var" and loc is not None and bool((scale.amin(0) > 10 * (1 + loc.abs().amax(0))).all()):
+        odd = "every code is more than ten times as wide as all codes are apart; another spread?"
+    if odd:
+        warnings.warn(f"{name}: expected {spread} as named, got values that look different: {odd}", stacklevel=2)
+    return scale
 
 
 def check_type(name: str, value: object, kind: type[T], hint: str = "") -> T:
@@ -159,12 +176,7 @@ def check_int(name: str, value: object, *, minimum: int, maximum: int = 2**63 - 
 
 
 def check_number(
-    name: str,
-    value: object,
-    *,
-    minimum: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
+    name: str, value: object, *, minimum: float = -math.inf, above: float = -math.inf, below: float = math.inf
 ) -> float:
     """Check for a finite real number, at least ``minimum``, strictly above ``above``, strictly below ``below``."""
     if isinstance(value, bool) or not isinstance(value, Real):
@@ -173,25 +185,35 @@ def check_number(
         number = float(value)
     except OverflowError:
         raise ValueError(f"{name}: expected a finite number, got {_shown(value)}") from None
-    limits = [
-        (minimum is None or number >= minimum, f"a number >= {minimum}"),
-        (above is None or number > above, f"a number > {above}"),
-        (below is None or number < below, f"a number < {below}"),
-        (math.isfinite(number), "a finite number"),
-    ]
-    for good, wanted in limits:
+    limits = {
+        "a finite number": math.isfinite(number),
+        f"a number >= {minimum}": number >= minimum,
+        f"a number > {above}": number > above,
+        f"a number < {below}": number < below,
+    }
+    for wanted, good in limits.items():
         if not good:
             raise ValueError(f"{name}: expected {wanted}, got {value}")
     return number
 
 
+def check_choice(name: str, value: object, choices: Sequence[str], wanted: str = "one of") -> Any:
+    """Check for one of several words."""
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name}: expected {wanted} {', '.join(choices)}, got {value!r}")
+    return value
+
+
+def check_sizes(name: str, value: object, minimum: int = 0) -> tuple[int, ...]:
+    """Check for a tuple of sizes, each at least ``minimum``; a list or numpy's ints will do."""
+    if not isinstance(value, tuple | list):
+        raise TypeError(f"{name}: expected a tuple of ints, got {type(value).__name__}")
+    return tuple(check_int(f"{name}[{i}]", size, minimum=minimum) for i, size in enumerate(value))
+
+
 def check_shape(name: str, value: object) -> torch.Size:
-    """Check for a tuple of sizes, none negative; a list or numpy's ints will do."""
-    if not isinstance(value, (tuple, list)) or any(isinstance(n, bool) or not isinstance(n, Integral) for n in value):
-        raise TypeError(f"{name}: expected a tuple of ints, got {value!r}")
-    sizes = tuple(int(size) for size in value)
-    if any(size < 0 for size in sizes):
-        raise ValueError(f"{name}: expected no negative sizes, got {sizes}")
+    """Check for the shape of a draw: a tuple of sizes, none negative."""
+    sizes = check_sizes(name, value)
     if math.prod(sizes) >= 2**63:
         raise ValueError(f"{name}: expected fewer than 2^63 draws, got {_shown(math.prod(sizes))}")
     return torch.Size(sizes)

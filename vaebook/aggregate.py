@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_positive, check_tensor, check_type
+from vaebook._checks import check_positive, check_tensor, check_type, explained
 from vaebook.adapters import adapt_codes
-from vaebook.evaluation import Data, explained
+from vaebook.evaluation import Data
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.outputs import Spread
 

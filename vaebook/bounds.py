@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import at_least_single, check_bool, check_generator, check_index, check_int, check_number
+from vaebook._checks import at_least_single, check_generator, check_index, check_int, check_number, check_type
 from vaebook.adapters import AdaptedVAE, adapt_decoder, adapt_vae
 from vaebook.evaluation import Condition
 from vaebook.integrals import Joint, encode, integrand, log_evidence
@@ -177,7 +177,7 @@ def prior_sample_log_prob(
     vae = adapt_decoder(decoder, prior)
     x, condition = vae.data(x, condition)
     generator = check_generator(generator, x.device)
-    joint, rows = Joint(vae, x, condition), 1 if check_bool("shared", shared) else len(x)
+    joint, rows = Joint(vae, x, condition), 1 if check_type("shared", shared, bool) else len(x)
 
     def log_weight(size: int) -> Tensor:
         return joint.log_likelihood(vae.prior.sample((size, rows), generator=generator).to(x.device))

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_all, check_generator, check_tensor
+from vaebook._checks import check_all, check_generator, check_tensor, check_type
 
 DIGITS_SIZES = (1297, 100, 400)
 """How many digits are for training, validation and test."""
@@ -106,8 +106,7 @@ def fashion_mnist(folder: str | os.PathLike[str] | None = None) -> Split:
 
     Source: Xiao, Rasul & Vollgraf, Fashion-MNIST: a Novel Image Dataset (2017). MIT licence.
     """
-    if not isinstance(folder, str | os.PathLike | None):
-        raise TypeError(f"folder: expected a path or None, got {type(folder).__name__}")
+    check_type("folder", folder, str | os.PathLike | None)
     payloads = _found_or_downloaded() if folder is None else _read_all(Path(folder), "folder: ")
     train, train_labels, test, test_labels = (_parse_idx(payload) for payload in payloads)
     train, test = (images.flatten(1).to(torch.float32).div_(255) for images in (train, test))
@@ -174,11 +173,10 @@ def _read_all(folder: Path, prefix: str = "") -> list[bytes]:
     for path, sha256 in zip(paths, FASHION_SHA256.values(), strict=True):
         try:
             payloads.append(_unpack(path))
-            digest = hashlib.sha256(payloads[-1]).hexdigest()
-            got = f"{len(payloads[-1]):,} bytes with SHA-256 {digest}" if digest != sha256 else ""
+            got = f"{len(payloads[-1]):,} bytes with SHA-256 {hashlib.sha256(payloads[-1]).hexdigest()}"
         except ValueError as error:
             got = str(error)
-        if got:
+        if not got.endswith(sha256):
             errors.append(f"{path}: expected uncompressed content with SHA-256 {sha256}, got {got}")
     if errors:
         raise ValueError("; ".join(errors))

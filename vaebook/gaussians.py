@@ -19,8 +19,8 @@ from vaebook._checks import (
     check_log_weight,
     check_positive,
     check_shape,
-    check_spread,
     check_tensor,
+    to_scale,
 )
 
 ROUNDING = 1e-14
@@ -89,7 +89,8 @@ class WeightedGaussians(Distribution):
             raise TypeError(f"scale: expected exactly one of scale, var and log_var, got {list(given) or 'none'}")
         ((name, spread),) = given.items()
         loc, log_weight = _as_tensor("loc", loc), None if log_weight is None else _as_tensor("log_weight", log_weight)
-        return cls(loc, check_spread(name, spread), log_weight)
+        spread = spread if name == "scale" else spread.double()
+        return cls(loc, to_scale(name, spread, name), log_weight)
 
     @property
     def num_components(self) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from vaebook._checks import check_all, check_bool, check_generator, check_int, check_number, check_tensor
+from vaebook._checks import check_all, check_generator, check_int, check_number, check_sizes, check_tensor, check_type
 from vaebook.outputs import GreyBernoulli
 
 
@@ -39,7 +39,7 @@ class _Network(nn.Module):
         super().__init__()
         for name, size in sizes.items():
             setattr(self, name, check_int(name, size, minimum=1))
-        self.hidden, self.gated = _check_hidden(hidden), check_bool("gated", gated)
+        self.hidden, self.gated = check_sizes("hidden", hidden, minimum=1), check_type("gated", gated, bool)
         generator = check_generator(generator) or torch.Generator().manual_seed(0)
         num_in, num_out = sizes.values()
         widths = (num_in, *self.hidden)
@@ -57,10 +57,10 @@ class _Network(nn.Module):
 
     def _last_hidden(self, name: str, value: Tensor, dim: int) -> Tensor:
         weight = next(self.parameters())
-        check_tensor(name, value, ("...", dim), finite=False, like=weight)
+        check_tensor(name, value, ("...", dim), like=weight)
         if value.dtype != weight.dtype:
             raise TypeError(f"{name}: expected the dtype of the weights, {weight.dtype}, got {value.dtype}")
-        return self.body(check_all(name, value, value.isfinite(), "finite values"))
+        return self.body(value)
 
 
 class GaussianEncoder(_Network):
@@ -103,7 +103,7 @@ class GaussianEncoder(_Network):
     ) -> None:
         sizes = {"data_dim": data_dim, "latent_dim": latent_dim}
         super().__init__(sizes, ("loc", "log_scale"), hidden, generator, gated)
-        self.log_scale_range = _check_range(log_scale_range)
+        self.log_scale_range = None if log_scale_range is None else _check_range(log_scale_range)
 
     def forward(self, x: Tensor) -> Independent:
         """Encode.
@@ -270,18 +270,8 @@ def _linear(num_in: int, num_out: int, generator: torch.Generator) -> nn.Linear:
     return layer
 
 
-def _check_hidden(hidden: object) -> tuple[int, ...]:
-    if isinstance(hidden, str) or not isinstance(hidden, Sequence):
-        raise TypeError(f"hidden: expected a sequence of ints, got {type(hidden).__name__}")
-    return tuple(check_int(f"hidden[{i}]", width, minimum=1) for i, width in enumerate(hidden))
-
-
-def _check_range(limits: object) -> tuple[float, float] | None:
-    if limits is None:
-        return None
-    if isinstance(limits, str) or not isinstance(limits, Sequence):
-        raise TypeError(f"log_scale_range: expected two numbers or None, got {type(limits).__name__}")
-    if len(limits) != 2:
+def _check_range(limits: Sequence[float]) -> tuple[float, float]:
+    if len(check_type("log_scale_range", limits, tuple | list)) != 2:
         raise ValueError(f"log_scale_range: expected two numbers, got {len(limits)}")
     low = check_number("log_scale_range[0]", limits[0])
     return low, check_number("log_scale_range[1]", limits[1], above=low)

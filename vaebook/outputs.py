@@ -6,7 +6,6 @@ the thing that is returned (an attribute ``logvar``, a torch distribution); it i
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Literal, get_args
@@ -23,16 +22,15 @@ from torch.distributions import (
     constraints,
 )
 
-from vaebook._checks import check_all, check_positive, check_tensor
-from vaebook.evaluation import explained
+from vaebook._checks import at_least_single, check_all, check_choice, check_positive, check_tensor, explained, to_scale
 
 Spread = Literal["std", "var", "log_var"]
 """What an encoder returns beside its means: standard deviations, variances, or logarithms of variances."""
-Likelihood = Literal["bernoulli", "bernoulli_logits", "gaussian", "categorical", "categorical_logits"]
+Family = Literal["bernoulli", "bernoulli_logits", "gaussian", "categorical", "categorical_logits"]
 """What a decoder that returns tensors means: probabilities, logits, or (mean, standard deviation); classes last."""
+Likelihood = Family | Callable[..., Any] | None
+"""A name of what a decoder returns, a function that makes a distribution of it, or None for a distribution."""
 
-MANY = 16
-"""Fewer logarithms than these may all be positive by chance; so may those of collapsed codes, but all are below 0.1."""
 _LOC = ("loc", "mean", "mu", "embedding")
 _SPREADS = {"scale": "std", "std": "std", "stddev": "std", "sigma": "std", "var": "var", "variance": "var"}
 _SPREADS |= dict.fromkeys(("log_var", "logvar", "log_variance", "log_covariance"), "log_var")
@@ -59,43 +57,18 @@ def read_codes(codes: object, num: int, spread: Spread = "std") -> tuple[Tensor,
     loc, value, named = _loc_and_spread(codes)
     if named is not None and spread not in ("std", named):
         raise ValueError(f"spread: expected {named!r}, which what the encoder returns is, got {spread!r}")
-    for name, part in (("encoder's loc", loc), ("encoder's scale", value)):
-        check_tensor(name, part, ("...",), finite=False)
-        if part.ndim < 2 or len(part) != num or part.shape != loc.shape:
-            wanted = f"({num}, ...)" if part is loc else tuple(loc.shape)
-            raise ValueError(f"{name}: expected shape {wanted}, a row for each datum, got {tuple(part.shape)}")
-    dtype = torch.promote_types(loc.dtype, torch.float32)
+    check_tensor("encoder's loc", loc, ("...",), finite=False)
+    if loc.ndim < 2 or len(loc) != num:
+        raise ValueError(f"encoder's loc: expected shape ({num}, ...), a row for each datum, got {tuple(loc.shape)}")
+    check_tensor("encoder's scale", value, loc.shape, finite=False)
+    dtype = at_least_single(loc.dtype)
     loc = loc.to(dtype)
-    return loc, to_scale(value.to(dtype), named or spread, loc)
-
-
-def to_scale(value: Tensor, spread: Spread, loc: Tensor | None = None, name: str = "encoder's scale") -> Tensor:
-    """Turn a named spread into standard deviations; warn where the values look like another one."""
-    scale = (0.5 * value).exp() if spread == "log_var" else value.sqrt() if spread == "var" else value
-    known, odd = value.detach(), ""
-    if spread == "log_var":
-        if known.numel() >= MANY and bool((known > 0).all() and (known > 0.1).any()):
-            odd = "all values are positive, so that every variance is above 1; std or var?"
-    else:
-        if bool((known < 0).all()):
-            hint = 'logarithms of variances are spread="log_var"'
-            raise ValueError(f"{name}: expected positive values, got none; {hint}")
-        if loc is not None and bool((scale.detach().amin(0) > 10 * (1 + loc.detach().abs().amax(0))).all()):
-            odd = "every code is more than ten times as wide as all codes are apart; another spread?"
-    if odd:
-        warnings.warn(f"{name}: expected {spread} as named, got values that look different: {odd}", stacklevel=2)
-    return scale
+    return loc, to_scale("encoder's scale", value.to(dtype), named or spread, loc)
 
 
 def check_spread(spread: object) -> Spread:
     """Check the name of a spread."""
-    return _check_name("spread", spread, get_args(Spread), "one of")
-
-
-def _check_name(name: str, value: object, names: Sequence[str], wanted: str) -> Any:
-    if not isinstance(value, str) or value not in names:
-        raise ValueError(f"{name}: expected {wanted} {', '.join(names)}, got {value!r}")
-    return value
+    return check_choice("spread", spread, get_args(Spread))
 
 
 def _loc_and_spread(codes: object) -> tuple[Any, Any, Spread | None]:
@@ -125,14 +98,14 @@ def _loc_and_spread(codes: object) -> tuple[Any, Any, Spread | None]:
     raise TypeError(f"encoder: expected it to return {_TAKEN}, got {got}")
 
 
-def check_likelihood(likelihood: Any) -> Likelihood | Callable[..., Any] | None:
+def check_likelihood(likelihood: Any) -> Likelihood:
     """Check the name of a likelihood; a callable or None is as good."""
     if likelihood is None or callable(likelihood):
         return likelihood
-    return _check_name("likelihood", likelihood, get_args(Likelihood), "a callable or one of")
+    return check_choice("likelihood", likelihood, get_args(Family), "a callable or one of")
 
 
-def read_likelihood(output: object, likelihood: Likelihood | Callable[..., Any] | None = None) -> Any:
+def read_likelihood(output: object, likelihood: Likelihood = None) -> Any:
     """Read what a decoder returned as a distribution of x: an object with log_prob, its rows in front."""
     if callable(likelihood):
         with explained("likelihood", "a function that takes what the decoder returns"):
@@ -140,7 +113,7 @@ def read_likelihood(output: object, likelihood: Likelihood | Callable[..., Any] 
     elif likelihood is not None:
         return _named(output, likelihood)
     if not callable(getattr(output, "log_prob", None)):
-        hint = f'name the likelihood: adapt(…, likelihood="bernoulli"), one of {", ".join(get_args(Likelihood))}'
+        hint = f'name the likelihood: adapt(…, likelihood="bernoulli"), one of {", ".join(get_args(Family))}'
         raise TypeError(
             f"decoder: expected it to return a distribution of x, got {type(output).__name__}; {hint}, or a function "
             "that makes a distribution of it"
@@ -178,12 +151,9 @@ class Decoded:
 
     def __init__(self, source: Any, batch_shape: Sequence[int]) -> None:
         self.source, self.batch_shape = source, torch.Size(batch_shape)
-        shape, num = (
-            (*getattr(source, "batch_shape", ()), *getattr(source, "event_shape", ())),
-            self.batch_shape.numel(),
-        )
-        if shape and shape[0] != num:
-            raise ValueError(f"decoder: expected a row for each of {num} codes, got {tuple(shape)}")
+        shape = (*getattr(source, "batch_shape", ()), *getattr(source, "event_shape", ()))
+        if shape and shape[0] != self.batch_shape.numel():
+            raise ValueError(f"decoder: expected a row for each of {self.batch_shape.numel()} codes, got {shape}")
         self.event_shape = torch.Size(shape[1:]) if shape else None
 
     def log_prob(self, x: Tensor) -> Tensor:

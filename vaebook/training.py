@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vaebook import bounds, data
-from vaebook._checks import check_all, check_bool, check_generator, check_int, check_number
+from vaebook._checks import check_all, check_generator, check_int, check_number, check_type
 from vaebook.adapters import AdaptedVAE, adapt_vae
 from vaebook.checkpoint import load, load_density, save, save_density
 from vaebook.evaluation import Condition, Data, blaming, take
@@ -107,8 +107,8 @@ def fit(
     learning_rate = check_number("learning_rate", learning_rate, above=0)
     beta = check_number("beta", beta, minimum=0)
     check_generator(generator)
-    check_bool("progress", progress)
-    check_bool("binarize", binarize)
+    check_type("progress", progress, bool)
+    check_type("binarize", binarize, bool)
     if patience is not None and check_int("patience", patience, minimum=1) and validation is None:
         raise ValueError(f"patience: expected None without validation data, got {patience}")
     model = adapt_vae(vae)
