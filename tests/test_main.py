@@ -84,11 +84,11 @@ def bad_files(folder):
     yield "rows", npz(folder, "f.npz", loc=LOC, scale=SCALE[1:]), "scale: expected shape"
     yield "none", npz(folder, "g.npz", loc=LOC[:0], scale=SCALE[:0]), "loc: expected"
     yield "strings", npz(folder, "h.npz", loc=np.array([["a"]]), scale=SCALE), "loc: expected an array of real numbers"
-    yield "nowhere", str(folder / "nowhere.npz"), "got no file of that name"
-    yield "folder", str(folder), "got a folder"
+    yield "nowhere", str(folder / "nowhere.npz"), "got no file"
+    yield "folder", str(folder), "got no file"
     for name, content in {"empty": b"", "text": b"loc, scale\n1, 2\n", "half": b"PK\x03\x04" + b"\0" * 40}.items():
         (folder / f"{name}.npz").write_bytes(content)
-        yield name, str(folder / f"{name}.npz"), "expected an npz or safetensors file of arrays, got one that cannot be"
+        yield name, str(folder / f"{name}.npz"), "expected an npz or safetensors file of arrays, got "
     whole = (folder / "b.npz").read_bytes()
     (folder / "cut.npz").write_bytes(whole[: len(whole) // 2])
     yield "cut", str(folder / "cut.npz"), "expected an npz or safetensors file of arrays"
@@ -120,7 +120,10 @@ def test_other_bad_arguments(tmp_path, capsys):
 
 def test_warnings_are_said(tmp_path, capsys):
     assert main(["diagnose", npz(tmp_path, loc=LOC, log_var=SCALE)]) == 0
-    assert "warning: log_var: all values are positive" in capsys.readouterr().err
+    assert (
+        "warning: log_var: expected log_var as named, got values that look different: all values are positive"
+        in capsys.readouterr().err
+    )
 
 
 GOOD = {"loc": LOC, "scale": SCALE}

@@ -152,7 +152,7 @@ def test_the_page_escapes_and_explains(tmp_path):
     page, part = shown.to_html(tmp_path / "a.html"), shown._repr_html_()
     assert (tmp_path / "a.html").read_text(encoding="utf-8") == page
     for write in (shown.to_html, shown.to_json):
-        with pytest.raises(TypeError, match=r"^path: expected a path, got int"):
+        with pytest.raises(TypeError, match=r"^path: expected a str or a PathLike, got int"):
             write(3)
     for text in (page, part):
         assert "Is &lt;it&gt;?" in text and "Decided by: 1 &amp; 2." in text and "--tone:var(--unknown)" in text

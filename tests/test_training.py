@@ -729,7 +729,9 @@ def test_truncated_or_foreign_files_are_one_clear_error(tmp_path):
                 read(path)
             assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
     safetensors.torch.save_file({"w": torch.zeros(3)}, path)
-    with pytest.raises(ValueError, match=r"written by vaebook.training.save in format 1, got format None"):
+    with pytest.raises(
+        ValueError, match=r"written by vaebook.training.save, got ValueError: format None where 1 is read"
+    ):
         load(path)
     assert same(state(vae), state(small_vae(5)))
 
@@ -741,7 +743,9 @@ def test_swapped_weights_are_noticed(tmp_path):
     with safetensors.safe_open(path, "pt") as file:
         header = file.metadata()
     safetensors.torch.save_file(state(small_vae(1)), path, header)
-    with pytest.raises(ValueError, match=r"corrupted, expected content with SHA-256 \w{64}, got \w{64}$"):
+    with pytest.raises(
+        ValueError, match=r"content: expected SHA-256 \w{64}, which is that of the content, got \w{64}$"
+    ):
         load(path)
 
 
@@ -843,7 +847,7 @@ def test_a_description_that_cannot_be_built_is_an_error(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", [None, 3, b"x"])
 def test_path_must_be_a_path(path):
     for call in (lambda: save(path, small_vae()), lambda: load(path)):
-        with pytest.raises(TypeError, match=r"^path: expected a path, got"):
+        with pytest.raises(TypeError, match=r"^path: expected a str or a PathLike, got"):
             call()
 
 
@@ -854,7 +858,7 @@ def test_bad_arguments_of_save_and_load(tmp_path):
     for vae in (None, nn.Linear(2, 2), small_vae().state_dict()):
         with pytest.raises(TypeError, match=r"^vae: expected a VAE, got"):
             save(path, vae)
-    for config, error in (([1], TypeError), ({"a": object()}, TypeError), ({"a": float("nan")}, ValueError)):
+    for config, error in (([1], TypeError), ({"a": object()}, ValueError), ({"a": float("nan")}, ValueError)):
         with pytest.raises(error, match=r"^config: expected"):
             save(path, small_vae(), config)
     assert not list(tmp_path.iterdir())

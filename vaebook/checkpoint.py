@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from vaebook import storage
-from vaebook._checks import check_all, check_tensor, check_type
+from vaebook._checks import check_all, check_tensor, check_type, explained
 from vaebook.adapters import adapt_prior
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
@@ -29,6 +29,7 @@ _NETWORKS = (GaussianEncoder, BernoulliDecoder, GaussianDecoder)
 _PARTS = {"encoder": _NETWORKS, "decoder": _NETWORKS, "prior": (StandardNormal, VampPrior, GaussianMixture)}
 _KNOWN = {cls.__name__: cls for cls in (*_NETWORKS, *_PARTS["prior"], ExemplarPrior)}
 _DEEPEST = 100  # hidden layers; more would take seconds to make
+_REMEDY = "build the model yourself and pass it as `vae`"
 _DENSITIES = {cls.__name__: cls for cls in Density.__args__}
 
 
@@ -45,8 +46,8 @@ def save(path: str | os.PathLike[str], vae: VAE, config: dict[str, Any] | None =
         config: anything of your own to keep in the file's header that JSON can hold, such as how it was trained.
 
     Raises:
-        TypeError: vae is not a `VAE`, path not a path, or config no dict that JSON can hold.
-        ValueError: the folder does not exist, weights are not finite, config holds nan or infinity, or the prior is
+        TypeError: vae is not a `VAE`, path not a path, or config no dict.
+        ValueError: the folder does not exist, weights are not finite, config holds what JSON cannot, or the prior is
             not in the state_dict and would be lost, such as an aggregated posterior: `save_density` keeps it.
         OSError: the file cannot be written.
 
@@ -64,12 +65,9 @@ def save(path: str | os.PathLike[str], vae: VAE, config: dict[str, Any] | None =
         wanted = "a prior that is in its state_dict, a torch.nn.Module"
         got = f"{type(prior).__name__}, which would be lost; save_density(path, vae.prior) keeps it"
         raise ValueError(f"vae: expected {wanted}, got {got}")
-    if config is not None and not isinstance(config, dict):
-        raise TypeError(f"config: expected a dict or None, got {type(config).__name__}")
-    try:
-        config = json.loads(json.dumps(config or {}, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise type(error)(f"config: expected values that JSON can hold, got an error: {error}") from None
+    config = check_type("config", {} if config is None else config, dict)
+    with explained("config", "values that JSON can hold"):
+        config = json.loads(json.dumps(config, allow_nan=False))
     _check_finite("vae's ", state)
     storage.write(target, {"model": _describe(vae), "config": config}, state)
 
@@ -94,14 +92,15 @@ def load(path: str | os.PathLike[str], vae: VAE | None = None) -> VAE:
 
     Example: see `save`.
     """
-    source, own = check_path(path), vae is not None and _describe(_check_vae(vae))
+    source = check_path(path)
+    if vae is not None:
+        _check_vae(vae)
     content, tensors = storage.read(source, "model")
-    with storage.refusing(source, "a model that this version can build"):
+    with explained(source, "a model that this version can build", within=True):
         model = content["model"]
         _check_finite("", tensors)
-        if vae is None:
-            return _build(model, tensors)
-        for part, wanted in own.items():
+        vae = _build(model, tensors) if vae is None else vae
+        for part, wanted in _describe(vae).items():
             if not storage.same_json(model[part], wanted):
                 raise ValueError(f"{part}: expected {_call(wanted)}, got {_call(model[part])}")
         storage.check_fits(vae.state_dict(), tensors)
@@ -160,7 +159,7 @@ def load_density(path: str | os.PathLike[str]) -> Density:
     """
     source = check_path(path)
     content, tensors = storage.read(source, "density")
-    with storage.refusing(source, "a density"):
+    with explained(source, "a density", within=True):
         return _density(content["density"], tensors)
 
 
@@ -182,7 +181,7 @@ def _density(name: str, tensors: dict[str, Tensor]) -> Density:
         density.load_state_dict(tensors)  # the constructor has normalised the weights
     storage.check_fits(_tensors(density), tensors)
     if not all(torch.equal(tensors[key], value) for key, value in _tensors(density).items()):
-        raise ValueError("expected the tensors of a normalised density, got others")
+        raise ValueError("tensors: expected those of a normalised density, got others")
     return density
 
 
@@ -230,23 +229,20 @@ def _build(model: dict[str, Any], tensors: dict[str, Tensor]) -> VAE:
         name, allowed = model[part]["class"], [cls.__name__ for cls in classes]
         if name not in allowed or model[part]["arguments"] is None:
             reason = "its exemplars are not in the file, " if name == ExemplarPrior.__name__ else ""
-            remedy = f"{reason}build the model yourself and pass it as `vae`"
-            raise ValueError(f"{part}: expected one of {', '.join(allowed)}, got {_call(model[part])}; {remedy}")
+            got = f"{_call(model[part])}; {reason}{_REMEDY}"
+            raise ValueError(f"{part}: expected one of {', '.join(allowed)}, got {got}")
     encoder, decoder = (_network(part, model[part], _of(part, tensors)) for part in ("encoder", "decoder"))
-    vae = VAE(encoder, decoder, _prior(model["prior"], encoder, tensors))
-    storage.check_fits(vae.state_dict(), tensors)
-    return vae
+    return VAE(encoder, decoder, _prior(model["prior"], encoder, tensors))
 
 
 def _of(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(f"{part}."): t.clone() for name, t in tensors.items() if name.startswith(f"{part}.")}
+    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 
 def _network(part: str, description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     """Build an encoder or a decoder without memory of its own; the tensors bring theirs, once they fit."""
     if (depth := len(description["arguments"].get("hidden", ()))) > _DEEPEST:
-        remedy = "build the model yourself and pass it as `vae`"
-        raise ValueError(f"{part}: expected at most {_DEEPEST} hidden layers, got {depth}; {remedy}")
+        raise ValueError(f"{part}: expected at most {_DEEPEST} hidden layers, got {depth}; {_REMEDY}")
     with torch.device("meta"):
         network = _KNOWN[description["class"]](**description["arguments"])
     network = network.to(next((t.dtype for t in tensors.values()), None))
@@ -256,12 +252,8 @@ def _network(part: str, description: dict[str, Any], tensors: dict[str, Tensor])
 
 
 def _prior(description: dict[str, Any], encoder: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
-    name = description["class"]
-    if name == StandardNormal.__name__:
-        prior = StandardNormal(**description["arguments"]).to(next(encoder.parameters()).dtype)
-    else:
-        vamp, own = name == VampPrior.__name__, _of("prior", tensors)
-        prior = VampPrior(encoder, tensors["prior.pseudo_inputs"]) if vamp else _density(name, own)
-    if not storage.same_json(prior.config(), description["arguments"]):
-        raise ValueError(f"prior: expected {_call(description)}, got sizes {prior.config()}")
-    return prior
+    if description["class"] == StandardNormal.__name__:
+        return StandardNormal(**description["arguments"]).to(next(encoder.parameters()).dtype)
+    if description["class"] == VampPrior.__name__:
+        return VampPrior(encoder, tensors["prior.pseudo_inputs"])
+    return _density(description["class"], _of("prior", tensors))

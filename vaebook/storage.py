@@ -12,8 +12,7 @@ import os
 import secrets
 import shutil
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +21,8 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+from vaebook._checks import check_type, explained
 
 try:
     import fcntl
@@ -36,9 +37,7 @@ _PART = ".vaebook-"  # begins the name of a file that is not complete
 
 def check_path(path: Any) -> Path:
     """Check for a path."""
-    if not isinstance(path, str | os.PathLike):
-        raise TypeError(f"path: expected a path, got {type(path).__name__}")
-    return Path(path)
+    return Path(check_type("path", path, str | os.PathLike))
 
 
 def check_fits(wanted: dict[str, Tensor], got: dict[str, Tensor], prefix: str = "") -> None:
@@ -56,17 +55,6 @@ def _kind(tensor: Tensor) -> str:
 def same_json(one: Any, other: Any) -> bool:
     """Tell whether JSON would write both in the same way: True is not 1, and 10.0 is not 10."""
     return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
-
-
-@contextmanager
-def refusing(source: Path, wanted: str) -> Iterator[None]:
-    """Turn all that the content of a file may bring about into one kind of error that names the file."""
-    try:
-        yield
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MemoryError) as error:
-        told = str(error).partition("\n")[0][:500]  # torch's go on, and what a file holds may be long
-        kind = "" if isinstance(error, ValueError) else f"expected {wanted}, got {type(error).__name__}: "
-        raise ValueError(f"{source}: {kind}{told}") from error
 
 
 def write(target: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -90,7 +78,7 @@ def read(source: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     expected = f"a complete safetensors file written by vaebook.training.{writer}"
     if not source.is_file():
         raise FileNotFoundError(f"path: expected {expected}, got {source}, which is no file")
-    try:
+    with explained(source, expected, within=True):
         with source.open("rb") as start:
             if (size := int.from_bytes(start.read(8), "little")) > MOST_HEADER:
                 raise ValueError(f"a header of {size:,} bytes where at most {MOST_HEADER:,} are read")
@@ -99,17 +87,12 @@ def read(source: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
             content = dict(json.loads(header, object_pairs_hook=_without_repetition))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         stored, found = str(content.pop("sha256", None)), digest(content, tensors)
-    except (safetensors.SafetensorError, ValueError, TypeError, RuntimeError, MemoryError) as error:
-        told = str(error).partition("\n")[0][:500]
-        raise ValueError(f"{source}: expected {expected}, got a truncated or foreign one ({told})") from None
-    version = repr(content.get("format"))[:20]
-    if version != str(_FORMAT) or kind not in content:
-        held = ", ".join(sorted(content.keys() & {"model", "density"})) or "nothing of ours"
-        got = f"format {version}" if version != str(_FORMAT) else held
-        raise ValueError(f"{source}: expected {expected} in format {_FORMAT}, got {got}")
-    if found != stored:
-        wanted = stored.partition("\n")[0][:64]
-        raise ValueError(f"{source}: corrupted, expected content with SHA-256 {wanted}, got {found}")
+        if not same_json(content.get("format"), _FORMAT):
+            raise ValueError(f"format {content.get('format')!r} where {_FORMAT} is read")
+        if kind not in content:
+            raise ValueError(f"no {kind} in it, but {', '.join(content)}")
+        if found != stored:
+            raise ValueError(f"content: expected SHA-256 {found}, which is that of the content, got {stored}")
     return content, tensors
 
 
@@ -124,9 +107,8 @@ def read_arrays(path: Any) -> dict[str, Any]:
     """Read the arrays of an npz, which must hold no pickled objects, or the tensors of a safetensors file."""
     source, wanted = check_path(path), "an npz or safetensors file of arrays"
     if not source.is_file():
-        got = "a folder" if source.is_dir() else "no file of that name"
-        raise ValueError(f"{source}: expected {wanted}, got {got}")
-    try:
+        raise ValueError(f"{source}: expected {wanted}, got no file")
+    with explained(source, wanted, within=True):
         if not zipfile.is_zipfile(source):
             return safetensors.torch.load_file(source)
         with zipfile.ZipFile(source) as archive:
@@ -135,9 +117,6 @@ def read_arrays(path: Any) -> dict[str, Any]:
             raise ValueError(f"arrays of {size / 1e9:.1f} GB where there are {memory / 1e9:.1f} GB of memory")
         with np.load(source, allow_pickle=False) as arrays:
             return dict(arrays)
-    except Exception as error:  # whatever a file may hold that is none of ours
-        told = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{source}: expected {wanted}, got one that cannot be read: {told}") from None
 
 
 def _memory() -> float:
@@ -193,9 +172,7 @@ def _open_part(part: Path) -> BinaryIO:
     """Open a file that nobody else removes: it is locked as long as it is open."""
     while True:
         file = part.open("wb")
-        if fcntl is None:
-            return file
-        with suppress(OSError):  # a file system without locks
+        with suppress(OSError, AttributeError):  # a file system or, as Windows, a system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         if part.exists():  # not removed before it was locked
             return file
@@ -204,7 +181,7 @@ def _open_part(part: Path) -> BinaryIO:
 
 def _remove_left(folder: Path) -> None:
     """Remove the files of writers that were killed: nobody holds their locks."""
-    for left in folder.glob(f"{_PART}*") if fcntl else ():
-        with suppress(OSError), left.open("rb") as file:
+    for left in folder.glob(f"{_PART}*"):
+        with suppress(OSError, AttributeError), left.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
