@@ -49,7 +49,9 @@ class AdaptedVAE(nn.Module):
             decoder.dtype = decoder.dtype or self.dtype
             decoder.encoder = decoder.encoder or encoder
         self.data_shape = check_event("data_shape", data_shape)
-        self._names, self._condition = _read_condition(condition)
+        named = [condition] if isinstance(condition, str) else condition
+        is_named = isinstance(named, tuple | list) and all(isinstance(name, str) for name in named)
+        self._names, self._condition = (named, None) if is_named else ((), condition)
         self._prior = None if prior is None else adapt_prior(prior, self.latent_dim)
 
     @property
@@ -75,9 +77,7 @@ class AdaptedVAE(nn.Module):
         """The prior; the standard normal where none was given."""
         if self._prior is None:
             if self.latent_dim is None:
-                raise ValueError(
-                    "prior: expected one, or latent_shape, where no data tell the dimension of a code, got None"
-                )
+                raise ValueError("prior: expected one, or latent_shape, where no data tell D, got None")
             zero = torch.zeros(self.latent_dim, dtype=self.dtype, device=self.device)
             self._prior = adapt_prior(Independent(Normal(zero, torch.ones_like(zero)), 1))
         return self._prior
@@ -109,18 +109,13 @@ class AdaptedVAE(nn.Module):
         condition = self._condition if condition is None else condition
         if len(self._names) == 1 and not isinstance(condition, Mapping | None):
             condition = {self._names[0]: condition}
-        if condition is None and not self._needed():
-            return None
-        given = list(condition) if isinstance(condition, Mapping) else type(condition).__name__
-        if self._names and (isinstance(given, str) or not self._needed() <= set(given) <= set(self._names)):
-            raise ValueError(f"condition: expected {', '.join(self._names)} by name, got {given}")
         found = evaluation.check_condition(condition, num, *self._sources)
-        return found and {name: value.to(self.device) for name, value in found.items()}
-
-    def _needed(self) -> set[str]:
-        """Names of conditions that the parts at hand take: the others may be left out."""
-        sources = [part.source for part in (self.encoder, self.decoder) if part is not None]
-        return {name for name in self._names if any(evaluation.accepted(source, {name: None}) for source in sources)}
+        takers = [part.source for part in (self.encoder, self.decoder) if part is not None]
+        needed = {name for name in self._names if any(evaluation.accepts(taker, name) for taker in takers)}
+        if not needed <= found.keys():
+            got = list(found) if isinstance(condition, Mapping) else type(condition).__name__
+            raise ValueError(f"condition: expected {', '.join(self._names)} by name, got {got}")
+        return {name: value.to(self.device) for name, value in found.items()} or None
 
     def only(self, **changes: Any) -> AdaptedVAE:
         """Return the same without one of its parts: conditions that only that part takes may be left out."""
@@ -163,9 +158,7 @@ class AdaptedVAE(nn.Module):
             self.encoder.check(x, condition)
             z = check_tensor("encoder's loc", self.encode(x, condition).base_dist.loc, ("B", "D"))
         else:
-            dtype = self.dtype or (x.dtype if x.is_floating_point() else torch.float64)
-            line = torch.linspace(-1, 1, len(x), dtype=dtype, device=x.device)
-            z = line[:, None].expand(-1, self.prior.latent_dim)
+            z = self.prior.sample((len(x),), generator=torch.Generator().manual_seed(0)).to(x.device)
         if self.decoder is not None:
             self.decoder.check(z, x, condition)
 
@@ -189,7 +182,7 @@ def adapt(
     decode: Callable[..., Any] | None = None,
     *,
     prior: Any = None,
-    likelihood: Likelihood | Callable[..., Any] | None = None,
+    likelihood: Likelihood = None,
     spread: Spread = "std",
     data_shape: Sequence[int] | None = None,
     latent_shape: Sequence[int] | None = None,
@@ -279,12 +272,3 @@ def adapt_decoder(decoder: Any, prior: Any) -> AdaptedVAE:
         prior = decoder.prior if prior is None else adapt_prior(prior, decoder.latent_dim)
         return decoder.only(encoder=None, _prior=prior)
     return AdaptedVAE(None, decoder if isinstance(decoder, Decoder) else Decoder(decoder), prior)
-
-
-def _read_condition(condition: Any) -> tuple[tuple[str, ...], Any]:
-    """Tell names of conditions, one or several, from a condition itself."""
-    if isinstance(condition, str):
-        return (condition,), None
-    if isinstance(condition, tuple | list) and condition and all(isinstance(name, str) for name in condition):
-        return tuple(condition), None
-    return (), condition

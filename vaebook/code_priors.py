@@ -33,10 +33,9 @@ class _CodePrior(PriorModule):
         x = whole(self._name, inputs, self._encoder.dtype)
         if not x.is_floating_point():
             raise TypeError(f"{self._name}: expected a floating-point tensor, got dtype {x.dtype}")
-        with torch.no_grad(), evaluation_mode(self.encoder):
-            with blaming(self._name):
-                self._encoder.check(x)
-            self.latent_dim = self._encode(x[:16]).loc.shape[1]  # so many tell what a spread looks like
+        with torch.no_grad(), evaluation_mode(self.encoder), blaming(self._name):
+            self._encoder.check(x)
+        self.latent_dim = self._encoder.latent_shape.numel()
         return x.detach()
 
     @property

@@ -1,7 +1,7 @@
 r"""Running somebody's model for inference: in batches, with a condition, in evaluation mode, and the same way twice.
 
-A *condition* (labels, a library size) is one row a datum: a tensor, passed on as the second argument, or a mapping from
-names to tensors, passed on by name to whichever function takes that name.
+A *condition* (labels, a library size) is one row a datum: a mapping from names to tensors, passed on by name to
+whichever function takes that name. A tensor without a name has the name "" and is passed on as the second argument.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from vaebook._checks import check_all, check_int, new_seed
+from vaebook._checks import check_all, check_int, explained, new_seed
 
-Condition = Tensor | dict[str, Tensor] | None
+Condition = dict[str, Tensor] | None
 Data = Tensor | np.ndarray | Iterable[Any]
 
 
@@ -94,18 +94,6 @@ def seeded(generator: torch.Generator | None) -> Iterator[None]:
 
 
 @contextmanager
-def explained(name: str, wanted: str) -> Iterator[None]:
-    """Turn whatever somebody's code raises into one error that names it; what this package says stays as it is."""
-    try:
-        yield
-    except Exception as error:
-        if isinstance(error, TypeError | ValueError) and ": expected" in str(error):
-            raise
-        told = next(iter(str(error).strip().splitlines()), "")
-        raise ValueError(f"{name}: expected {wanted}, got {type(error).__name__}: {told}") from error
-
-
-@contextmanager
 def blaming(name: str) -> Iterator[None]:
     """Let errors about x, which a model calls its input, name the argument that it came from."""
     try:
@@ -118,63 +106,54 @@ def blaming(name: str) -> Iterator[None]:
 
 def call(name: str, function: Callable[..., Any], rows: Tensor, condition: Condition = None) -> Any:
     """Call a part of a model on a batch, with what it takes of the condition."""
-    named = {} if condition is None else accepted(function, condition)
+    named = {key: value for key, value in (condition or {}).items() if accepts(function, key)}
     second = [named.pop("")] if "" in named else []
-    given = " with a condition" if condition is not None else ""
+    given = " with a condition" if condition else ""
     with explained(name, f"it to take a batch of shape {tuple(rows.shape)} and {rows.dtype}{given}"):
         return function(rows, *second, **named)
 
 
-def accepted(function: Callable[..., Any], condition: Condition) -> dict[str, Tensor]:
-    """Return the parts of a condition that a function takes, by name; the second argument has the name ""."""
-    parts = _by_name(condition)
+def accepts(function: Callable[..., Any], name: str) -> bool:
+    """Tell whether a function takes a condition of this name; the second argument has the name ""."""
     try:
         parameters = list(inspect.signature(getattr(function, "forward", function)).parameters.values())
     except (TypeError, ValueError):  # built in, without a signature: it gets everything
-        return parts
-    names = {p.name for p in parameters}
+        return True
+    if name:
+        return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
     # return_dict=True, or net=net in a lambda, is no place for a condition
-    takes_second = any(p.kind is p.VAR_POSITIONAL for p in parameters) or any(
-        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) and p.default in (p.empty, None) for p in parameters[1:2]
+    second = [p for p in parameters[1:2] if p.default is p.empty or p.default is None]
+    return any(p.kind is p.VAR_POSITIONAL for p in parameters) or any(
+        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in second
     )
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    return {k: v for k, v in parts.items() if (k in names or takes_any if k else takes_second)}
 
 
-def check_condition(condition: object, num: int | None, *functions: Callable[..., Any]) -> Condition:
+def check_condition(condition: object, num: int | None, *functions: Callable[..., Any]) -> dict[str, Tensor]:
     """Check a condition for ``num`` data (None: not known yet), and that each part of it is taken by some function."""
-    parts = _by_name(condition)
-    for key, value in parts.items():
-        name = _name_of(key)
+    given = condition if isinstance(condition, Mapping) else {} if condition is None else {"": condition}
+    for key, value in given.items():
         if not isinstance(value, Tensor | np.ndarray) or not isinstance(key, str):
-            kind = type(value).__name__
-            raise TypeError(f"{name}: expected a tensor with a row for each datum, or tensors by name, got {kind}")
-        parts[key] = torch.as_tensor(value)
-        if not any(accepted(function, {key: parts[key]}) for function in functions):
+            wanted = "a tensor with a row for each datum, or tensors by name"
+            raise TypeError(f"{_name_of(key)}: expected {wanted}, got {type(value).__name__}")
+        if not any(accepts(function, key) for function in functions):
             wanted = f"as {key!r}" if key else "as second argument"
-            raise ValueError(f"{name}: expected an encoder or a decoder that takes it {wanted}, got none")
+            raise ValueError(f"{_name_of(key)}: expected an encoder or a decoder that takes it {wanted}, got none")
+    with explained("condition", "tensors or arrays of numbers"):
+        parts = {key: torch.as_tensor(value) for key, value in given.items()}
     _check_rows(parts, num)
-    return parts or None
+    return parts
 
 
 def take(condition: Condition, rows: Any) -> Condition:
     """Select rows of a condition."""
-    if isinstance(condition, dict):
-        return {name: value[rows] for name, value in condition.items()}
-    return None if condition is None else condition[rows]
+    return condition and {name: value[rows] for name, value in condition.items()}
 
 
 def repeat(condition: Condition, batch_shape: torch.Size) -> Condition:
     """Repeat a condition (B, …) for every row of a batch (…, B), flattened."""
-    parts = _by_name(condition).items()
-    repeated = {k: v.expand(*batch_shape, *v.shape[1:]).reshape(-1, *v.shape[1:]) for k, v in parts}
-    return None if condition is None else repeated
-
-
-def _by_name(condition: Any) -> dict[str, Tensor]:
     if condition is None:
-        return {}
-    return dict(condition) if isinstance(condition, Mapping) else {"": condition}
+        return None
+    return {k: v.expand(*batch_shape, *v.shape[1:]).reshape(-1, *v.shape[1:]) for k, v in condition.items()}
 
 
 def as_data(name: str, value: object, dtype: torch.dtype | None = None) -> Tensor:
@@ -205,8 +184,8 @@ def batches(
     check_int("batch_size", size, minimum=1)
     if isinstance(data, Tensor) or hasattr(data, "__array__"):
         odd = isinstance(data, Tensor) and (data.is_nested or data.layout != torch.strided)
-        whole = odd or getattr(data, "ndim", 0) < 2 or 0 in data.shape  # which as_data refuses
-        parts = [data] if whole else (data[start : start + size] for start in range(0, len(data), size))
+        refused = odd or getattr(data, "ndim", 0) < 2 or 0 in data.shape  # by as_data
+        parts = [data] if refused else (data[start : start + size] for start in range(0, len(data), size))
     elif isinstance(data, Iterable) and not isinstance(data, str | bytes | Mapping):
         parts = (batch[0] if isinstance(batch, tuple | list) and batch else batch for batch in data)
     else:
@@ -231,7 +210,7 @@ def whole(name: str, data: Data, dtype: torch.dtype | None = None) -> Tensor:
 
 
 def _check_rows(condition: Condition, num: int | None) -> None:
-    for key, value in _by_name(condition).items():
+    for key, value in (condition or {}).items():
         if value.ndim == 0 or num not in (None, len(value)):
             wanted = f"{num or 'N'} rows, one for each datum"
             raise ValueError(f"{_name_of(key)}: expected {wanted}, got shape {tuple(value.shape)}")
@@ -243,8 +222,7 @@ def _name_of(key: object) -> str:
 
 def check_repeatable(name: str, once: Tensor, again: Tensor) -> None:
     """Compare two passes over the same rows, the second in a smaller batch; rounding may differ, nothing else."""
-    size = once[once.isfinite()].abs().amax() if bool(once.isfinite().any()) else once.new_zeros(())
-    allowed = float(torch.finfo(once.dtype).eps ** 0.5 * size)
+    allowed = float(torch.finfo(once.dtype).eps ** 0.5 * once.nan_to_num(0, 0, 0).abs().max())
     if not torch.allclose(once, again, rtol=0, atol=allowed, equal_nan=True):
         apart = float((once - again).abs().max())
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vaebook._checks import check_type
 from vaebook.adapters import adapt_vae
 from vaebook.networks import BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.parts import adapt_prior_of
@@ -46,8 +47,9 @@ class VAE(nn.Module):
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, prior: Any) -> None:
         super().__init__()
-        prior = adapt_prior_of(encoder, decoder, prior)
-        self.encoder, self.decoder, self.prior = encoder, decoder, prior
+        self.encoder = check_type("encoder", encoder, nn.Module)
+        self.decoder = check_type("decoder", decoder, nn.Module)
+        self.prior = adapt_prior_of(encoder, decoder, prior)
 
     def forward(self, x: Tensor) -> Any:
         """Encode: the same as `self.encoder(x)`.

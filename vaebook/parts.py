@@ -14,10 +14,10 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, MixtureSameFamily, MultivariateNormal, Normal
+from torch.distributions import Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from vaebook._checks import check_all, check_generator, check_int, check_shape, check_tensor
-from vaebook.evaluation import Condition, call, check_repeatable, dtype_of, explained, repeat, seeded, take, weight_of
+from vaebook._checks import check_all, check_generator, check_int, check_shape, check_sizes, check_tensor, explained
+from vaebook.evaluation import Condition, call, check_repeatable, dtype_of, repeat, seeded, take, weight_of
 from vaebook.outputs import Decoded, Likelihood, Spread, check_likelihood, check_spread, read_codes, read_likelihood
 
 PROBE = 16
@@ -56,8 +56,8 @@ class PriorModule(nn.Module):
 
 def components(prior: Prior) -> Components | None:
     """Return the Gaussian components of a prior, None if it is not known to be a mixture of Gaussians."""
-    ask = getattr(prior, "components", None)
-    return ask() if callable(ask) else None
+    ask = optional(prior, "components")
+    return ask and ask()
 
 
 def optional(prior: Prior, name: str) -> Any:
@@ -84,7 +84,7 @@ def adapt_prior(prior: Any, latent_dim: int | None = None, name: str = "prior") 
     if latent_dim is not None:
         check_int("latent_dim", latent_dim, minimum=1)
     if not (hasattr(prior, "latent_dim") and hasattr(prior, "log_prob") and _takes_generator(prior)):
-        prior = _Outside(prior, latent_dim, name)
+        prior = _Outside(prior, name)
     if latent_dim is not None and prior.latent_dim != latent_dim:
         raise ValueError(f"{name}: expected dimension {latent_dim}, got {prior.latent_dim}")
     return prior
@@ -92,9 +92,6 @@ def adapt_prior(prior: Any, latent_dim: int | None = None, name: str = "prior") 
 
 def adapt_prior_of(encoder: nn.Module, decoder: nn.Module, prior: Any) -> Prior:
     """Check that modules fit together as the parts of a VAE, and adapt its prior."""
-    for name, module in (("encoder", encoder), ("decoder", decoder)):
-        if not isinstance(module, nn.Module):
-            raise TypeError(f"{name}: expected a torch.nn.Module, got {type(module).__name__}")
     for name in ("data_dim", "latent_dim"):  # parts of one's own need not tell their sizes
         size = getattr(encoder, name, getattr(decoder, name, None))
         if getattr(decoder, name, size) != size:
@@ -108,24 +105,19 @@ def adapt_prior_of(encoder: nn.Module, decoder: nn.Module, prior: Any) -> Prior:
 class _Outside(nn.Module):
     """A torch distribution, a flow, or an object whose ``sample`` takes no generator, as a prior."""
 
-    def __init__(self, source: Any, latent_dim: int | None, name: str) -> None:
+    def __init__(self, source: Any, name: str) -> None:
         super().__init__()
-        self.source, self.name, self._drawn = source, name, None
+        self.source, self.name = source, name
         density = self._density()
         if isinstance(density, type) or not all(callable(getattr(density, m, None)) for m in ("log_prob", "sample")):
             raise TypeError(
                 f"{name}: expected a torch distribution over vectors, or an object with latent_dim, log_prob(z) "
                 f"and sample(shape, generator=…), got {type(source).__name__}"
             )
-        event = density.event_shape if isinstance(density, Distribution) else None
-        if event is not None and (len(event) != 1 or density.batch_shape):
-            shapes = f"batch shape {tuple(density.batch_shape)} and event shape {tuple(event)}"
-            hint = "torch.distributions.Independent(…, 1) makes the last batch dimension an event"
-            raise ValueError(f"{name}: expected one distribution over vectors, got {shapes}; {hint}")
-        self.latent_dim = event[0] if event else getattr(source, "latent_dim", latent_dim)
-        z = self.sample((1,), generator=torch.Generator().manual_seed(0))  # tells dtype, device and, if unknown, D
-        self.latent_dim, self._drawn = z.shape[-1], z
-        self.log_prob(z)
+        self.latent_dim, self._drawn = "D", None
+        self._drawn = self.sample((1,), generator=torch.Generator().manual_seed(0))  # tells dtype, device and D
+        self.latent_dim = self._drawn.shape[1]
+        self.log_prob(self._drawn)
         if isinstance(density, Independent) and isinstance(density.base_dist, Normal):
             self.kl = self._kl  # in closed form, which only this one has
 
@@ -146,9 +138,10 @@ class _Outside(nn.Module):
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
         with explained(self.name, "a density over all of R^D"):
             value = self._density().log_prob(z.to(self._like()))
-        shape = getattr(value, "shape", type(value).__name__)
-        if shape != z.shape[:-1]:
-            raise ValueError(f"{self.name}: expected log_prob of shape {tuple(z.shape[:-1])}, got {shape}")
+        if getattr(value, "shape", None) != z.shape[:-1]:
+            got = tuple(getattr(value, "shape", ())) or type(value).__name__
+            hint = "torch.distributions.Independent(…, 1) makes the last batch dimension an event"
+            raise ValueError(f"{self.name}: expected log_prob of shape {tuple(z.shape[:-1])}, got {got}; {hint}")
         # What torch.distributions would say of a z outside its support can be switched off, and flows do so.
         return check_all(self.name, value, ~value.isnan(), "a density over all of R^D").to(z)
 
@@ -157,14 +150,9 @@ class _Outside(nn.Module):
         """Draws, (*s, D); torch's global generator is left as it was if another one is given."""
         shape, density = check_shape("sample_shape", sample_shape), self._density()
         generator = check_generator(generator, getattr(self._like(), "device", None))
-        own = {"generator": generator} if _takes_generator(density) else {}
-        with explained(self.name, "draws from sample(shape)"), seeded(None if own else generator):
-            z = density.sample(shape, **own)
-        wanted, got = (*shape, self.latent_dim or "D"), tuple(getattr(z, "shape", ()))
-        fits = isinstance(z, Tensor) and got[:-1] == shape and len(got) == len(wanted)
-        if not fits or self.latent_dim not in (None, got[-1]):
-            raise ValueError(f"{self.name}: expected draws of shape {wanted}, got {got or type(z).__name__}")
-        return z
+        with explained(self.name, "draws from sample(shape)"), seeded(generator):
+            z = density.sample(shape)
+        return check_tensor(f"{self.name}'s draws", z, (*shape, self.latent_dim), finite=False, empty=True)
 
     @property
     def factorises(self) -> bool:
@@ -253,12 +241,7 @@ class Encoder(_Part):
 class Decoder(_Part):
     """Any decoder, as a function from codes (*s, D) to a distribution of x with batch shape s."""
 
-    def __init__(
-        self,
-        source: Any,
-        likelihood: Likelihood | Callable[..., Any] | None = None,
-        latent_shape: Sequence[int] | None = None,
-    ) -> None:
+    def __init__(self, source: Any, likelihood: Likelihood = None, latent_shape: Sequence[int] | None = None) -> None:
         super().__init__("decoder", source, latent_shape)
         self.likelihood = check_likelihood(likelihood)
         self.encoder: Encoder | None = None  # whose codes tell their shape
@@ -289,7 +272,7 @@ def check_event(name: str, shape: Sequence[int] | None) -> torch.Size | None:
     """Check the shape of one code or datum, None where it is not known."""
     if shape is None:
         return None
-    sizes = check_shape(name, tuple(shape) if isinstance(shape, list) else shape)
-    if not sizes or 0 in sizes:
-        raise ValueError(f"{name}: expected at least one positive size, got {tuple(sizes)}")
-    return sizes
+    sizes = check_sizes(name, shape, minimum=1)
+    if not sizes:
+        raise ValueError(f"{name}: expected at least one size, got {sizes}")
+    return torch.Size(sizes)

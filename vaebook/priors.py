@@ -19,7 +19,7 @@ from torch import Tensor
 from vaebook._checks import check_all, check_generator, check_int, check_shape, check_tensor
 from vaebook.adapters import Prior
 from vaebook.code_priors import ExemplarPrior, VampPrior
-from vaebook.evaluation import evaluation_mode
+from vaebook.evaluation import evaluation_mode, weight_of
 from vaebook.gmm import GaussianMixture, fit_gmm
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import PriorModule, components, gaussian_kl
@@ -173,6 +173,9 @@ def on_cpu(prior: Prior) -> Prior:
         >>> on_cpu(StandardNormal(2))
         StandardNormal(latent_dim=2)
     """
+    weight = weight_of(prior)  # what is made of codes need not be encoded to tell where it is
+    if weight is not None and weight.device.type == "cpu":
+        return prior
     mixture = as_mixture(prior)
     return prior if mixture is None or mixture.loc.device.type == "cpu" else mixture.to("cpu")
 
