@@ -45,8 +45,9 @@ def build(output: Path, *, builder: str = "html", root: Path = ROOT) -> int:
 
 def _make(root: Path, scratch: str, builder: str, lock: tuple[int, ...]) -> int:
     """Let jupyter-book build; of a disk that is full or cannot be written to, only that is said."""
-    start = f"import sys; sys.path.append({str(Path(__file__).parent)!r}); import addresses; from jupyter_book.cli.main"
-    jupyter_book = [sys.executable, "-c", f"{start} import main; main()"]
+    # As addresses.py does; this folder must not be on its path, where _ext has modules of the same names.
+    start = "import sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book.cli.main import main; main()"
+    jupyter_book = [sys.executable, "-c", start]
     options = ["--path-output", scratch, "--builder", builder, "--all", "--quiet", *STRICT]
     command = [*jupyter_book, "build", str(root), *options]
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
