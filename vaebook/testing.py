@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import scipy
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 
 from vaebook._checks import check_generator, check_int, check_number, new_seed
-from vaebook.adapters import Prior, adapt_prior
+from vaebook.adapters import adapt_prior
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.priors import as_mixture, fit_gmm
+from vaebook.priors import fit_gmm
 
 PARTS = 5
 """Parts of the space that are compared one by one."""
@@ -78,17 +79,18 @@ def assert_density_matches_sampler(
     for part in drawn:
         _check_draws(part)
     training, z = (part.double() for part in drawn)
+    log_prob = lambda z: source.log_prob(z.to(device)).cpu().double()  # noqa: E731
     seed = new_seed(generator)
-    reference = _Reference(training, seed)
+    reference, few = _reference(training, seed)
     limit = false_alarm / (PARTS + 3)
-    for where, got, expected in _compare(source, reference, z, seed, device):
+    for where, got, expected in _compare(log_prob, reference, few, z, seed):
         p = float(scipy.stats.fisher_exact([[got, num - got], [expected, num - expected]]).pvalue)
         if p < limit:
             raise AssertionError(
                 f"draws do not follow the density: {where}, {got} against {expected} of {num} are expected to agree "
                 f"(p = {p:.1e}); is the density normalised, and are scales what they should be in both?"
             )
-    for what, p in _order(reference.part(z)):
+    for what, p in _order(_part(few, z)):
         if p < limit:
             raise AssertionError(f"draws are not independent: {what} (p = {p:.1e}); are components drawn in order?")
 
@@ -102,49 +104,36 @@ def _check_draws(z: Tensor) -> None:
         raise AssertionError(f"draws repeat: {len(z.unique(dim=0))} of {len(z)} are distinct")
 
 
-class _Reference:
-    """A density made of draws: Gaussians, a mixture of them, and kernels of two widths, all with equal shares."""
+def _reference(z: Tensor, seed: int) -> tuple[DiagGaussianMixture, DiagGaussianMixture]:
+    """Make a density of draws: a few Gaussians, and kernels of two widths, with a third each; return the few, too."""
+    unit, dim = z.std(0).clamp_min(1e-300), z.shape[1]
+    with warnings.catch_warnings(action="ignore"):  # EM that runs out of steps gives a density as well
+        few = fit_gmm(z, PARTS, covariance="diag", seed=seed)
+    centres, width = z[:KERNELS], KERNELS ** (-1 / (dim + 4)) * unit
+    loc = torch.cat([few.loc, centres, centres])
+    scale = torch.cat([few.scale, *((c * width).expand_as(centres) for c in (1.0, 0.2))])
+    log_weight = torch.cat([few.log_weight, torch.full((2 * KERNELS,), -math.log(KERNELS)).to(z)]) - math.log(3)
+    return DiagGaussianMixture(loc, scale, log_weight), few
 
-    def __init__(self, z: Tensor, seed: int) -> None:
-        unit, dim = z.std(0).clamp_min(1e-300), z.shape[1]
-        with warnings.catch_warnings(action="ignore"):  # EM that runs out of steps gives a density as well
-            fitted = [fit_gmm(z, size, covariance=kind, seed=seed) for size, kind in ((1, "full"), (PARTS, "diag"))]
-        width = KERNELS ** (-1 / (dim + 4))
-        centres = z[:KERNELS]
-        kernels = [DiagGaussianMixture(centres, (c * width * unit).expand_as(centres)) for c in (1.0, 0.2)]
-        self.parts = [*fitted, *kernels]
-        self.regions = as_mixture(fitted[1])
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        """Log-density, (S)."""
-        return torch.stack([part.log_prob(z) for part in self.parts]).logsumexp(0) - math.log(len(self.parts))
-
-    def sample(self, num: int, seed: int) -> Tensor:
-        """Draws, (num, D)."""
-        generator = torch.Generator().manual_seed(seed)
-        which = torch.randint(len(self.parts), (num,), generator=generator)
-        draws = torch.stack([part.sample((num,), generator=generator) for part in self.parts])
-        return draws[which, torch.arange(num)]
-
-    def part(self, z: Tensor) -> Tensor:
-        """Which part of the space a point lies in, (S)."""
-        return self.regions.responsibilities(z).argmax(1)
+def _part(few: DiagGaussianMixture, z: Tensor) -> Tensor:
+    """Which part of the space a point lies in, (S)."""
+    return few.responsibilities(z).argmax(1)
 
 
 def _compare(
-    source: Prior, reference: _Reference, z: Tensor, seed: int, device: torch.device
+    log_prob: Callable[[Tensor], Tensor], reference: DiagGaussianMixture, few: DiagGaussianMixture, z: Tensor, seed: int
 ) -> list[tuple[str, int, int]]:
     """Count draws of both sides that a coin with h/(h + f), or f/(h + f), shows heads for: everywhere, and by part."""
-    y, generator = reference.sample(len(z), seed), torch.Generator().manual_seed(seed + 1)
+    generator = torch.Generator().manual_seed(seed)
+    y = reference.sample((len(z),), generator=generator)
     heads = []
     for points, sign in ((z, 1), (y, -1)):
-        log_f, log_h = source.log_prob(points.to(device)).cpu().double(), reference.log_prob(points)
+        log_f, log_h = log_prob(points), reference.log_prob(points)
         if bool(log_f.isnan().any() | (log_f == torch.inf).any()):
             raise AssertionError("log_prob is not a number, or infinite, at draws")
         chance = (sign * (log_h - log_f)).sigmoid()
-        heads.append(
-            (torch.rand(len(points), generator=generator, dtype=torch.float64) < chance, reference.part(points))
-        )
+        heads.append((torch.rand(len(points), generator=generator, dtype=torch.float64) < chance, _part(few, points)))
     (ours, here), (theirs, there) = heads
     counts = [("everywhere", int(ours.sum()), int(theirs.sum()))]
     for k in range(PARTS):
