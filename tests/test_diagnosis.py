@@ -284,7 +284,7 @@ BAD = {
         ValueError,
         "scale: expected positive values, got min 0",
     ),
-    "negative": ({"loc": GOOD["loc"], "var": -GOOD["scale"]}, ValueError, "var: expected positive values, got only"),
+    "negative": ({"loc": GOOD["loc"], "var": -GOOD["scale"]}, ValueError, "var: expected positive values, got none"),
     "no spread": ({"loc": GOOD["loc"]}, ValueError, "subject: expected loc and exactly one of scale, var, log_var"),
     "two spreads": (GOOD | {"var": GOOD["scale"]}, ValueError, "subject: expected loc and exactly one"),
     "another name": (GOOD | {"labels": GOOD["loc"]}, ValueError, "subject: expected loc and exactly one"),

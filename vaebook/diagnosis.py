@@ -117,7 +117,7 @@ class _Work:
     def enough(self, what: str, num: int, least: int, equal: bool) -> bool:
         """Return whether codes allow one part of the work; record why if they do not."""
         few = f"that takes {least} distinct codes at least; there are {num}" if num < least else ""
-        why = few if equal else "codes came with unequal weights, and are no independent draws from it"
+        why = few if equal else "codes came with unequal weights, and are no independent draws from the population"
         self.unknown += [f"{what}: {why}."] if why else []
         return not why
 

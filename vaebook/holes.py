@@ -35,6 +35,8 @@ LEVELS = np.geomspace(0.005, 0.95, 36)
 SIZES = (1, 5, 20)
 MOST = 20_000
 """Codes that are used at most: of more, some at random."""
+HALF = 0.5
+"""Of a hole with more of the prior than this it is shorter to say where codes are."""
 LEAST = 60
 """Codes below which nothing can be said."""
 
@@ -120,25 +122,25 @@ def hole_mass(
     q_agg = DiagGaussianMixture(chosen.loc, chosen.scale)
     z = q_agg.loc + q_agg.scale * torch.randn(q_agg.loc.shape, generator=generator, dtype=torch.float64)
     reference, fresh = (prior.sample((num_samples,), generator=generator).to("cpu", torch.float64) for _ in range(2))
-    log_prior = [prior.log_prob(part).double() for part in (z, reference, fresh)]
-    check_all("prior.log_prob(z)", log_prior[0], log_prior[0].isfinite(), "finite values at draws of q_agg")
+    log_prior = prior.log_prob(torch.cat([z, reference, fresh])).double()
+    check_all("prior.log_prob(z)", log_prior[:num], log_prior[:num].isfinite(), "finite values at draws of q_agg")
     seed, fold = new_seed(generator), torch.arange(num) % FOLDS
     inside: dict[str, list[Tensor]] = {}
     for f in range(FOLDS):
-        rest, own = q_agg[fold != f], (fold == f).nonzero()[:, 0]
-        parts = (z[own], reference, fresh)
-        priors = (log_prior[0][own], *log_prior[1:])
-        for name, values in _scores(rest, parts, z[fold != f], priors, seed):
+        own = fold == f
+        points, log_p = torch.cat([z[own], reference, fresh]), torch.cat([log_prior[:num][own], log_prior[num:]])
+        for name, values in _scores(q_agg[~own], points, log_p, z[~own], reference, seed):
+            here, there, new = values.split([int(own.sum()), num_samples, num_samples])
             # where codes are rarest: the cuts come from draws of the prior that count nothing
-            cuts = torch.from_numpy(np.quantile(values[1].numpy(), LEVELS))[:, None]
-            inside.setdefault(name, []).append(torch.cat([values[0] < cuts, values[2] < cuts], 1))
+            cuts = torch.from_numpy(np.quantile(there.numpy(), LEVELS))[:, None]
+            inside.setdefault(name, []).append(torch.cat([here < cuts, new < cuts], 1))
     return _largest(inside, fold, fresh, z)
 
 
 def _scores(
-    q: DiagGaussianMixture, parts: tuple[Tensor, ...], codes: Tensor, log_prior: tuple[Tensor, ...], seed: int
-) -> Iterator[tuple[str, list[Tensor]]]:
-    """Estimate log q_∞ - log p, up to a constant, at codes of the fold that q lacks and at draws of the prior."""
+    q: DiagGaussianMixture, points: Tensor, log_prior: Tensor, codes: Tensor, reference: Tensor, seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    """Estimate log q_∞ - log p, up to a constant, at points, from codes of other folds and from draws of the prior."""
     dim, num = q.latent_dim, q.num_components
     for size in SIZES:
         if 2 * size > num:
@@ -146,20 +148,18 @@ def _scores(
         covariance = "full" if num > 5 * dim * size else "diag"
         with warnings.catch_warnings(action="ignore"):  # EM that runs out of steps: other data judge what it found
             fitted = fit_gmm(q, size, covariance=covariance, num_samples=min(5_000, 20 * num), seed=seed)
-        yield f"mixture of {size}", [fitted.log_prob(z) - p for z, p in zip(parts, log_prior, strict=True)]
-    yield "codes", [q.log_prob(z) - p for z, p in zip(parts, log_prior, strict=True)]
-    yield "marginals", [m - p for m, p in zip(_marginals(q[:500], parts), log_prior, strict=True)]
-    trained = _classifier(codes, parts[1], seed)
-    yield "classifier", [torch.from_numpy(trained.decision_function(_features(z))) for z in parts]
+        yield f"mixture of {size}", fitted.log_prob(points) - log_prior
+    yield "codes", q.log_prob(points) - log_prior
+    yield "marginals", _marginals(q[:500], points) - log_prior
+    trained = _classifier(codes, reference, seed)
+    yield "classifier", torch.from_numpy(trained.decision_function(_features(points)))
 
 
-def _marginals(q: DiagGaussianMixture, parts: tuple[Tensor, ...]) -> list[Tensor]:
+def _marginals(q: DiagGaussianMixture, points: Tensor) -> Tensor:
     """Log-density of the product of the marginals, interpolated between 1,000 points of each coordinate."""
-    everything = torch.cat(parts)
-    grid = everything.amin(0).lerp(everything.amax(0), torch.linspace(0, 1, 1_000, dtype=torch.float64)[:, None])
-    nodes, log_q = grid.numpy().T, q.log_prob_marginals(grid).numpy().T
-    columns = ([np.interp(z, *line) for z, *line in zip(part.numpy().T, nodes, log_q, strict=True)] for part in parts)
-    return [torch.from_numpy(np.sum(each, 0)) for each in columns]
+    grid = points.amin(0).lerp(points.amax(0), torch.linspace(0, 1, 1_000, dtype=torch.float64)[:, None])
+    lines = zip(points.numpy().T, grid.numpy().T, q.log_prob_marginals(grid).numpy().T, strict=True)
+    return torch.from_numpy(np.sum([np.interp(*line) for line in lines], 0))
 
 
 def _classifier(codes: Tensor, reference: Tensor, seed: int) -> Any:
@@ -199,7 +199,7 @@ def _largest(inside: dict[str, list[Tensor]], fold: Tensor, fresh: Tensor, codes
     if best is None:
         return Holes(0.0, 0.0, 0.0, 0.0, least, fresh[:0], ())
     mass, error, share, chosen = best
-    smaller = (fresh[chosen], fresh[~chosen]) if mass <= 0.5 else (codes, fresh)
+    smaller = (fresh[chosen], fresh[~chosen]) if mass <= HALF else (codes, fresh)
     where = _where(*smaller, fresh)
     return Holes(mass, error, share, (share * (1 - share) / num) ** 0.5, least, fresh[chosen], where)
 
@@ -207,7 +207,7 @@ def _largest(inside: dict[str, list[Tensor]], fold: Tensor, fresh: Tensor, codes
 def _where(points: Tensor, others: Tensor, prior: Tensor) -> tuple[Coordinate, ...]:
     """Order coordinates by how far points differ from others in distribution, and keep those that differ most."""
     columns = [torch.from_numpy(_features(part)).T for part in (points, others, prior)]
-    distance = [scipy.stats.ks_2samp(one, two).statistic for one, two, _ in zip(*columns, strict=True)]
+    distance = [scipy.stats.ks_2samp(one, two, method="asymp").statistic for one, two, _ in zip(*columns, strict=True)]
     ends = torch.tensor([0.1, 0.9], dtype=prior.dtype)
     far = sorted(range(len(distance)), key=lambda j: -distance[j])[:3]
     return tuple(

@@ -21,7 +21,7 @@ STYLE = """
 .vb .scroll{overflow-x:auto}.vb table{border-collapse:collapse;font-size:.9rem;color:var(--ink);background:none}
 .vb th,.vb td{border-bottom:1px solid var(--line);padding:.3rem .7rem;text-align:left;vertical-align:top}
 .vb td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
-.vb .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(17rem,1fr));gap:1rem}
+.vb .grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,24rem),1fr));gap:1rem}
 .vb figure{margin:0}.vb img{width:100%;height:auto;background:#fff}.vb figcaption{font-size:.85rem;color:var(--soft)}
 """
 WORDS = {

@@ -101,6 +101,7 @@ def _rates(axes: Axes, found: Any) -> str:
         if which.any():
             axes.bar(place[which], rates[which], color=color, label=label)
     axes.set(xlabel="latent dimensions, sorted", ylabel="rate, nats")
+    axes.locator_params(axis="x", integer=True)
     axes.legend(fontsize=8)
     return (
         f"Bars, the rate of each latent, from {number(rates[0])} down to {number(rates[-1])} nats; {used} are in use."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from vaebook.estimators import Estimate
+from vaebook.holes import HALF
 from vaebook.report import Diagnosis, Verdict
 from vaebook.selection import FEW
 from vaebook.tables import number
@@ -23,8 +24,6 @@ LARGE_HOLE = 0.05
 """A hole with more than this share of the prior spoils more than one sample of twenty."""
 UNSEEN = 0.1
 """If a hole with a tenth of the prior could go unseen, that none was found is no answer."""
-MOST = 0.5
-"""Of a hole with more than half of the prior it is shorter to say where it is not."""
 STATIONARY = 0.1
 """Allowed distance of moments from 0 and 1: a mean that is off by so much costs 0.1²/2 = 0.005 nats.
 
@@ -137,7 +136,7 @@ def _holes(found: Diagnosis) -> Answer:
         f"{c.high:.2g} (prior: {c.prior_low:.2g} to {c.prior_high:.2g})"
         for c in h.where
     )
-    what = "Codes lie elsewhere" if h.mass > MOST else "It lies"
+    what = "Codes lie elsewhere" if h.mass > HALF else "It lies"
     where = f"{what}: {places}." if places else "No single latent shows where; many together do."
     few = f"only {100 * h.codes:.2g} %" if h.codes else "none"
     finding = f"Yes: a region with {_percent(h.mass)} holds {few} of the codes. {where}"
