@@ -168,7 +168,7 @@ SLOW = {
     ),
     "bracket_mismatch": (
         population.bracket_mismatch,
-        {"q_agg": WIDE, "prior": PRIOR, "densities": (PRIOR,), "num_components": (1, 2), "num_samples": 60, "folds": 3,
+        {"q_agg": WIDE, "prior": PRIOR, "densities": (PRIOR,), "num_components": (1, 2), "num_samples": 60,
          "confidence": 0.95, "generator": SEEDED},
     ),
     "bracket_information": (

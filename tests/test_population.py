@@ -252,7 +252,6 @@ ONE = torch.ones(FEWEST - 1, 1)
         (TypeError, r"^densities\[0\]: expected", lambda: bracket_information(GOOD, densities=[3])),
         (ValueError, "^num_components: ", lambda: bracket_information(GOOD, num_components=(0,))),
         (ValueError, "^num_samples: ", lambda: bracket_information(GOOD, num_samples=10)),
-        (ValueError, "^folds: ", lambda: bracket_information(GOOD, folds=1)),
         (ValueError, "^confidence: ", lambda: bracket_information(GOOD, confidence=1.0)),
         (TypeError, "^generator: ", lambda: bracket_information(GOOD, generator=0)),
     ],

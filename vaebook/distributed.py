@@ -101,7 +101,7 @@ class ShardedMixture:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats of z (*s, D), as (*s), in z's dtype, at least float32; without derivatives."""
-        return self._sums(z, lambda q, rows, first: q.log_prob(rows)[:, None])[0]
+        return self.sums(z, lambda q, rows, first: q.log_prob(rows)[:, None])[0]
 
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log-density, (*s), and its gradient in z, (*s, D); see `DiagGaussianMixture.log_prob_and_score`."""
@@ -110,7 +110,7 @@ class ShardedMixture:
             value, score = q.log_prob_and_score(rows)
             return torch.cat([value[:, None], score], 1)
 
-        value, score = self._sums(z, of, averages=self.latent_dim)
+        value, score = self.sums(z, of, averages=self.latent_dim)
         check_all("z", z, score.reshape(z.shape).isfinite(), "points at which the score is finite")
         return value, score.reshape(z.shape)
 
@@ -124,18 +124,9 @@ class ShardedMixture:
         Returns:
             The log-density, (*s); see `DiagGaussianMixture.log_prob_leave_one_out`.
         """
-
-        def of(q: DiagGaussianMixture, rows: Tensor, first: int, chosen: Tensor) -> Tensor:
-            logs = torch.stack([q.log_prob(rows), torch.zeros(len(rows), dtype=torch.float64)], 1)
-            own = _inside(chosen, first, q)
-            logs[own, 1] = log_sum_of_others(q.components()[0])[chosen[own] - first]
-            left = own[logs[own, 1] > -torch.inf]
-            logs[own, 0] = -torch.inf
-            logs[left, 0] = q.log_prob_leave_one_out(rows[left], chosen[left] - first) + logs[left, 1]
-            return logs
-
         flat = check_index("index", index, z.shape[:-1], size=self.num_components).reshape(-1)
-        density, rest = self._sums(z, of, flat, logarithms=2)
+        of = lambda q, rows, first, chosen: sums_without(q, rows, chosen - first)  # noqa: E731
+        density, rest = self.sums(z, of, flat, logarithms=2)
         return density - check_others(rest, self.num_components)
 
     def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
@@ -143,13 +134,13 @@ class ShardedMixture:
         flat = check_index("index", index, z.shape[:-1], size=self.num_components).reshape(-1)
         value, points = torch.zeros(len(flat), dtype=torch.float64), z.reshape(-1, self.latent_dim)
         for q, _, first in self.parts():
-            own = _inside(flat, first, q)
+            own = _inside(flat - first, q)
             value[own] = q.log_prob_given(points[own], flat[own] - first)
         return self.processes.reduced(value).reshape(z.shape[:-1])
 
     def log_prob_marginals(self, z: Tensor) -> Tensor:
         """Log-densities of the D marginals, (*s, D); see `DiagGaussianMixture.log_prob_marginals`."""
-        logs = self._sums(z, lambda q, rows, first: q.log_prob_marginals(rows), logarithms=self.latent_dim)
+        logs = self.sums(z, lambda q, rows, first: q.log_prob_marginals(rows), logarithms=self.latent_dim)
         return torch.stack(logs, -1)
 
     def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
@@ -191,7 +182,7 @@ class ShardedMixture:
         check_index("index", index, torch.as_tensor(index).shape[:1], size=self.num_components)
         rows = torch.zeros(len(index), 1 + 2 * self.latent_dim, dtype=torch.float64)
         for q, log_mass, first in self.parts():
-            own = _inside(index, first, q)
+            own = _inside(index - first, q)
             log_weight, loc, scale = (x[index[own] - first] for x in q.components())
             rows[own] = torch.cat([(log_weight + log_mass)[:, None], loc, scale], 1)
         weight, loc, scale = self.processes.reduced(rows).tensor_split([1, 1 + self.latent_dim], 1)
@@ -226,7 +217,7 @@ class ShardedMixture:
             total += math.exp(log_mass) * part
         return self.processes.reduced(total)
 
-    def _sums(
+    def sums(
         self, z: Tensor, of: Callable, *beside: Tensor, logarithms: int = 1, averages: int = 0
     ) -> tuple[Tensor, ...]:
         """Add up over all components: logarithms of sums, (*s) each, and averages under the first, (*s, averages).
@@ -242,12 +233,12 @@ class ShardedMixture:
             for q, log_mass, first in self.parts():
                 part = of(q, block[0], first, *block[1:])
                 local = _added(local, part[:, :logarithms] + log_mass, part[:, logarithms:])
-            results.append(self.joined(block[0], local, logarithms))
+            results.append(self._joined(block[0], local, logarithms))
         joined = torch.cat(results).to(at_least_single(z.dtype))
         logs = [column.reshape(z.shape[:-1]) for column in joined[:, :logarithms].unbind(1)]
         return (*logs, joined[:, logarithms:]) if averages else tuple(logs)
 
-    def joined(self, z: Tensor, local: Tensor, logarithms: int) -> Tensor:
+    def _joined(self, z: Tensor, local: Tensor, logarithms: int) -> Tensor:
         """Add up what all processes have of points z, (S, D): one maximum and one sum of each point.
 
         ``local``, (S, C), begins with so many logarithms of sums; averages under the first of them follow.
@@ -287,6 +278,20 @@ def _interval(ends: Tensor, place: Tensor) -> Tensor:
     return torch.bucketize(place, ends.masked_fill(ends == ends[-1:], torch.inf), right=True)
 
 
-def _inside(numbers: Tensor, first: int, part: DiagGaussianMixture) -> Tensor:
-    """Places at which a number is one of this part's components."""
-    return ((numbers >= first) & (numbers < first + part.num_components)).nonzero()[:, 0]
+def _inside(numbers: Tensor, q: DiagGaussianMixture) -> Tensor:
+    """Places at which a number is that of a component."""
+    return ((numbers >= 0) & (numbers < q.num_components)).nonzero()[:, 0]
+
+
+def sums_without(q: DiagGaussianMixture, z: Tensor, index: Tensor) -> Tensor:
+    """Logarithms of the sums of weighted densities at z (S, D), and of weights, without one component each, (S, 2).
+
+    A number in index (S) that is none of a component's leaves out nothing.
+    """
+    logs = torch.stack([q.log_prob(z), torch.zeros(len(z), dtype=torch.float64)], 1)
+    own = _inside(index, q)
+    logs[own, 1] = log_sum_of_others(q.components()[0])[index[own]]
+    left = own[logs[own, 1] > -torch.inf]
+    logs[own, 0] = -torch.inf
+    logs[left, 0] = q.log_prob_leave_one_out(z[left], index[left]) + logs[left, 1]
+    return logs

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import scipy
@@ -26,10 +26,12 @@ from torch.distributions import Normal
 
 from vaebook._checks import check_all, check_int, check_number, check_type, new_seed
 from vaebook.adapters import adapt_prior
-from vaebook.distributed import Mixture, in_shards
+from vaebook.distributed import Mixture, in_shards, sums_without
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import GaussianMixture, fit_gmm, on_cpu
 
+FOLDS = 3
+"""Into how many parts the data are cut for the mixtures that are fitted to them."""
 GROUPS = 20
 """Groups of data that the jackknife leaves out, one at a time; of fewer than 40 data, half as many as data."""
 FEWEST = 10
@@ -71,7 +73,6 @@ def bracket_mismatch(
     densities: Sequence[Any] = (),
     num_components: tuple[int, ...] = (1, 5, 10, 30),
     num_samples: int = 10_000,
-    folds: int = 3,
     confidence: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> Interval:
@@ -99,7 +100,6 @@ def bracket_mismatch(
         densities: further densities over z that were made without these data.
         num_components: sizes of the Gaussian mixtures that are fitted; () for none.
         num_samples: draws of z, as many from each datum or, of more data than draws, one from some of them.
-        folds: into how many parts the data are cut for the mixtures.
         confidence: with which the interval holds.
         generator: the source of randomness; None means torch's global one.
 
@@ -123,11 +123,7 @@ def bracket_mismatch(
     """
     drawn = _Drawn(q_agg, num_samples, generator)
     log_prior = _log_prob("prior", prior, drawn.z)
-    ends = {"leave-one-out": drawn.jackknife(lambda log_others, log_own, num: log_others - math.log(num), -log_prior)}
-    for name, log_c in _outside(drawn, densities, num_components, folds).items():
-        ends[name] = drawn.mean(log_c - log_prior)
-    high = drawn.jackknife(_plug_in, -log_prior)
-    return _interval(ends, high, confidence, 1, len(drawn.sizes) - 1)
+    return _bracket(drawn, log_prior, 1, densities, num_components, confidence)
 
 
 @torch.no_grad()
@@ -137,7 +133,6 @@ def bracket_information(
     densities: Sequence[Any] = (),
     num_components: tuple[int, ...] = (1, 5, 10, 30),
     num_samples: int = 10_000,
-    folds: int = 3,
     confidence: float = 0.95,
     generator: torch.Generator | None = None,
 ) -> Interval:
@@ -150,13 +145,7 @@ def bracket_information(
     Source: this book, chapter aggregated/population (claim agg/population).
     """
     drawn = _Drawn(q_agg, num_samples, generator)
-    ends = {
-        "leave-one-out": drawn.jackknife(lambda log_others, log_own, num: math.log(num) - log_others, drawn.log_own)
-    }
-    for name, log_c in _outside(drawn, densities, num_components, folds).items():
-        ends[name] = drawn.mean(drawn.log_own - log_c)
-    low = drawn.jackknife(lambda *sums: -_plug_in(*sums), drawn.log_own)
-    return _interval(ends, low, confidence, -1, len(drawn.sizes) - 1)
+    return _bracket(drawn, drawn.log_own, -1, densities, num_components, confidence)
 
 
 class _Drawn:
@@ -181,24 +170,17 @@ class _Drawn:
         self.group = torch.empty(num, dtype=torch.long)
         self.group[order] = torch.arange(num) % groups
         self.sizes = self.group.bincount(minlength=groups)
-        local = torch.full((len(rows), groups), -torch.inf, dtype=torch.float64)
-        for part, _, first in q.parts():
-            local = torch.logaddexp(local, torch.stack([self._group(part, first, g) for g in range(groups)], 1))
-        self.log_groups = q.joined(self.z, local, groups)
+        self.log_groups = torch.stack(q.sums(self.z, self._groups, rows, logarithms=groups), 1) + math.log(num)
 
-    def _group(self, q: DiagGaussianMixture, first: int, g: int) -> Tensor:
-        """Log of the summed densities of a group's components in a part at all draws, the datum's own left out."""
-        members = (self.group[first : first + q.num_components] == g).nonzero()[:, 0]
-        if not len(members):
-            return torch.full((len(self.rows),), -torch.inf, dtype=torch.float64)
-        part = DiagGaussianMixture(q.loc[members].double(), q.scale[members].double())
-        value = part.log_prob(self.z) + math.log(len(members))
-        own = torch.isin(self.rows - first, members)
-        value[own] = -torch.inf
-        if len(members) > 1:
-            place = torch.searchsorted(members, self.rows[own] - first)
-            value[own] = part.log_prob_leave_one_out(self.z[own], place) + math.log(len(members) - 1)
-        return value
+    def _groups(self, q: DiagGaussianMixture, z: Tensor, first: int, rows: Tensor) -> Tensor:
+        """Log of the weighted densities of each group's components in a part, summed, the draw's own left out."""
+        group, found = self.group[first : first + q.num_components], z.new_full((len(z), len(self.sizes)), -torch.inf)
+        for g in group.unique().tolist():
+            members = (group == g).nonzero()[:, 0]
+            own = torch.searchsorted(members, rows - first).where(torch.isin(rows - first, members), -1)
+            part = q[members].double()
+            found[:, g] = sums_without(part, z, own)[:, 0] + math.log(len(members) / q.num_components)
+        return found
 
     def some(self, index: Tensor) -> DiagGaussianMixture:
         """Return the mixture of these components; of more than `MOST`, of some of them at random."""
@@ -212,15 +194,16 @@ class _Drawn:
         each = values.reshape(repeats, -1).mean(0)
         return _end(float(each.mean()), each)
 
-    def jackknife(self, log_density: Any, rest: Tensor) -> _End:
-        """Average log_density(log of others' sum, log of own, number of others) + rest, and its error over groups."""
+    def jackknife(self, log_density: Callable[[Tensor, Tensor, int], Tensor], reference: Tensor) -> _End:
+        """Average log_density(log of others' sum, log of own, number of others) - reference; its error over groups."""
         num, groups = int(self.sizes.sum()), len(self.sizes)
-        value = (log_density(self.log_groups.logsumexp(1), self.log_own, num - 1) + rest).mean()
+        value = (log_density(self.log_groups.logsumexp(1), self.log_own, num - 1) - reference).mean()
         left = []
         for g in range(groups):
             keep = self.group[self.rows] != g
             others = self.log_groups[keep][:, torch.arange(groups) != g].logsumexp(1)
-            left.append((log_density(others, self.log_own[keep], num - int(self.sizes[g]) - 1) + rest[keep]).mean())
+            log_c = log_density(others, self.log_own[keep], num - int(self.sizes[g]) - 1)
+            left.append((log_c - reference[keep]).mean())
         return _end(float(value), groups * value - (groups - 1) * torch.stack(left))
 
 
@@ -232,18 +215,13 @@ def _end(value: float, terms: Tensor) -> _End:
     return _End(value, float(terms.std()) / len(terms) ** 0.5, third / len(terms) ** 0.5)
 
 
-def _plug_in(log_others: Tensor, log_own: Tensor, num_others: int) -> Tensor:
-    return torch.logaddexp(log_others, log_own) - math.log(num_others + 1)
-
-
-def _outside(drawn: _Drawn, densities: Sequence[Any], num_components: tuple[int, ...], folds: int) -> dict[str, Tensor]:
+def _outside(drawn: _Drawn, densities: Sequence[Any], num_components: tuple[int, ...]) -> dict[str, Tensor]:
     """Log-densities at the draws under mixtures fitted without the datum's fold, and under the densities given."""
-    check_int("folds", folds, minimum=2, maximum=len(drawn.sizes))
     check_type("densities", densities, tuple | list)
     check_type("num_components", num_components, tuple | list)
     found = {f"densities[{i}]": _log_prob(f"densities[{i}]", c, drawn.z) for i, c in enumerate(densities)}
-    fold, seed = drawn.group % folds, new_seed(drawn.generator)
-    fits = [drawn.some((fold != f).nonzero()[:, 0]) for f in range(folds)]
+    fold, seed = drawn.group % FOLDS, new_seed(drawn.generator)
+    fits = [drawn.some((fold != f).nonzero()[:, 0]) for f in range(FOLDS)]
     for size in num_components:
         check_int("num_components", size, minimum=1)
         if 2 * size > min(fit.num_components for fit in fits):
@@ -276,9 +254,19 @@ def _log_prob(name: str, density: Any, z: Tensor) -> Tensor:
     return check_all(f"{name}.log_prob(z)", value, value.isfinite(), "finite values at draws of q_agg")
 
 
-def _interval(ends: dict[str, _End], other: _End, confidence: float, sign: int, degrees: int) -> Interval:
-    """Take the best of several ends (the largest, or with sign -1 the smallest), at a confidence that pays for it."""
+def _bracket(
+    drawn: _Drawn, reference: Tensor, sign: int, densities: Sequence[Any], num_components: Any, confidence: float
+) -> Interval:
+    """Bracket the mean of log q_∞ - reference or, with sign -1, the negative of it.
+
+    The best of the candidates makes the one end, at a confidence that pays for the choice; q̂ itself makes the other.
+    """
+    ends = {"leave-one-out": drawn.jackknife(lambda others, own, num: others - math.log(num), reference)}
+    for name, log_c in _outside(drawn, densities, num_components).items():
+        ends[name] = drawn.mean(log_c - reference)
+    other = drawn.jackknife(lambda others, own, num: torch.logaddexp(others, own) - math.log(num + 1), reference)
     tail = (1 - check_number("confidence", confidence, above=0, below=1)) / 4  # for two ends, and for small samples
+    degrees = len(drawn.sizes) - 1
 
     def limit(end: _End, count: int, direction: int) -> float:
         """One-sided confidence limit, farther out where the terms are skewed that way."""
@@ -288,9 +276,8 @@ def _interval(ends: dict[str, _End], other: _End, confidence: float, sign: int, 
     ends = {name: end for name, end in ends.items() if math.isfinite(end.value + end.stderr)}
     if not ends or not math.isfinite(other.value + other.stderr):
         raise ValueError("q_agg: expected finite log-densities at its draws, got one too large for a number")
-    chosen = max(ends.values(), key=lambda end: sign * limit(end, len(ends), -sign))
-    one, two = limit(chosen, len(ends), -sign), limit(other, 1, sign)
-    (low, a), (high, b) = ((one, chosen), (two, other))[::sign]
-    low, high = max(0.0, low), max(0.0, high)
-    tried = {name: (end.value, end.stderr) for name, end in ends.items()}
-    return Interval(low, high, a.value, a.stderr, b.value, b.stderr, tried)
+    chosen = max(ends.values(), key=lambda end: limit(end, len(ends), -1))
+    sides = [(sign * limit(chosen, len(ends), -1), chosen), (sign * limit(other, 1, 1), other)][::sign]
+    limits, estimates = [max(0.0, side[0]) for side in sides], [(sign * end.value, end.stderr) for _, end in sides]
+    tried = {name: (sign * end.value, end.stderr) for name, end in ends.items()}
+    return Interval(*limits, *estimates[0], *estimates[1], tried)

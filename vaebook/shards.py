@@ -63,16 +63,8 @@ class Part(NamedTuple):
     rows: slice
     first: int  # its first component's number in this process
     log_mass: float
-
-    @property
-    def dim(self) -> int:
-        """D."""
-        return _shape(self.loc)[1]
-
-    @property
-    def num(self) -> int:
-        """How many they are."""
-        return self.rows.stop - self.rows.start
+    num: int
+    dim: int
 
     def read(self) -> DiagGaussianMixture:
         """Make the mixture of these components alone."""
@@ -93,16 +85,16 @@ def cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:
     first = 0
     for one in zip(locs, scales, weights, strict=True):
         shapes = [_shape(x) for x in one if x is not None]
-        num, _ = shapes[0] if len(shapes[0]) == 2 else (0, 0)
         if len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2:] not in ([], [shapes[0][:1]]):
             raise ValueError(f"loc, scale, log_weight: expected (N, D), (N, D) and (N), got {shapes}")
+        num, dim = shapes[0]
         step = num if isinstance(one[0], Tensor) else size
         for start in range(0, num, max(1, step)):
             rows = slice(start, min(start + step, num))
-            mass = math.log(rows.stop - rows.start)
+            mass = math.log(rows.stop - start)
             if one[2] is not None:
                 mass = float(_tensor(one[2][rows]).double().logsumexp(0))
-            yield Part(*one, rows, first + start, mass)
+            yield Part(*one, rows, first + start, mass, rows.stop - start, dim)
         first += num
 
 
