@@ -30,7 +30,7 @@ from vaebook.likelihood import importance_log_prob
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.ppca import PPCA
-from vaebook.priors import ExemplarPrior, StandardNormal, VampPrior, fit_gmm
+from vaebook.priors import ExemplarPrior, StandardNormal, VampPrior, fit_gmm, from_components
 from vaebook.training import fit
 
 
@@ -243,8 +243,8 @@ def test_tempering_leaves_the_wanted_number_of_effective_samples():
     log_weight = (
         torch.randn(5, 1000, generator=rng(), dtype=torch.float64) * torch.tensor([0.0, 0.1, 1, 10, 100])[:, None]
     )
-    tempered = likelihood._temper(log_weight, 50)
-    effective = likelihood._effective(tempered)
+    tempered = laplace._temper(log_weight, 50)
+    effective = laplace.effective_samples(tempered)
     assert torch.equal(tempered[:2], log_weight[:2])  # enough as they are
     assert bool((effective >= 50).all())
     torch.testing.assert_close(effective[3:], torch.full((2,), 50.0, dtype=torch.float64), rtol=1e-2, atol=0)
@@ -416,7 +416,9 @@ def sampler(log_likelihood, draws):
     vae = adapt(lambda x: (x, 1 + 0 * x), decoder, prior=StandardNormal(1))
     x = torch.zeros(400, 1, dtype=torch.float64)
     q = Normal(x, 1 + 0 * x)
-    return likelihood.Sampler(Joint(vae, x), q, likelihood._moments(draws), draws, lambda rows: draws[rows], rng())
+    return likelihood.Sampler(
+        Joint(vae, x), q, from_components(*likelihood._moments(draws)), draws, lambda rows: draws[rows], rng()
+    )
 
 
 @pytest.mark.parametrize("gain", [0.0, 1.0, 3.0])

@@ -1,4 +1,4 @@
-r"""Gaussians around the maxima of p(x, z) over z, by Laplace's rule: where to look for what explains a datum.
+r"""Gaussians where to look for what explains a datum: around maxima of p(x, z) over z, then fitted to weighted samples.
 
     p(x, z) ≈ p(x, z*) exp(-½ (z - z*)ᵀ P (z - z*)),      ∫ p(x, z) dz ≈ p(x, z*) (2π)^{D/2} |P|^{-1/2}.
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +23,18 @@ from vaebook.priors import GaussianMixture
 
 STEPS = 4
 """How many Gauss-Newton steps lead to a maximum."""
+RESERVE = 0.1
+"""Share of a proposal that the prior always has; of the rest, this share is spread evenly over the Gaussians."""
 PAIRS = 32
 """Up to so many latent dimensions second derivatives are also taken by pairs of them, at D² / 2 calls a step."""
+
+
+class Proposal(NamedTuple):
+    """J Gaussians for each datum; their shares leave RESERVE to the prior."""
+
+    log_share: Tensor  # (B, J)
+    loc: Tensor  # (B, J, D)
+    tril: Tensor  # (B, J, D, D)
 
 
 def laplace(
@@ -120,3 +131,42 @@ def _ruling_component(prior: DiagGaussianMixture | GaussianMixture, z: Tensor) -
         index = (each + log_weight).argmax(1)
         precision = torch.cholesky_inverse(scale)[index]
     return loc[index].reshape(z.shape), precision.reshape(*z.shape, dim)
+
+
+def with_reserve(share: Tensor) -> Tensor:
+    """Return logarithms of the Gaussians' shares, none of them near 0, with RESERVE left to the prior."""
+    return (((1 - RESERVE) * share + RESERVE / share.shape[1]) * (1 - RESERVE)).log()
+
+
+def refit(proposal: Proposal, z: Tensor, log_weight: Tensor, log_parts: Tensor) -> Proposal:
+    """Take one step of EM for weighted samples.
+
+    The old Gaussian counts as ten samples for each latent dimension, so that few samples do not move it far.
+    """
+    weight = _temper(log_weight, z.shape[1] / 5).softmax(1)[..., None] * log_parts.exp()  # (B, S, J)
+    share = weight.sum(1)
+    effective = share.square() / weight.square().sum(1).clamp_min(1e-300)
+    part = weight / share.clamp_min(1e-300)[:, None]
+    kept = (10 * z.shape[-1] / (10 * z.shape[-1] + effective))[..., None]  # (B, J, 1)
+    loc = (1 - kept) * (part.mT @ z) + kept * proposal.loc
+    centred = z[:, None] - loc[:, :, None]  # (B, J, S, D)
+    spread = centred.mT @ (part.mT[..., None] * centred)
+    covariance = (1 - kept[..., None]) * spread + kept[..., None] * proposal.tril @ proposal.tril.mT
+    return Proposal(with_reserve(share / share.sum(1, keepdim=True)), loc, factor(covariance))
+
+
+def _temper(log_weight: Tensor, effective: float) -> Tensor:
+    """Raise each row of weights (B, S) to the largest power <= 1 with so many effective samples, by bisection."""
+    log_weight = log_weight.clamp_min(-1e300)  # where nothing explains a datum, all samples count the same
+    low, high = torch.zeros_like(log_weight[:, :1]), torch.ones_like(log_weight[:, :1])
+    power = high
+    for _ in range(20):
+        enough = effective_samples(power * log_weight)[:, None] >= effective
+        low, high = torch.where(enough, power, low), torch.where(enough, high, power)
+        power = torch.where(low == 1, 1.0, 0.5 * (low + high))
+    return low * log_weight
+
+
+def effective_samples(log_weight: Tensor) -> Tensor:
+    """(sum of weights)² over sum of squared weights, (B), for log-weights (B, S)."""
+    return (2 * log_weight.logsumexp(1) - (2 * log_weight).logsumexp(1)).exp()

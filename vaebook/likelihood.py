@@ -13,26 +13,24 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
 
-from vaebook._checks import check_generator, check_int
+from vaebook._checks import check_generator, check_index, check_int
 from vaebook.adapters import adapt_prior, adapt_vae
 from vaebook.evaluation import take
 from vaebook.integrals import Joint, encode
-from vaebook.laplace import factor, laplace
+from vaebook.laplace import RESERVE, Proposal, effective_samples, factor, laplace, refit, with_reserve
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import components, optional
-from vaebook.priors import GaussianMixture, as_mixture
+from vaebook.parts import Components, components, optional
+from vaebook.priors import GaussianMixture, as_mixture, from_components
 
 ROWS = 32
 """How many data are treated at once."""
-RESERVE = 0.1
-"""Share of a proposal that the prior always has; of the rest, this share is spread evenly over the Gaussians."""
 PRIOR_DRAWS = 4096
 """Draws of the prior at which p(x|z) is evaluated for each datum, to find starting points."""
 STARTS = 16
@@ -108,37 +106,50 @@ def importance_log_prob(
     importance sampling (2000), for the prior's share.
     """
     vae = adapt_vae(vae)
+    priors = {"prior": vae.prior if prior is None else prior}
+    return estimates(vae, x, priors, num_samples, {}, ("prior",), condition, generator)["prior"]
+
+
+def estimates(
+    vae: Any,
+    x: Any,
+    priors: Mapping[str, Any],
+    num_samples: int,
+    leave_out: Mapping[str, Tensor],
+    drawn_from: Iterable[str],
+    condition: Any,
+    generator: torch.Generator | None,
+    **sizes: int,
+) -> dict[str, ImportanceEstimate]:
+    """Estimate log p(x) under each of several priors, as `vaebook.comparison.compare_priors` says."""
+    vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
     check_int("num_samples", num_samples, minimum=2, maximum=10**9)
     generator = check_generator(generator, x.device)
-    parts = []
+    found: dict[str, list[Tensor]] = {name: [] for name in priors}
     with torch.no_grad(), vae.evaluating(x, condition):
         q = encode(vae, x, condition)
-        prior = vae.prior if prior is None else adapt_prior(prior, q.loc.shape[1])
-        # One Gaussian that knows its KL in closed form samples itself, and its draws tell enough of it.
-        mixture = as_mixture(prior, x.device) if optional(prior, "kl") is None else None
-        prior = mixture or prior
-
-        def draw(rows: Tensor) -> Tensor:
-            z = prior.sample((max(1, len(rows)),), generator=generator)
-            return z[: len(rows)].to(q.loc.device, torch.float64)
-
-        draws = draw(torch.arange(PRIOR_DRAWS))
-        mixture = mixture or _moments(draws)
+        adapted = {name: adapt_prior(prior, q.loc.shape[1]) for name, prior in priors.items()}
+        adapted = {name: as_mixture(prior, x.device) or prior for name, prior in adapted.items()}
+        for name, own in leave_out.items():
+            if optional(adapted[name], "leave_one_out") is None:
+                raise ValueError(f"leave_out: expected a DiagGaussianMixture, got {adapted[name]}")
+            check_index("leave_out", own, (len(x),), size=adapted[name].num_components)
+        left = {name: own.to(x.device) for name, own in leave_out.items()}
+        pool = _Pool({name: adapted[name] for name in drawn_from}, left, generator)
+        draws = pool.draw(torch.full((PRIOR_DRAWS,), -1, device=x.device))
+        mixture = pool.gaussians(draws)
         for rows in torch.arange(len(x), device=x.device).split(ROWS):
-            joint = Joint(vae, x[rows], take(condition, rows), prior, q.loc.dtype)
+            part = pool.at(rows)
+            joint = Joint(vae, x[rows], take(condition, rows), part, q.loc.dtype)
             own = Normal(q.loc[rows].double(), q.scale[rows].double(), validate_args=False)
-            sampler = Sampler(joint, own, mixture, draws, draw, generator)
-            parts.append(torch.cat([log_weight for _, log_weight in sampler.weighted(num_samples)], 1))
-    return summarise(torch.cat(parts))
-
-
-class _Proposal(NamedTuple):
-    """J Gaussians for each datum; their shares leave RESERVE to the prior."""
-
-    log_share: Tensor  # (B, J)
-    loc: Tensor  # (B, J, D)
-    tril: Tensor  # (B, J, D, D)
+            sampler = Sampler(joint, own, mixture, draws, part.draw, generator, **sizes)
+            z, log_ratio, log_prior = (torch.cat(parts, 1) for parts in zip(*sampler.fresh(num_samples), strict=True))
+            for name, prior in adapted.items():
+                if len(adapted) > 1:
+                    log_prior = _Pool({name: prior}, left, generator).at(rows).log_prob(z)
+                found[name].append(log_ratio + log_prior)
+    return dict(zip(found, map(_summarise, found.values()), strict=True))
 
 
 class Sampler(NamedTuple):
@@ -153,15 +164,16 @@ class Sampler(NamedTuple):
     num_starts: int = STARTS
     round_samples: int = ROUND_SAMPLES
 
-    def weighted(self, num_samples: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Fit a proposal; yield fresh samples from it, (B, S', D), with their log-weights, (B, S'), S in all."""
+    def fresh(self, num_samples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Fit a proposal; yield fresh samples from it, S in all, as the first three of `weigh`."""
         proposal = self.start()
         for _ in range(ROUNDS):
-            proposal = _fit(proposal, *self.weigh(proposal, self.round_samples))
+            z, log_ratio, log_prior, log_parts = self.weigh(proposal, self.round_samples)
+            proposal = refit(proposal, z, log_ratio + log_prior, log_parts)
         sizes = (min(self.round_samples, num_samples - done) for done in range(0, num_samples, self.round_samples))
-        yield from (self.weigh(proposal, size)[:2] for size in sizes)
+        yield from (self.weigh(proposal, size)[:3] for size in sizes)
 
-    def start(self) -> _Proposal:
+    def start(self) -> Proposal:
         """Put Gaussians at the encoder's mean, 1, 2 and 4 times as wide, and around maxima of p(x, z)."""
         loc, scale = self.q.loc[:, None], self.q.scale[:, None]
         points = torch.cat([loc, self.good_points()], 1).transpose(0, 1)
@@ -170,7 +182,7 @@ class Sampler(NamedTuple):
         log_share = torch.cat([torch.full_like(loc[..., 0], math.log(RESERVE)).expand(-1, len(widths)), log_share], 1)
         # A fifth wider than Laplace's rule has them: too wide costs less than too narrow.
         tril = torch.cat([torch.diag_embed(widths * scale), 1.2 * factor(torch.cholesky_inverse(tril))], 1)
-        return _Proposal(_with_reserve(log_share.softmax(1)), torch.cat([loc.expand(-1, len(widths), -1), z], 1), tril)
+        return Proposal(with_reserve(log_share.softmax(1)), torch.cat([loc.expand(-1, len(widths), -1), z], 1), tril)
 
     def good_points(self) -> Tensor:
         """Choose, for each datum, num_starts points (B, J, D) with probabilities as p(x|z), none twice.
@@ -187,8 +199,8 @@ class Sampler(NamedTuple):
         score = log_weight + torch.cat(log_likelihood).mT - (-uniform.log()).log()
         return points[score.topk(min(self.num_starts, len(points)), 1).indices]
 
-    def weigh(self, proposal: _Proposal, num_samples: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw z (B, S, D); also return log w (B, S) and the log of the proposal's Gaussians at z (B, S, J)."""
+    def weigh(self, proposal: Proposal, num_samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw z (B, S, D) from r; return it, log p(x|z) / r(z), log p(z) (B, S), and logs of shares in r (B, S, J)."""
         z = self.draw(proposal, num_samples)
         parts = z.transpose(0, 1).split(self.joint.chunk)
         log_likelihood = torch.cat([self.joint.log_likelihood(part) for part in parts]).mT
@@ -196,9 +208,9 @@ class Sampler(NamedTuple):
         gaussians = MultivariateNormal(proposal.loc, scale_tril=proposal.tril, validate_args=False)
         log_parts = proposal.log_share[:, None] + gaussians.log_prob(z.transpose(0, 1)[:, :, None]).transpose(0, 1)
         log_proposal = torch.logaddexp(log_parts.logsumexp(-1), math.log(RESERVE) + log_prior)
-        return z, log_likelihood + log_prior - log_proposal, log_parts - log_proposal[..., None]
+        return z, log_likelihood - log_proposal, log_prior, log_parts - log_proposal[..., None]
 
-    def draw(self, proposal: _Proposal, num_samples: int) -> Tensor:
+    def draw(self, proposal: Proposal, num_samples: int) -> Tensor:
         """Draw z (B, S, D) from the proposal, its share of the prior included."""
         batch, num, dim = proposal.loc.shape
         share = torch.cat([proposal.log_share.exp(), torch.full_like(proposal.log_share[:, :1], RESERVE)], 1)
@@ -210,58 +222,70 @@ class Sampler(NamedTuple):
         return z
 
 
-def _moments(draws: Tensor) -> GaussianMixture:
-    """Return one Gaussian with mean and covariance of the draws, (S, D)."""
+class _Pool:
+    """The mean of several priors; some of them leave out a component for each row of a batch."""
+
+    def __init__(self, priors: dict[str, Any], own: Mapping[str, Tensor], generator: torch.Generator | None) -> None:
+        self.priors, self.own, self.generator = priors, {n: own[n] for n in priors if n in own}, generator
+
+    def at(self, rows: Tensor) -> _Pool:
+        """Select the rows of a batch."""
+        return _Pool(self.priors, {name: own[rows] for name, own in self.own.items()}, self.generator)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """Return the log-density at z (B, S, D) as (B, S)."""
+        parts = []
+        for name, prior in self.priors.items():
+            density = prior.leave_one_out(self.own[name][:, None]) if name in self.own else prior
+            parts.append(density.log_prob(z).double())
+        return _mean(parts)
+
+    def draw(self, rows: Tensor) -> Tensor:
+        """Draw for rows (M) of the batch: (M, D). Negative rows leave out nothing."""
+        which = torch.randint(len(self.priors), rows.shape, generator=self.generator, device=rows.device)
+        parts = {j: self._draw(name, rows[which == j]) for j, name in enumerate(self.priors)}
+        z = torch.cat([part for part in parts.values() if len(part)]) if len(rows) else parts[0]
+        return z[which.argsort(stable=True).argsort()] if len(rows) else z
+
+    def _draw(self, name: str, rows: Tensor) -> Tensor:
+        prior, num = self.priors[name], max(1, len(rows))
+        if name not in self.own:
+            return prior.sample((num,), generator=self.generator)[: len(rows)].to(rows.device, torch.float64)
+        z, index = prior.sample_with_index((num,), generator=self.generator)
+        z, index = z[: len(rows)].double(), index[: len(rows)]
+        again = (rows >= 0) & (index == self.own[name][rows.clamp(min=0)])
+        if bool(again.any()):
+            z[again] = self._draw(name, rows[again])
+        return z
+
+    def gaussians(self, draws: Tensor) -> DiagGaussianMixture | GaussianMixture:
+        """Return all components, of several priors with diagonal covariances; if one has none, the draws' Gaussian."""
+        parts = [[part.double() for part in components(p) or _moments(draws)] for p in self.priors.values()]
+        if len(parts) > 1:
+            diagonal = lambda scale: scale if scale.ndim == 2 else scale.square().sum(-1).sqrt()  # noqa: E731
+            parts = [(log_weight.log_softmax(0), loc, diagonal(scale)) for log_weight, loc, scale in parts]
+        return from_components(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _moments(draws: Tensor) -> Components:
+    """Return the component with mean and covariance of the draws, (S, D)."""
     covariance = draws.mT.cov().reshape(1, draws.shape[1], draws.shape[1])
-    return GaussianMixture(draws.new_ones(1), draws.mean(0)[None], factor(covariance))
+    return draws.new_zeros(1), draws.mean(0)[None], factor(covariance)
 
 
-def _with_reserve(share: Tensor) -> Tensor:
-    """Return logarithms of the Gaussians' shares, none of them near 0, with RESERVE left to the prior."""
-    return (((1 - RESERVE) * share + RESERVE / share.shape[1]) * (1 - RESERVE)).log()
+def _mean(log_densities: list[Tensor]) -> Tensor:
+    return torch.stack(log_densities).logsumexp(0) - math.log(len(log_densities))
 
 
-def _fit(proposal: _Proposal, z: Tensor, log_weight: Tensor, log_parts: Tensor) -> _Proposal:
-    """Take one step of EM for weighted samples.
-
-    The old Gaussian counts as ten samples for each latent dimension, so that few samples do not move it far.
-    """
-    weight = _temper(log_weight, z.shape[1] / 5).softmax(1)[..., None] * log_parts.exp()  # (B, S, J)
-    share = weight.sum(1)
-    effective = share.square() / weight.square().sum(1).clamp_min(1e-300)
-    part = weight / share.clamp_min(1e-300)[:, None]
-    kept = (10 * z.shape[-1] / (10 * z.shape[-1] + effective))[..., None]  # (B, J, 1)
-    loc = (1 - kept) * (part.mT @ z) + kept * proposal.loc
-    centred = z[:, None] - loc[:, :, None]  # (B, J, S, D)
-    spread = centred.mT @ (part.mT[..., None] * centred)
-    covariance = (1 - kept[..., None]) * spread + kept[..., None] * proposal.tril @ proposal.tril.mT
-    return _Proposal(_with_reserve(share / share.sum(1, keepdim=True)), loc, factor(covariance))
-
-
-def _temper(log_weight: Tensor, effective: float) -> Tensor:
-    """Raise each row of weights (B, S) to the largest power <= 1 with so many effective samples, by bisection."""
-    log_weight = log_weight.clamp_min(-1e300)  # where nothing explains a datum, all samples count the same
-    low, high = torch.zeros_like(log_weight[:, :1]), torch.ones_like(log_weight[:, :1])
-    power = high
-    for _ in range(20):
-        enough = _effective(power * log_weight)[:, None] >= effective
-        low, high = torch.where(enough, power, low), torch.where(enough, high, power)
-        power = torch.where(low == 1, 1.0, 0.5 * (low + high))
-    return low * log_weight
-
-
-def _effective(log_weight: Tensor) -> Tensor:
-    return (2 * log_weight.logsumexp(1) - (2 * log_weight).logsumexp(1)).exp()
-
-
-def summarise(log_weight: Tensor) -> ImportanceEstimate:
-    """Turn log-weights, (B, S), into an estimate, and warn where few samples count."""
-    num, effective = log_weight.shape[1], _effective(log_weight).nan_to_num(0)
+def _summarise(parts: list[Tensor]) -> ImportanceEstimate:
+    """Turn log-weights, (B, S) in parts, into an estimate, and warn where few samples count."""
+    log_weight = torch.cat(parts)
+    num, effective = log_weight.shape[1], effective_samples(log_weight).nan_to_num(0)
     few = int((effective < TRUSTED).sum())
     if few:
         got = f"fewer for {few} of {len(effective)} data, {float(effective.min()):.1f} for the worst"
         told = "their standard errors cannot be trusted; take more samples"
-        warnings.warn(f"num_samples: expected {TRUSTED} effective samples, got {got}: {told}", stacklevel=3)
+        warnings.warn(f"num_samples: expected {TRUSTED} effective samples, got {got}: {told}", stacklevel=4)
     # Var(w) / mean(w)² = S / ESS - 1, and an unbiased variance divides by S - 1.
     stderr = ((num / effective - 1).clamp_min(0) / (num - 1)).sqrt()
     return ImportanceEstimate(log_weight.logsumexp(1) - math.log(num), stderr, effective)
