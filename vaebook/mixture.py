@@ -9,8 +9,7 @@ float64 through `vaebook.kernels`, and returned in the dtype of the input, at le
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,20 +20,14 @@ from vaebook._checks import at_least_single, check_index, check_tensor
 from vaebook.gaussians import WeightedGaussians
 
 
-def _unavailable(name: str, reason: str) -> Callable:
-    def method(self: DiagGaussianMixture, *_: Any, **__: Any) -> None:
-        raise NotImplementedError(f"{name}: {reason}")
-
-    method.__doc__ = f"Raise NotImplementedError: {reason}."
-    return method
-
-
 class DiagGaussianMixture(WeightedGaussians):
     r"""A finite mixture of Gaussians with diagonal covariances.
 
     $q(z) = \sum_{n=1}^N w_n \prod_{j=1}^D \mathcal N(z_j \mid \mu_{nj}, \sigma_{nj}^2)$
 
     What the sums need is prepared once and shared with copies. It is prepared again after loc or scale change in place.
+    There is no closed form for entropy, cdf, icdf or mode, and no reparameterised sample: as in any torch distribution
+    that lacks them, they raise NotImplementedError.
 
     Args:
         loc: the means mu, (N, D).
@@ -64,14 +57,6 @@ class DiagGaussianMixture(WeightedGaussians):
     """Whether a large mixture is divided into clusters on first use, which takes as long as some thousand points."""
     arg_constraints: ClassVar[dict] = {}  # checked by ourselves, with better messages
     support = constraints.real_vector
-    has_rsample = False
-    rsample = _unavailable("rsample", "which component a draw comes from is no differentiable choice; use sample")
-    expand = _unavailable("expand", "there is no batch shape; log_prob takes points of any shape (*s, D)")
-    entropy = _unavailable("entropy", "no closed form for a mixture; take the mean of -q.log_prob(q.sample((S,)))")
-    cdf = _unavailable("cdf", "points are vectors; one coordinate of the mixture is a mixture in one dimension")
-    icdf = _unavailable("icdf", "points are vectors; sample draws them")
-    enumerate_support = _unavailable("enumerate_support", "the support is continuous")
-    mode = property(_unavailable("mode", "a mixture may have many; vaebook.modes.find_modes lists them"))
 
     def __repr__(self) -> str:
         """Show the sizes."""
