@@ -99,14 +99,14 @@ def merge_duplicates(q_agg: DiagGaussianMixture) -> tuple[DiagGaussianMixture, T
     check_type("q_agg", q_agg, DiagGaussianMixture)
     if _all_distinct(q_agg.loc.detach(), q_agg.scale.detach()):
         return q_agg, torch.ones(q_agg.num_components, dtype=torch.long, device=q_agg.loc.device)
-    rows = torch.cat([q_agg.loc, q_agg.scale], 1).detach()
-    _, group, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
-    position = torch.arange(len(rows), device=rows.device)
-    first = torch.full_like(counts, len(rows)).scatter_reduce(0, group, position, "amin")
-    order = first.argsort()  # torch.unique sorts by value; we keep the order of first appearance
-    log_weight = _log_sum_by_group(q_agg.double().log_weight.detach(), group, len(counts))
-    keep = first[order]
-    return DiagGaussianMixture(q_agg.loc[keep], q_agg.scale[keep], log_weight[order]), counts[order]
+    each, loc, scale = (part.detach().cpu().numpy() for part in q_agg.components())
+    rows, device = np.concatenate([loc, scale], 1), q_agg.loc.device
+    _, first, group, counts = np.unique(rows, axis=0, return_index=True, return_inverse=True, return_counts=True)
+    log_weight = np.full(len(counts), -np.inf)
+    np.logaddexp.at(log_weight, group.reshape(-1), each)
+    order = first.argsort()  # np.unique sorts by value; we keep the order of first appearance
+    keep, weights, multiple = (torch.from_numpy(part[order]).to(device) for part in (first, log_weight, counts))
+    return DiagGaussianMixture(q_agg.loc[keep], q_agg.scale[keep], weights), multiple
 
 
 def _all_distinct(loc: Tensor, scale: Tensor) -> bool:
@@ -134,10 +134,3 @@ def as_codes(name: str, codes: Any) -> DiagGaussianMixture:
     }
     with explained(name, "dense arrays of real numbers"):
         return DiagGaussianMixture.from_arrays(**flat)
-
-
-def _log_sum_by_group(log_weight: Tensor, group: Tensor, num_groups: int) -> Tensor:
-    """log-sum-exp within each group, safe for weights that underflow and for groups of weight 0."""
-    top = log_weight.new_full((num_groups,), -torch.inf).scatter_reduce(0, group, log_weight, "amax")
-    shift = top.where(top.isfinite(), 0.0)
-    return torch.zeros_like(top).index_add(0, group, (log_weight - shift[group]).exp()).log() + shift

@@ -288,8 +288,7 @@ def _outside_inference_mode(tensor: Tensor) -> Tensor:
 def _as_tensor(name: str, value: Any) -> Tensor:
     """Copy anything that numpy reads as real numbers into a float32 or float64 tensor."""
     if isinstance(value, Tensor):
-        value = value.detach().cpu()
-        value = (value if value.dtype == torch.float64 else value.float()).numpy()
+        value = value.detach().cpu().to(at_least_single(value.dtype)).numpy()
     array = np.asarray(value)
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name}: expected an array of real numbers, got {type(value).__name__} of dtype {array.dtype}")

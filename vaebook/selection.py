@@ -20,11 +20,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_all, check_generator, check_int, check_positive, check_tensor, new_seed
+from vaebook._checks import check_all, check_generator, check_int, new_seed
 from vaebook.adapters import AdaptedVAE, adapt_vae
+from vaebook.aggregate import aggregated_posterior
 from vaebook.comparison import compare_priors
 from vaebook.estimators import Estimate, estimate
-from vaebook.evaluation import Condition, Data, take
+from vaebook.evaluation import Data, take
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import optional
 from vaebook.priors import GaussianMixture, fit_gmm
@@ -145,7 +146,7 @@ def choose_prior(
     if scored.shape[1:] != x.shape[1:]:
         raise ValueError(f"{name}: expected data of shape {tuple(x.shape[1:])}, got {tuple(scored.shape[1:])}")
     with vae.evaluating(x, condition):
-        q_agg = _encode(vae, x, condition)
+        q_agg = aggregated_posterior(vae, x, condition=condition)
         exemplars = optional(vae.prior, "exemplars")
         if held_out is None and exemplars is not None and len(x) != len(exemplars):
             wanted = f"the {len(exemplars)} exemplars of which the prior is made"
@@ -170,12 +171,6 @@ def choose_prior(
         hint = "gains may be wrong by more than their standard errors"
         warnings.warn(f"choose_prior: expected {FEW} effective samples or more, got {counted}; {hint}", stacklevel=3)
     return Choice(candidates["gmm"], size, covariance, gains, total, candidates, counted)
-
-
-def _encode(vae: AdaptedVAE, x: Tensor, condition: Condition) -> DiagGaussianMixture:
-    parts = [vae.encode(x[r], take(condition, r)).base_dist for r in torch.arange(len(x)).split(1024)]
-    loc, scale = torch.cat([q.loc for q in parts]), torch.cat([q.scale for q in parts])
-    return DiagGaussianMixture(check_tensor("encoder's loc", loc, ("N", "D")), check_positive("encoder's scale", scale))
 
 
 def _best(q_agg: DiagGaussianMixture, sizes: list[int], seed: int) -> tuple[int, str]:

@@ -7,7 +7,7 @@ mean taken. Saving and loading live in `vaebook.checkpoint`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -129,9 +129,11 @@ def fit(
     try:
         for epoch in bar:
             batches = _batches(x, condition, batch_size, generator, binarize, exemplars is not None)
-            history.train_loss.append(_train_epoch(model, optimizer, batches, epoch, beta, generator))
+            history.train_loss.append(_epoch(model, batches, f"epoch {epoch}", beta, generator, optimizer))
             if validation is not None:
-                loss = _evaluate(model, validation, validation_condition, batch_size, epoch, beta)
+                parts = (slice(start, start + batch_size) for start in range(0, len(validation), batch_size))
+                batches = ((validation[rows], take(validation_condition, rows), None) for rows in parts)
+                loss = _epoch(model, batches, f"epoch {epoch}, validation", beta, _fixed_generator(validation))
                 history.validation_loss.append(loss)
             _check_weights(holder, epoch)
             losses = history.validation_loss
@@ -163,34 +165,26 @@ def _data(
     return (x if like is None else binary).detach(), condition
 
 
-def _train_epoch(
+def _epoch(
     model: AdaptedVAE,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[tuple[Tensor, Condition, Tensor | None]],
-    epoch: int,
+    batches: Iterable[tuple[Tensor, Condition, Tensor | None]],
+    where: str,
     beta: float,
     generator: torch.Generator | None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> float:
-    model.train()
-    total = count = 0
-    for number, (batch, condition, index) in enumerate(batches, start=1):
-        loss = _loss(model, batch, condition, f"epoch {epoch}, batch {number}", beta, generator, index)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total, count = total + float(loss.detach()) * len(batch), count + len(batch)
-    return total / count
-
-
-@torch.no_grad()
-def _evaluate(model: AdaptedVAE, x: Tensor, condition: Condition, batch_size: int, epoch: int, beta: float) -> float:
-    model.eval()
-    generator, losses = _fixed_generator(x), []
-    for start in range(0, len(x), batch_size):
-        rows = slice(start, start + batch_size)
-        loss = _loss(model, x[rows], take(condition, rows), f"epoch {epoch}, validation", beta, generator)
-        losses.append(loss * len(x[rows]))
-    return float(torch.stack(losses).sum()) / len(x)
+    """Average the loss over batches; with an optimizer, step after each."""
+    model.train(optimizer is not None)
+    total, count = 0.0, 0
+    with torch.set_grad_enabled(optimizer is not None):
+        for number, (batch, condition, index) in enumerate(batches, start=1):
+            loss = _loss(model, batch, condition, f"{where}, batch {number}", beta, generator, index)
+            if optimizer is not None:
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            total, count = total + loss.detach().double() * len(batch), count + len(batch)
+    return float(total) / count
 
 
 def _loss(
