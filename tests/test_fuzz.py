@@ -36,9 +36,9 @@ from vaebook import (
 from vaebook import training as fitting
 from vaebook.adapters import adapt, adapt_decoder, adapt_encoder, adapt_prior, adapt_vae
 from vaebook.aggregate import aggregated_posterior, merge_duplicates
-from vaebook.comparison import compare_priors
 from vaebook.data import binarize
 from vaebook.holes import hole_mass
+from vaebook.likelihood import compare_priors
 from vaebook.memorisation import memorisation
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
@@ -159,12 +159,12 @@ SLOW = {
     "fit": (
         fitting.fit,
         {"vae": HOUSE, "x": X, "num_epochs": 1, "batch_size": 2, "learning_rate": 1e-3, "beta": 1.0,
-         "validation": X, "patience": 1, "generator": SEEDED, "progress": False, "binarize": False},
+         "validation": X, "patience": 1, "generator": SEEDED, "progress": False},
     ),
     "fit_npmle": (
         npmle.fit_npmle,
         {"log_likelihood": lambda z: -((MANY[:, :1] - z.mT) ** 2), "candidates": LOC, "tolerance": 0.1,
-         "separation": 1e-3, "max_rounds": 2},
+         "separation": 1e-3},
     ),
     "bracket_mismatch": (
         population.bracket_mismatch,

@@ -20,7 +20,7 @@ from torch.distributions import (
     StudentT,
 )
 
-from vaebook import laplace, likelihood
+from vaebook import likelihood, proposals
 from vaebook.adapters import adapt
 from vaebook.aggregate import aggregated_posterior
 from vaebook.bounds import iwae_bound, quadrature_log_prob
@@ -129,7 +129,7 @@ def test_estimates_of_p_are_unbiased_and_their_errors_as_large_as_stated():
 
 def test_the_samples_of_the_fit_are_not_used_again(monkeypatch):
     """Unbiased whatever the fit does: also if it is made of four samples."""
-    monkeypatch.setattr(likelihood.Sampler.__new__, "__defaults__", (likelihood.STARTS, 4))
+    monkeypatch.setattr(proposals.Sampler.__new__, "__defaults__", (proposals.STARTS, 4))
     monkeypatch.setattr(likelihood, "PRIOR_DRAWS", 256)  # which start the fit, for each of the 3,200
     model, _, x = digit_model(2)
     with pytest.warns(UserWarning, match="expected 50 effective samples, got fewer for 3200 of 3200 data"):
@@ -149,10 +149,10 @@ def test_more_samples_shrink_the_error_as_they_should():
 
 def test_failure_shows(monkeypatch):
     """Without a fit, and with an encoder and a prior that miss the posterior, the effective number says so."""
-    for name, value in (("ROUNDS", 0), ("PRIOR_DRAWS", 200)):
-        monkeypatch.setattr(likelihood, name, value)
-    monkeypatch.setattr(likelihood.Sampler.__new__, "__defaults__", (1, likelihood.ROUND_SAMPLES))
-    monkeypatch.setattr(laplace, "STEPS", 1)
+    monkeypatch.setattr(likelihood, "PRIOR_DRAWS", 200)
+    monkeypatch.setattr(proposals, "ROUNDS", 0)
+    monkeypatch.setattr(proposals.Sampler.__new__, "__defaults__", (1, proposals.ROUND_SAMPLES))
+    monkeypatch.setattr(proposals, "STEPS", 1)
     model, _, x = digit_model(16)
 
     def encoder(x):
@@ -243,8 +243,8 @@ def test_tempering_leaves_the_wanted_number_of_effective_samples():
     log_weight = (
         torch.randn(5, 1000, generator=rng(), dtype=torch.float64) * torch.tensor([0.0, 0.1, 1, 10, 100])[:, None]
     )
-    tempered = laplace._temper(log_weight, 50)
-    effective = laplace.effective_samples(tempered)
+    tempered = proposals._temper(log_weight, 50)
+    effective = proposals.effective_samples(tempered)
     assert torch.equal(tempered[:2], log_weight[:2])  # enough as they are
     assert bool((effective >= 50).all())
     torch.testing.assert_close(effective[3:], torch.full((2,), 50.0, dtype=torch.float64), rtol=1e-2, atol=0)
@@ -416,7 +416,7 @@ def sampler(log_likelihood, draws):
     vae = adapt(lambda x: (x, 1 + 0 * x), decoder, prior=StandardNormal(1))
     x = torch.zeros(400, 1, dtype=torch.float64)
     q = Normal(x, 1 + 0 * x)
-    return likelihood.Sampler(
+    return proposals.Sampler(
         Joint(vae, x), q, from_components(*likelihood._moments(draws)), draws, lambda rows: draws[rows], rng()
     )
 
@@ -426,7 +426,7 @@ def test_points_are_chosen_by_chance_as_they_explain_a_datum(gain):
     """Draws left and right of 0, the latter better by so many nats: without chance only those would be chosen."""
     draws = torch.linspace(-2, 2, 2001, dtype=torch.float64)[:, None]
     points = sampler(lambda z: gain * (z > 0).double(), draws).good_points()[..., 0]
-    assert all(len(row.unique()) == likelihood.STARTS for row in points)
+    assert all(len(row.unique()) == proposals.STARTS for row in points)
     share, expected = float((points > 0).double().mean()), 1 / (1 + math.exp(-gain))
     assert abs(share - expected) < 5 * math.sqrt(expected * (1 - expected) / points.numel()) + 0.005
     assert abs(float(points[points > 0].mean()) - 1) < 0.05  # and all alike on one side

@@ -173,9 +173,10 @@ def test_weights_are_found_where_whole_steps_overshoot(seed):
     assert mean_log_prob(terms, fit_weights(terms).exp()) == pytest.approx(mean_log_prob(terms, weight), abs=1e-8)
 
 
-def test_weights_that_need_more_steps_say_so():
-    with pytest.raises(RuntimeError, match=r"max_steps: expected enough for tolerance 1e-09, got 0; raise one"):
-        fit_weights(COIN.log(), max_steps=0)
+def test_weights_that_need_more_steps_say_so(monkeypatch):
+    monkeypatch.setattr(finding, "STEPS", 0)
+    with pytest.raises(RuntimeError, match=r"tolerance: expected one that 0 steps reach, got 1e-09; raise it"):
+        fit_weights(COIN.log())
 
 
 # Places and weights
@@ -232,10 +233,11 @@ def test_atoms_stay_in_the_box_of_the_candidates():
     assert prior.atoms[:, 0].sort().values.tolist() == pytest.approx([-2, 2], abs=1e-12)
 
 
-def test_separation_merges():
+def test_separation_merges(monkeypatch):
+    monkeypatch.setattr(npmle, "ROUNDS", 3)
     x = torch.tensor([-1.5, 1.5], dtype=torch.float64)
-    with pytest.raises(RuntimeError, match=r"max_rounds: expected enough for tolerance 0.0001, got 3 and certificate"):
-        fit_npmle(gaussian(x), line(4, 41), separation=10.0, max_rounds=3)
+    with pytest.raises(RuntimeError, match=r"tolerance: expected one that 3 rounds reach, got 0.0001 and certificate"):
+        fit_npmle(gaussian(x), line(4, 41), separation=10.0)
     assert len(fit_npmle(gaussian(x), line(4, 41), separation=10.0, tolerance=5.0).atoms) == 1
 
 
@@ -304,13 +306,11 @@ def test_a_datum_that_no_atom_of_positive_weight_allows():
         (lambda: log_gradient(GOOD, torch.zeros(2)), ValueError, r"log_prob: expected shape \(3,\), got \(2,\)"),
         (lambda: log_gradient(GOOD, torch.full((3,), -math.inf)), ValueError, "log_prob: expected finite values"),
         (lambda: fit_weights(GOOD, tolerance=0), ValueError, "tolerance: expected a number > 0, got 0"),
-        (lambda: fit_weights(GOOD, max_steps=-1), ValueError, "max_steps: expected an int at least 0"),
         (lambda: fit_npmle(3, line(1, 3)), TypeError, "log_likelihood: expected a callable, got int"),
         (lambda: fit_npmle(lambda z: z, [1.0]), TypeError, "candidates: expected a torch.Tensor, got list"),
         (lambda: fit_npmle(lambda z: z, torch.zeros(3)), ValueError, r"candidates: expected shape \(M, D\)"),
         (lambda: fit_npmle(lambda z: z, line(1, 3), tolerance=-1), ValueError, "tolerance: expected a number > 0"),
         (lambda: fit_npmle(lambda z: z, line(1, 3), separation=-1), ValueError, "separation: expected a number >= 0"),
-        (lambda: fit_npmle(lambda z: z, line(1, 3), max_rounds=0), ValueError, "max_rounds: expected an int at least"),
         (lambda: fit_npmle(lambda z: z, line(1, 3)), ValueError, r"log_likelihood's value: expected shape \(N, 3\)"),
         (lambda: fit_npmle(lambda z: z.mT.float(), line(1, 3)), TypeError, "expected dtype torch.float64, got torch.f"),
         (lambda: fit_npmle(lambda z: z.mT.log(), line(1, 3)), ValueError, "log-densities below infinity, got nan"),
@@ -329,12 +329,14 @@ def test_rounding_refuses_no_step():
         assert log_gradient(terms, log_prob).max() < 1e-11, seed
 
 
-def test_no_step_is_taken_where_none_is_needed_and_none_beyond_the_limit():
+def test_no_step_is_taken_where_none_is_needed_and_none_beyond_the_limit(monkeypatch):
+    monkeypatch.setattr(finding, "STEPS", 0)
     equal = torch.tensor([[0.9, 0.1], [0.1, 0.9]]).double().log()
-    torch.testing.assert_close(fit_weights(equal, max_steps=0).exp(), torch.full((2,), 0.5).double())
-    with pytest.raises(RuntimeError, match=r"^max_steps: "):
-        fit_weights(torch.tensor([[0.9, 0.2], [0.1, 0.8]]).log(), max_steps=0, tolerance=1e-2)
-    one_step = fit_weights(torch.tensor([[0.9, 0.2], [0.1, 0.8]]).log(), max_steps=1, tolerance=1e-2)
+    torch.testing.assert_close(fit_weights(equal).exp(), torch.full((2,), 0.5).double())
+    with pytest.raises(RuntimeError, match=r"^tolerance: "):
+        fit_weights(torch.tensor([[0.9, 0.2], [0.1, 0.8]]).log(), tolerance=1e-2)
+    monkeypatch.setattr(finding, "STEPS", 1)
+    one_step = fit_weights(torch.tensor([[0.9, 0.2], [0.1, 0.8]]).log(), tolerance=1e-2)
     torch.testing.assert_close(one_step.exp(), torch.tensor([3, 4]).double() / 7, rtol=0.05, atol=0)
 
 

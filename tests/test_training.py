@@ -196,14 +196,13 @@ def test_epoch_loss_weighs_data_not_batches(monkeypatch):
     assert history.validation_loss == pytest.approx([0.45] * 3, rel=1e-6)
 
 
-@pytest.mark.parametrize("binarize", [False, True])
-def test_training_is_reproducible_to_the_last_bit_and_leaves_the_global_state(binarize):
+def test_training_is_reproducible_to_the_last_bit_and_leaves_the_global_state():
     before = torch.get_rng_state(), torch.get_default_dtype()
     x = data.digits().train[:100]
     runs = []
     for seed in (0, 0, 1):
         vae = VAE(GaussianEncoder(64, 2), BernoulliDecoder(2, 64), StandardNormal(2))
-        history = quick(vae, x, generator=generator(seed), validation=x[:20], binarize=binarize)
+        history = quick(vae, x, generator=generator(seed), validation=x[:20])
         runs.append((state(vae), history))
     assert same(runs[0][0], runs[1][0]) and runs[0][1] == runs[1][1]
     assert not same(runs[0][0], runs[2][0])
@@ -224,17 +223,6 @@ def test_without_a_generator_torch_s_global_one_is_used():
 def test_validation_does_not_change_the_course_of_training():
     with_it, without = (quick(small_vae(), validation=v) for v in (two_images(10), None))
     assert with_it.train_loss == without.train_loss
-
-
-def test_binarize_draws_anew_in_training_and_once_in_validation(monkeypatch):
-    grey, seen = torch.full((8, 6), 0.5), []
-    elbo = bounds.elbo
-    monkeypatch.setattr(bounds, "elbo", lambda vae, b, **kw: seen.append(b) or elbo(vae, b, **kw))
-    quick(small_vae(), grey, validation=grey, batch_size=8, num_epochs=2, binarize=True)
-    assert all(set(b.unique().tolist()) == {0.0, 1.0} for b in seen)
-    train, validation = seen[::2], seen[1::2]
-    assert not torch.equal(train[0].sort(0).values, train[1].sort(0).values)
-    assert torch.equal(*validation)
 
 
 def test_the_best_epoch_by_validation_is_restored():
@@ -550,11 +538,6 @@ BAD_FIT = [
     ({"x": torch.zeros(0, 6)}, ValueError, "x: expected shape (N, ...) with at least one value, got (0, 6)"),
     ({"x": torch.full((5, 6), torch.nan)}, ValueError, "x: expected finite values, got nan at index (0, 0)"),
     (
-        {"x": torch.full((5, 6), 2.0), "binarize": True},
-        ValueError,
-        "x: expected values in [0, 1], got 2 at index (0, 0)",
-    ),
-    (
         {"x": torch.full((5, 6), 2.0)},
         ValueError,
         "x: expected values in [0, 1], got 2 at index (0, 0)",
@@ -571,7 +554,6 @@ BAD_FIT = [
     ),
     ({"validation": torch.full((5, 6), torch.inf)}, ValueError, "validation: expected finite values, got inf"),
     ({"validation": torch.full((5, 6), -1.0)}, ValueError, "validation: expected values in [0, 1], got -1"),
-    ({"validation": torch.full((5, 6), -1.0), "binarize": True}, ValueError, "validation: expected values in [0, 1]"),
     ({"num_epochs": 0}, ValueError, "num_epochs: expected an int at least 1, got 0"),
     ({"num_epochs": 1.5}, TypeError, "num_epochs: expected an int, got float"),
     ({"batch_size": 0}, ValueError, "batch_size: expected an int at least 1, got 0"),
@@ -584,7 +566,6 @@ BAD_FIT = [
     ({"patience": 0, "validation": two_images()}, ValueError, "patience: expected an int at least 1, got 0"),
     ({"patience": 2}, ValueError, "patience: expected None without validation data, got 2"),
     ({"progress": "no"}, TypeError, "progress: expected a bool, got str"),
-    ({"binarize": 1}, TypeError, "binarize: expected a bool, got int"),
 ]
 
 

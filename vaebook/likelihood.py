@@ -13,32 +13,28 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal, Normal
+from torch.distributions import Normal
 
-from vaebook._checks import check_generator, check_index, check_int
+from vaebook._checks import check_generator, check_index, check_int, check_type
 from vaebook.adapters import adapt_prior, adapt_vae
 from vaebook.evaluation import take
 from vaebook.integrals import Joint, encode
-from vaebook.laplace import RESERVE, Proposal, effective_samples, factor, laplace, refit, with_reserve
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import Components, components, optional
 from vaebook.priors import GaussianMixture, as_mixture, from_components
+from vaebook.proposals import Sampler, effective_samples, factor
 
 ROWS = 32
 """How many data are treated at once."""
 PRIOR_DRAWS = 4096
 """Draws of the prior at which p(x|z) is evaluated for each datum, to find starting points."""
-STARTS = 16
-"""Starting points among these draws for the search of maxima of p(x, z), besides the encoder's mean."""
-ROUNDS = 2
-"""Times that all Gaussians are then fitted to weighted samples."""
-ROUND_SAMPLES = 500
-"""Samples drawn for each datum and fit; also the most drawn at once."""
+SHARED = {"num_starts": 4, "round_samples": 200}
+"""Smaller numbers for several priors, which share their draws; often q_agg is among them."""
 TRUSTED = 50
 """With fewer effective samples, the standard error of a datum cannot be trusted, and a warning is given."""
 
@@ -107,10 +103,69 @@ def importance_log_prob(
     """
     vae = adapt_vae(vae)
     priors = {"prior": vae.prior if prior is None else prior}
-    return estimates(vae, x, priors, num_samples, {}, ("prior",), condition, generator)["prior"]
+    return _estimates(vae, x, priors, num_samples, {}, ("prior",), condition, generator)["prior"]
 
 
-def estimates(
+def compare_priors(
+    vae: Any,
+    x: Any,
+    priors: Mapping[str, Any],
+    num_samples: int = 1000,
+    *,
+    leave_out: Mapping[str, Tensor] | None = None,
+    drawn_from: Sequence[str] | None = None,
+    condition: Any = None,
+    generator: torch.Generator | None = None,
+) -> dict[str, ImportanceEstimate]:
+    r"""Estimate log p(x) under each of several priors, with draws that all of them share.
+
+    $\hat p_c(x) = \frac1S\sum_{s=1}^S \frac{p(x\mid z_s)\,c(z_s)}{r(z_s)},\quad z_s\sim r$
+
+    The proposal r is that for the mean of the J priors, c̄, so that no weight under c_j is more than J times that
+    under c̄. Each estimate has the properties of `importance_log_prob`. Common noise cancels in their differences.
+
+    Args:
+        vae: what `vaebook.adapters.adapt` makes, or an object with `.encoder`, `.decoder` and `.prior`.
+        x: data, (B, …).
+        priors: priors, torch distributions or flows, by name.
+        num_samples: S, the draws for each datum, besides those for the adaptation.
+        leave_out: by name of a prior that is a `DiagGaussianMixture`: for each datum the component to leave out, its
+            own, (B), long.
+        drawn_from: names of the priors of which c̄ is the mean; None means all. Each of the others should be close
+            to one of these.
+        condition: further input of encoder or decoder beside x or z, one row for each datum.
+        generator: the source of randomness; None means torch's global one.
+
+    Returns:
+        What `importance_log_prob` returns, by name of the prior.
+
+    Warns:
+        UserWarning: the effective number of samples is below 50 for some data.
+
+    Raises:
+        TypeError: an argument, or what encoder or decoder return, is of the wrong kind.
+        ValueError: there is no prior, a name is unknown, or as for `importance_log_prob`.
+
+    Example:
+        >>> from vaebook.ppca import PPCA
+        >>> vae = PPCA(torch.zeros(2), torch.tensor([[2.0], [0.0]]), noise_variance=1.0)
+        >>> wide = DiagGaussianMixture(torch.zeros(1, 1), torch.full((1, 1), 2.0))
+        >>> x, generator = torch.tensor([[6.0, 0.0]]), torch.Generator().manual_seed(0)
+        >>> found = compare_priors(vae, x, {"own": vae.prior, "wide": wide}, 4000, generator=generator)
+        >>> gain = found["wide"].log_prob - found["own"].log_prob
+        >>> round(float(gain - (vae.log_prob_under(wide, x) - vae.log_prob(x))), 1)
+        0.0
+
+    Source: as `importance_log_prob`; common random numbers, Owen, Monte Carlo theory, methods and examples (2013),
+    section 8.6.
+    """
+    leave_out = {} if leave_out is None else leave_out
+    _check_names(priors, leave_out, () if drawn_from is None else drawn_from)
+    given = (vae, x, priors, num_samples, leave_out, drawn_from or priors, condition, generator)
+    return _estimates(*given, **SHARED)
+
+
+def _estimates(
     vae: Any,
     x: Any,
     priors: Mapping[str, Any],
@@ -121,7 +176,7 @@ def estimates(
     generator: torch.Generator | None,
     **sizes: int,
 ) -> dict[str, ImportanceEstimate]:
-    """Estimate log p(x) under each of several priors, as `vaebook.comparison.compare_priors` says."""
+    """Estimate log p(x) under each of several priors, as `compare_priors` says."""
     vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
     check_int("num_samples", num_samples, minimum=2, maximum=10**9)
@@ -150,76 +205,6 @@ def estimates(
                     log_prior = _Pool({name: prior}, left, generator).at(rows).log_prob(z)
                 found[name].append(log_ratio + log_prior)
     return dict(zip(found, map(_summarise, found.values()), strict=True))
-
-
-class Sampler(NamedTuple):
-    """Draws codes for a batch of data and weighs them."""
-
-    joint: Joint  # what is integrated
-    q: Normal  # the encoder's
-    mixture: DiagGaussianMixture | GaussianMixture  # the prior, or the Gaussian of its moments
-    draws: Tensor  # of the prior, (PRIOR_DRAWS, D)
-    draw_prior: Callable[[Tensor], Tensor]  # rows of the batch (M) to draws of the prior for them, (M, D)
-    generator: torch.Generator | None
-    num_starts: int = STARTS
-    round_samples: int = ROUND_SAMPLES
-
-    def fresh(self, num_samples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Fit a proposal; yield fresh samples from it, S in all, as the first three of `weigh`."""
-        proposal = self.start()
-        for _ in range(ROUNDS):
-            z, log_ratio, log_prior, log_parts = self.weigh(proposal, self.round_samples)
-            proposal = refit(proposal, z, log_ratio + log_prior, log_parts)
-        sizes = (min(self.round_samples, num_samples - done) for done in range(0, num_samples, self.round_samples))
-        yield from (self.weigh(proposal, size)[:3] for size in sizes)
-
-    def start(self) -> Proposal:
-        """Put Gaussians at the encoder's mean, 1, 2 and 4 times as wide, and around maxima of p(x, z)."""
-        loc, scale = self.q.loc[:, None], self.q.scale[:, None]
-        points = torch.cat([loc, self.good_points()], 1).transpose(0, 1)
-        z, tril, log_share = (part.transpose(0, 1) for part in laplace(self.joint, self.mixture, points, self.q.scale))
-        widths = torch.tensor([1.0, 2.0, 4.0]).to(loc)[:, None]
-        log_share = torch.cat([torch.full_like(loc[..., 0], math.log(RESERVE)).expand(-1, len(widths)), log_share], 1)
-        # A fifth wider than Laplace's rule has them: too wide costs less than too narrow.
-        tril = torch.cat([torch.diag_embed(widths * scale), 1.2 * factor(torch.cholesky_inverse(tril))], 1)
-        return Proposal(with_reserve(log_share.softmax(1)), torch.cat([loc.expand(-1, len(widths), -1), z], 1), tril)
-
-    def good_points(self) -> Tensor:
-        """Choose, for each datum, num_starts points (B, J, D) with probabilities as p(x|z), none twice.
-
-        They are draws of the prior, or the means of its components where there are many of them: among draws of
-        those, several would come from the same component, and another that matters could be missed.
-        """
-        points, log_weight = self.draws, 0.0
-        if len(self.mixture.loc) > self.num_starts:
-            log_weight, points, _ = (part.double() for part in components(self.mixture))
-        log_likelihood = [self.joint.log_likelihood(z) for z in points[:, None].split(self.joint.chunk)]
-        uniform = points.new_empty(len(self.q.loc), len(points)).uniform_(generator=self.generator)
-        # Gumbel's noise makes the largest a sample without replacement.
-        score = log_weight + torch.cat(log_likelihood).mT - (-uniform.log()).log()
-        return points[score.topk(min(self.num_starts, len(points)), 1).indices]
-
-    def weigh(self, proposal: Proposal, num_samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Draw z (B, S, D) from r; return it, log p(x|z) / r(z), log p(z) (B, S), and logs of shares in r (B, S, J)."""
-        z = self.draw(proposal, num_samples)
-        parts = z.transpose(0, 1).split(self.joint.chunk)
-        log_likelihood = torch.cat([self.joint.log_likelihood(part) for part in parts]).mT
-        log_prior = self.joint.log_prior(z)
-        gaussians = MultivariateNormal(proposal.loc, scale_tril=proposal.tril, validate_args=False)
-        log_parts = proposal.log_share[:, None] + gaussians.log_prob(z.transpose(0, 1)[:, :, None]).transpose(0, 1)
-        log_proposal = torch.logaddexp(log_parts.logsumexp(-1), math.log(RESERVE) + log_prior)
-        return z, log_likelihood - log_proposal, log_prior, log_parts - log_proposal[..., None]
-
-    def draw(self, proposal: Proposal, num_samples: int) -> Tensor:
-        """Draw z (B, S, D) from the proposal, its share of the prior included."""
-        batch, num, dim = proposal.loc.shape
-        share = torch.cat([proposal.log_share.exp(), torch.full_like(proposal.log_share[:, :1], RESERVE)], 1)
-        which = torch.multinomial(share, num_samples, replacement=True, generator=self.generator)
-        row, own, from_prior = torch.arange(batch, device=share.device)[:, None], which.clamp(max=num - 1), which == num
-        noise = proposal.loc.new_empty(batch, num_samples, dim, 1).normal_(generator=self.generator)
-        z = proposal.loc[row, own] + (proposal.tril[row, own] @ noise)[..., 0]
-        z[from_prior] = self.draw_prior(row.expand_as(which)[from_prior])
-        return z
 
 
 class _Pool:
@@ -289,3 +274,13 @@ def _summarise(parts: list[Tensor]) -> ImportanceEstimate:
     # Var(w) / mean(w)² = S / ESS - 1, and an unbiased variance divides by S - 1.
     stderr = ((num / effective - 1).clamp_min(0) / (num - 1)).sqrt()
     return ImportanceEstimate(log_weight.logsumexp(1) - math.log(num), stderr, effective)
+
+
+def _check_names(priors: object, leave_out: object, drawn_from: object) -> None:
+    if not isinstance(priors, Mapping) or not priors:
+        raise TypeError(f"priors: expected a dict of at least one prior by name, got {priors!r}")
+    check_type("leave_out", leave_out, Mapping)
+    check_type("drawn_from", drawn_from, tuple | list)
+    for name, names in (("leave_out", leave_out), ("drawn_from", drawn_from)):
+        if unknown := [n for n in names if n not in priors]:
+            raise ValueError(f"{name}: expected names among {', '.join(priors)}, got {unknown[0]!r}")

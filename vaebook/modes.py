@@ -5,17 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_int, check_number, check_tensor, check_type
+from vaebook._checks import check_number, check_tensor, check_type
 from vaebook.mixture import DiagGaussianMixture
+
+STEPS = 10_000
+"""The most steps of a climb."""
 
 
 def find_modes(
-    q: DiagGaussianMixture,
-    starts: Tensor | None = None,
-    *,
-    max_steps: int = 10_000,
-    tolerance: float = 1e-10,
-    separation: float = 1e-4,
+    q: DiagGaussianMixture, starts: Tensor | None = None, *, tolerance: float = 1e-10, separation: float = 1e-4
 ) -> Tensor:
     r"""Climb from every start to a local maximum of the density, and list the distinct ones.
 
@@ -28,7 +26,6 @@ def find_modes(
         q: the mixture.
         starts: where to start, (S, D); None means the N means. In one dimension all modes of a mixture with a
             common variance are reached from its means; in general more starts can find more modes.
-        max_steps: steps to take at most.
         tolerance: a point has stopped when it moves by less than this, in units of the smallest scale.
         separation: modes nearer than this, in units of the smallest scale, are one.
 
@@ -38,7 +35,7 @@ def find_modes(
     Raises:
         TypeError: q is not a DiagGaussianMixture.
         ValueError: starts has another shape, or a number is not positive.
-        RuntimeError: some start has not stopped after max_steps, as where two modes nearly merge.
+        RuntimeError: some start has not stopped after 10,000 steps, as where two modes nearly merge.
 
     Example:
         >>> import torch
@@ -49,7 +46,6 @@ def find_modes(
 
     Source: Carreira-Perpiñán, Mode-finding for mixtures of Gaussian distributions (2000), section 3.
     """
-    check_int("max_steps", max_steps, minimum=1)
     tolerance = check_number("tolerance", tolerance, above=0)
     separation = check_number("separation", separation, above=0)
     log_weight, loc, scale = (x.detach() for x in check_type("q", q, DiagGaussianMixture).components())
@@ -59,13 +55,13 @@ def find_modes(
     z, near = (z - origin) / unit, DiagGaussianMixture((loc - origin) / unit, scale / unit, log_weight)
     precision = near.scale.square().reciprocal()
     numerators = torch.cat([near.loc * precision, precision], -1)
-    for _ in range(max_steps):
+    for _ in range(STEPS):
         pull, stiffness = near.posterior_mean(z, numerators).chunk(2, -1)
         z, previous = pull / stiffness, z
         if bool(((z - previous).abs().amax(-1) < tolerance).all()):
             return _distinct_maxima(near, z, separation) * unit + origin
     raise RuntimeError(
-        f"max_steps: expected every start to stop, got movement after {max_steps} steps; raise max_steps"
+        f"tolerance: expected one that {STEPS} steps reach from every start, got {tolerance:g}; raise it"
     )
 
 

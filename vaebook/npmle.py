@@ -19,11 +19,13 @@ import scipy
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_int, check_number, check_tensor
+from vaebook._checks import check_number, check_tensor
 from vaebook.weights import check_log_likelihood, em, fit_weights, log_gradient
 
 __all__ = ["DiscretePrior", "em", "fit_npmle", "fit_weights", "log_gradient"]
 
+ROUNDS = 50
+"""The most rounds."""
 LogLikelihood = Callable[[Tensor], Tensor]
 """Places z (K, D) → log p(x_n|z_k), (N, K), float64, differentiable in z."""
 
@@ -43,7 +45,6 @@ def fit_npmle(
     *,
     tolerance: float = 1e-4,
     separation: float = 1e-3,
-    max_rounds: int = 50,
 ) -> DiscretePrior:
     r"""Find the best of all priors: the number of its atoms, their places and their weights.
 
@@ -61,14 +62,13 @@ def fit_npmle(
         tolerance: nats per datum. The certificate is the largest log D_G over the candidates and over the peaks
             climbed to from the best of them: a numerical maximum, which can miss peaks narrower than the grid.
         separation: atoms closer than this are merged.
-        max_rounds: the most rounds.
 
     Returns:
         The prior, with log p_G(x_n) and its certificate; float64.
 
     Raises:
         TypeError, ValueError: an argument, or what log_likelihood returns, is of the wrong kind, shape or value.
-        RuntimeError: the tolerance is not reached within max_rounds.
+        RuntimeError: the tolerance is not reached within 50 rounds.
 
     Example:
         >>> x, grid = torch.tensor([-2.0, 2.0]).double(), torch.linspace(-3, 3, 25).double()[:, None]
@@ -81,11 +81,10 @@ def fit_npmle(
     candidates = check_tensor("candidates", candidates, ("M", "D")).detach().double()
     tolerance = check_number("tolerance", tolerance, above=0)
     separation = check_number("separation", separation, minimum=0)
-    check_int("max_rounds", max_rounds, minimum=1)
     with torch.no_grad():
         table = _evaluate(log_likelihood, candidates)
     atoms = candidates[table.argmax(1).unique()]  # for each datum the place of its largest likelihood
-    for _ in range(max_rounds):
+    for _ in range(ROUNDS):
         atoms, log_weight, _ = _needed(log_likelihood, atoms, tolerance)
         atoms = _merge(*_move(log_likelihood, atoms, log_weight, candidates), separation)
         atoms, log_weight, terms = _needed(log_likelihood, atoms, 0.01 * tolerance)
@@ -96,8 +95,8 @@ def fit_npmle(
             return DiscretePrior(atoms, log_weight, log_prob, certificate)
         atoms = torch.cat([atoms, peaks[height > 0]])
     raise RuntimeError(
-        f"max_rounds: expected enough for tolerance {tolerance:g}, got {max_rounds} and certificate {certificate:.3g}; "
-        "raise one of them, or refine the candidates"
+        f"tolerance: expected one that {ROUNDS} rounds reach, got {tolerance:g} and certificate {certificate:.3g}; "
+        "raise it, or refine the candidates"
     )
 
 

@@ -1,19 +1,22 @@
-r"""Gaussians where to look for what explains a datum: around maxima of p(x, z) over z, then fitted to weighted samples.
+r"""Where to draw codes that may explain a datum: Gaussians around maxima of p(x, z), fitted to samples.
 
     p(x, z) ≈ p(x, z*) exp(-½ (z - z*)ᵀ P (z - z*)),      ∫ p(x, z) dz ≈ p(x, z*) (2π)^{D/2} |P|^{-1/2}.
 
-Decoders are not differentiated, only called; z has shape (J, B, D) throughout: J points for each of B data.
+The maxima are found by Gauss-Newton steps, the shares of the Gaussians by Laplace's rule, above. Decoders are not
+differentiated, only called. In the climb z has shape (J, B, D): J points for each of B data; draws are (B, S, D).
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import combinations
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Normal
 
 from vaebook.integrals import Joint
 from vaebook.mixture import DiagGaussianMixture
@@ -25,6 +28,12 @@ STEPS = 4
 """How many Gauss-Newton steps lead to a maximum."""
 RESERVE = 0.1
 """Share of a proposal that the prior always has; of the rest, this share is spread evenly over the Gaussians."""
+STARTS = 16
+"""Starting points among draws of the prior for the search of maxima of p(x, z), besides the encoder's mean."""
+ROUNDS = 2
+"""Times that all Gaussians are then fitted to weighted samples."""
+ROUND_SAMPLES = 500
+"""Samples drawn for each datum and fit; also the most drawn at once."""
 PAIRS = 32
 """Up to so many latent dimensions second derivatives are also taken by pairs of them, at D² / 2 calls a step."""
 
@@ -170,3 +179,73 @@ def _temper(log_weight: Tensor, effective: float) -> Tensor:
 def effective_samples(log_weight: Tensor) -> Tensor:
     """(sum of weights)² over sum of squared weights, (B), for log-weights (B, S)."""
     return (2 * log_weight.logsumexp(1) - (2 * log_weight).logsumexp(1)).exp()
+
+
+class Sampler(NamedTuple):
+    """Draws codes for a batch of data and weighs them."""
+
+    joint: Joint  # what is integrated
+    q: Normal  # the encoder's
+    mixture: DiagGaussianMixture | GaussianMixture  # the prior, or the Gaussian of its moments
+    draws: Tensor  # of the prior, (PRIOR_DRAWS, D)
+    draw_prior: Callable[[Tensor], Tensor]  # rows of the batch (M) to draws of the prior for them, (M, D)
+    generator: torch.Generator | None
+    num_starts: int = STARTS
+    round_samples: int = ROUND_SAMPLES
+
+    def fresh(self, num_samples: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Fit a proposal; yield fresh samples from it, S in all, as the first three of `weigh`."""
+        proposal = self.start()
+        for _ in range(ROUNDS):
+            z, log_ratio, log_prior, log_parts = self.weigh(proposal, self.round_samples)
+            proposal = refit(proposal, z, log_ratio + log_prior, log_parts)
+        sizes = (min(self.round_samples, num_samples - done) for done in range(0, num_samples, self.round_samples))
+        yield from (self.weigh(proposal, size)[:3] for size in sizes)
+
+    def start(self) -> Proposal:
+        """Put Gaussians at the encoder's mean, 1, 2 and 4 times as wide, and around maxima of p(x, z)."""
+        loc, scale = self.q.loc[:, None], self.q.scale[:, None]
+        points = torch.cat([loc, self.good_points()], 1).transpose(0, 1)
+        z, tril, log_share = (part.transpose(0, 1) for part in laplace(self.joint, self.mixture, points, self.q.scale))
+        widths = torch.tensor([1.0, 2.0, 4.0]).to(loc)[:, None]
+        log_share = torch.cat([torch.full_like(loc[..., 0], math.log(RESERVE)).expand(-1, len(widths)), log_share], 1)
+        # A fifth wider than Laplace's rule has them: too wide costs less than too narrow.
+        tril = torch.cat([torch.diag_embed(widths * scale), 1.2 * factor(torch.cholesky_inverse(tril))], 1)
+        return Proposal(with_reserve(log_share.softmax(1)), torch.cat([loc.expand(-1, len(widths), -1), z], 1), tril)
+
+    def good_points(self) -> Tensor:
+        """Choose, for each datum, num_starts points (B, J, D) with probabilities as p(x|z), none twice.
+
+        They are draws of the prior, or the means of its components where there are many of them: among draws of
+        those, several would come from the same component, and another that matters could be missed.
+        """
+        points, log_weight = self.draws, 0.0
+        if len(self.mixture.loc) > self.num_starts:
+            log_weight, points, _ = (part.double() for part in components(self.mixture))
+        log_likelihood = [self.joint.log_likelihood(z) for z in points[:, None].split(self.joint.chunk)]
+        uniform = points.new_empty(len(self.q.loc), len(points)).uniform_(generator=self.generator)
+        # Gumbel's noise makes the largest a sample without replacement.
+        score = log_weight + torch.cat(log_likelihood).mT - (-uniform.log()).log()
+        return points[score.topk(min(self.num_starts, len(points)), 1).indices]
+
+    def weigh(self, proposal: Proposal, num_samples: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Draw z (B, S, D) from r; return it, log p(x|z) / r(z), log p(z) (B, S), and logs of shares in r (B, S, J)."""
+        z = self.draw(proposal, num_samples)
+        parts = z.transpose(0, 1).split(self.joint.chunk)
+        log_likelihood = torch.cat([self.joint.log_likelihood(part) for part in parts]).mT
+        log_prior = self.joint.log_prior(z)
+        gaussians = MultivariateNormal(proposal.loc, scale_tril=proposal.tril, validate_args=False)
+        log_parts = proposal.log_share[:, None] + gaussians.log_prob(z.transpose(0, 1)[:, :, None]).transpose(0, 1)
+        log_proposal = torch.logaddexp(log_parts.logsumexp(-1), math.log(RESERVE) + log_prior)
+        return z, log_likelihood - log_proposal, log_prior, log_parts - log_proposal[..., None]
+
+    def draw(self, proposal: Proposal, num_samples: int) -> Tensor:
+        """Draw z (B, S, D) from the proposal, its share of the prior included."""
+        batch, num, dim = proposal.loc.shape
+        share = torch.cat([proposal.log_share.exp(), torch.full_like(proposal.log_share[:, :1], RESERVE)], 1)
+        which = torch.multinomial(share, num_samples, replacement=True, generator=self.generator)
+        row, own, from_prior = torch.arange(batch, device=share.device)[:, None], which.clamp(max=num - 1), which == num
+        noise = proposal.loc.new_empty(batch, num_samples, dim, 1).normal_(generator=self.generator)
+        z = proposal.loc[row, own] + (proposal.tril[row, own] @ noise)[..., 0]
+        z[from_prior] = self.draw_prior(row.expand_as(which)[from_prior])
+        return z

@@ -7,14 +7,14 @@ mean taken. Saving and loading live in `vaebook.checkpoint`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vaebook import bounds, data
+from vaebook import bounds
 from vaebook._checks import check_all, check_generator, check_int, check_number, check_type
 from vaebook.adapters import AdaptedVAE, adapt_vae
 from vaebook.checkpoint import load, load_density, save, save_density
@@ -49,7 +49,6 @@ def fit(
     validation: Data | None = None,
     patience: int | None = None,
     progress: bool = True,
-    binarize: bool = False,
     condition: Any = None,
     validation_condition: Any = None,
 ) -> History:
@@ -58,8 +57,7 @@ def fit(
     $\min_{\theta,\phi}\; -\frac1B\sum_{b=1}^B \mathrm{ELBO}_\beta(x_b)$, one sample of z a datum
 
     Under an `ExemplarPrior`, whose exemplars must be x in the same order, each training datum is scored without its
-    own component; validation data are scored under all of it. (With binarize=True it is the data that are binarised
-    anew; the exemplars are encoded as they are.)
+    own component; validation data are scored under all of it.
 
     The best weights are those of the epoch with the lowest validation loss, without validation those of the last
     epoch that was completed. They are left in the model also when training is interrupted or diverges.
@@ -73,12 +71,11 @@ def fit(
         batch_size: B; the last batch of an epoch may be smaller.
         learning_rate: of Adam.
         beta: weight of the KL term.
-        generator: the source of the order, the noise and the binarisation; None means torch's global one. With the
+        generator: the source of the order and the noise; None means torch's global one. With the
             same one and the same initial weights training is the same to the last bit.
         validation: data for the choice of the best epoch, (M, …). It does not change the course of training.
         patience: stop after so many epochs without a better validation loss.
         progress: show a bar on standard error.
-        binarize: draw every batch anew with `vaebook.data.binarize` (and validation data once).
         condition: what encoder or decoder take beside x, a row for each datum: a tensor, or tensors by name.
         validation_condition: the same for the validation data.
 
@@ -108,14 +105,13 @@ def fit(
     beta = check_number("beta", beta, minimum=0)
     check_generator(generator)
     check_type("progress", progress, bool)
-    check_type("binarize", binarize, bool)
     if patience is not None and check_int("patience", patience, minimum=1) and validation is None:
         raise ValueError(f"patience: expected None without validation data, got {patience}")
     model = adapt_vae(vae)
-    x, condition = _data(model, "x", x, condition, binarize)
+    x, condition = _data(model, "x", x, condition)
     generator = check_generator(generator, x.device)
     if validation is not None:
-        validation, validation_condition = _data(model, "validation", validation, validation_condition, binarize, x)
+        validation, validation_condition = _data(model, "validation", validation, validation_condition, x)
     exemplars = optional(model.prior, "exemplars")
     if exemplars is not None:
         _check_exemplars(exemplars, x)
@@ -128,12 +124,15 @@ def fit(
     bar = tqdm(range(1, num_epochs + 1), desc="fit", unit="epoch", disable=not progress)
     try:
         for epoch in bar:
-            batches = _batches(x, condition, batch_size, generator, binarize, exemplars is not None)
+            parts = torch.randperm(len(x), generator=generator, device=x.device).split(batch_size)
+            # Where the prior has a component for each datum, it leaves out the datum's own.
+            batches = ((x[rows], take(condition, rows), None if exemplars is None else rows) for rows in parts)
             history.train_loss.append(_epoch(model, batches, f"epoch {epoch}", beta, generator, optimizer))
             if validation is not None:
                 parts = (slice(start, start + batch_size) for start in range(0, len(validation), batch_size))
                 batches = ((validation[rows], take(validation_condition, rows), None) for rows in parts)
-                loss = _epoch(model, batches, f"epoch {epoch}, validation", beta, _fixed_generator(validation))
+                same = torch.Generator(x.device).manual_seed(0)
+                loss = _epoch(model, batches, f"epoch {epoch}, validation", beta, same)
                 history.validation_loss.append(loss)
             _check_weights(holder, epoch)
             losses = history.validation_loss
@@ -150,19 +149,15 @@ def fit(
     return history
 
 
-def _data(
-    model: AdaptedVAE, name: str, x: Any, condition: Any, binarize: bool, like: Tensor | None = None
-) -> tuple[Tensor, Condition]:
-    """Check data and that the model takes them, before anything is trained; binarise those of validation."""
+def _data(model: AdaptedVAE, name: str, x: Any, condition: Any, like: Tensor | None = None) -> tuple[Tensor, Condition]:
+    """Check data and that the model takes them, before anything is trained."""
     x, condition = model.data(x, condition, name=name)
     if like is not None and (x.shape[1:], x.dtype) != (like.shape[1:], like.dtype):
         wanted = f"data as x, of shape (M, {', '.join(map(str, like.shape[1:]))}) and {like.dtype}"
         raise ValueError(f"{name}: expected {wanted}, got {tuple(x.shape)} and {x.dtype}")
-    with blaming(name):
-        binary = data.binarize(x, _fixed_generator(x)) if binarize else x
-        with model.evaluating(binary, condition):
-            pass  # it compares two passes over the first data
-    return (x if like is None else binary).detach(), condition
+    with blaming(name), model.evaluating(x, condition):
+        pass  # it compares two passes over the first data
+    return x.detach(), condition
 
 
 def _epoch(
@@ -173,50 +168,24 @@ def _epoch(
     generator: torch.Generator | None,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> float:
-    """Average the loss over batches; with an optimizer, step after each."""
+    """Average −ELBO over batches; with an optimizer, step after each. Where it is not finite, a ValueError says so."""
     model.train(optimizer is not None)
     total, count = 0.0, 0
     with torch.set_grad_enabled(optimizer is not None):
         for number, (batch, condition, index) in enumerate(batches, start=1):
-            loss = _loss(model, batch, condition, f"{where}, batch {number}", beta, generator, index)
+            try:
+                given = {"beta": beta, "index": index, "condition": condition, "generator": generator}
+                loss = -bounds.elbo(model, batch, **given).mean()
+                check_all("loss", loss.detach(), torch.isfinite(loss), "a finite value")
+            except ValueError as error:  # elbo itself may be the one to meet the nan
+                told = str(error).splitlines()[0]
+                raise ValueError(f"fit: stopped in {where}, batch {number}: {told}; {_KEPT}") from error
             if optimizer is not None:
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
             total, count = total + loss.detach().double() * len(batch), count + len(batch)
     return float(total) / count
-
-
-def _loss(
-    model: AdaptedVAE,
-    batch: Tensor,
-    condition: Condition,
-    where: str,
-    beta: float,
-    generator: torch.Generator | None,
-    index: Tensor | None = None,
-) -> Tensor:
-    """−mean ELBO, or a ValueError that says where it was not finite."""
-    try:
-        loss = -bounds.elbo(model, batch, beta=beta, index=index, condition=condition, generator=generator).mean()
-        check_all("loss", loss.detach(), torch.isfinite(loss), "a finite value")
-    except ValueError as error:  # elbo itself may be the one to meet the nan
-        raise ValueError(f"fit: stopped in {where}: {str(error).splitlines()[0]}; {_KEPT}") from error
-    return loss
-
-
-def _batches(
-    x: Tensor, condition: Condition, batch_size: int, generator: torch.Generator | None, binarize: bool, number: bool
-) -> Iterator[tuple[Tensor, Condition, Tensor | None]]:
-    """Yield data, their condition and, where the prior has a component for each of them, their numbers."""
-    order = torch.randperm(len(x), generator=generator, device=x.device)
-    for index in order.split(batch_size):
-        batch = data.binarize(x[index], generator) if binarize else x[index]
-        yield batch, take(condition, index), index if number else None
-
-
-def _fixed_generator(x: Tensor) -> torch.Generator:
-    return torch.Generator(x.device).manual_seed(0)
 
 
 def _check_exemplars(exemplars: Tensor, x: Tensor) -> None:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from vaebook._checks import check_all, check_int, check_log_weight, check_number, check_tensor
 
+STEPS = 200
+"""The most Newton steps."""
+
 
 def em(log_likelihood: Tensor, num_steps: int, *, log_weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
     r"""Run EM for the weights of given atoms: each step replaces the prior by its aggregated true posterior.
@@ -86,7 +89,7 @@ def log_gradient(log_likelihood: Tensor, log_prob: Tensor) -> Tensor:
     return (terms - log_prob.double()[:, None]).logsumexp(0) - math.log(len(terms))
 
 
-def fit_weights(log_likelihood: Tensor, *, tolerance: float = 1e-9, max_steps: int = 200) -> Tensor:
+def fit_weights(log_likelihood: Tensor, *, tolerance: float = 1e-9) -> Tensor:
     r"""Find the best weights of given atoms, by Newton steps on the simplex.
 
     $\max_w \frac1N\sum_n\log\sum_k w_k\,p(x_n\mid z_k)$, which is concave
@@ -97,14 +100,13 @@ def fit_weights(log_likelihood: Tensor, *, tolerance: float = 1e-9, max_steps: i
     Args:
         log_likelihood: log p(x_n|z_k), (N, K); -inf is allowed.
         tolerance: nats per datum that the best weights could at most gain, by the certificate over these atoms.
-        max_steps: the most steps to take.
 
     Returns:
         The log-weights, (K), float64, -inf for weights 0.
 
     Raises:
         TypeError, ValueError: as `em`.
-        RuntimeError: max_steps do not reach the tolerance.
+        RuntimeError: 200 steps do not reach the tolerance.
 
     Example:
         >>> fit_weights(torch.tensor([[0.9, 0.2], [0.1, 0.8]]).log()).exp()
@@ -114,16 +116,15 @@ def fit_weights(log_likelihood: Tensor, *, tolerance: float = 1e-9, max_steps: i
     """
     terms = check_log_likelihood(log_likelihood).detach()
     tolerance = check_number("tolerance", tolerance, above=0)
-    check_int("max_steps", max_steps, minimum=0)
     # A factor for each datum changes neither the weights nor D: with the largest term at 1 nothing overflows.
     likelihood = (terms - terms.amax(1, keepdim=True)).exp().cpu().numpy()
     weight = np.full(likelihood.shape[1], 1 / likelihood.shape[1])
-    for _ in range(max_steps + 1):
+    for _ in range(STEPS + 1):
         ratio = likelihood / (likelihood @ weight)[:, None]
         if math.log(ratio.mean(0).max()) <= tolerance:
             return torch.from_numpy(weight).log().to(terms.device)
         weight = _line_search(likelihood, weight, _newton_target(ratio) - weight, ratio.mean(0))
-    raise RuntimeError(f"max_steps: expected enough for tolerance {tolerance:g}, got {max_steps}; raise one of them")
+    raise RuntimeError(f"tolerance: expected one that {STEPS} steps reach, got {tolerance:g}; raise it")
 
 
 def _newton_target(ratio: np.ndarray) -> np.ndarray:
