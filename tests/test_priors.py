@@ -675,15 +675,15 @@ INF = torch.full((2, 6), math.inf)
         (TypeError, "data: expected a torch.Tensor, got list", lambda: fit_gmm([[0.0]], 1)),
         (ValueError, r"data: expected shape \(M, D\)", lambda: fit_gmm(torch.zeros(3), 1)),
         (ValueError, "data: expected finite", lambda: fit_gmm(INF, 1)),
-        (ValueError, "data: expected at least 4 samples for 4 components, got 3", lambda: fit_gmm(data(3), 4)),
+        (ValueError, "data: expected at least 4 distinct samples for 4 components, got 3", lambda: fit_gmm(data(3), 4)),
         (
             ValueError,
-            "data: expected at least 2 samples for 2 components, got 1 distinct",
+            "data: expected at least 2 distinct samples for 2 components, got 1",
             lambda: fit_gmm(torch.ones(9, 2), 2),
         ),
         (
             ValueError,
-            "num_samples: expected at least 4 samples for 4 components, got 3",
+            "num_samples: expected at least 4 distinct samples for 4 components, got 3",
             lambda: fit_gmm(aggregated_posterior(encoder(), data()), 4, num_samples=3),
         ),
         (ValueError, "num_components: expected an int at least 1", lambda: fit_gmm(data(), 0)),

@@ -129,9 +129,8 @@ def iwae_bound(
         z, log_q = _draw(q, size, generator)
         return joint(z) - log_q
 
-    return _log_mean(log_weight, num_samples, joint.chunk if chunk_size is None else chunk_size).to(
-        at_least_single(x.dtype)
-    )
+    size = joint.chunk if chunk_size is None else chunk_size
+    return _log_mean(log_weight, num_samples, size).to(at_least_single(x.dtype))
 
 
 def prior_sample_log_prob(

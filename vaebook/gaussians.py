@@ -35,14 +35,13 @@ class WeightedGaussians(Distribution):
     def __init__(
         self, loc: Tensor, scale: Tensor, log_weight: Tensor | None = None, *, validate_args: bool | None = None
     ) -> None:
-        check_tensor("loc", loc, ("N", "D"), finite=False)
+        self._checks_values = validate_args is not False
+        check_tensor("loc", loc, ("N", "D"), finite=self._checks_values)
         check_tensor("scale", scale, tuple(loc.shape), finite=False, like=loc)
         weight64 = torch.zeros(len(loc), dtype=torch.float64, device=loc.device)
         if log_weight is not None:
             weight64 = check_tensor("log_weight", log_weight, loc.shape[:1], finite=False, like=loc).double()
-        self._checks_values = validate_args is not False
         if self._checks_values:
-            check_tensor("loc", loc, ("N", "D"))
             check_positive("scale", scale)
             if log_weight is not None:
                 check_log_weight(log_weight)

@@ -201,9 +201,9 @@ def _check_enough(name: str, z: Tensor, num_components: int, covariance: str) ->
     """Compare the number of samples with that of components and of parameters."""
     (num, dim), least = z.shape, max(2, num_components)
     # One coordinate usually tells, in a tenth of the time.
-    if num < least or (len(z[:, 0].unique()) < num_components and len(z.unique(dim=0)) < num_components):
-        got = f"{num}" if num < least else f"{len(z.unique(dim=0))} distinct ones"
-        raise ValueError(f"{name}: expected at least {least} samples for {num_components} components, got {got}")
+    if len(z[:, 0].unique()) < least and (distinct := len(z.unique(dim=0))) < least:
+        wanted = f"expected at least {least} distinct samples for {num_components} components"
+        raise ValueError(f"{name}: {wanted}, got {distinct}")
     of_covariance = dim * (dim + 1) // 2 if covariance == "full" else dim
     parameters = num_components * (1 + dim + of_covariance) - 1
     if num < parameters:

@@ -229,9 +229,8 @@ class DiagGaussianMixture(WeightedGaussians):
         return sums.prepared(self._held, self.loc, self.scale, self._log_weight, num_points)
 
     def _sums(self, rows: Tensor, exclude: Tensor | None = None, *, score: bool = False) -> Tensor:
-        return sums.evaluate(
-            rows, self._prepared(len(rows) if exclude is None and self.in_clusters else 0), exclude, score=score
-        )
+        num_points = len(rows) if exclude is None and self.in_clusters else 0
+        return sums.evaluate(rows, self._prepared(num_points), exclude, score=score)
 
     def _rows(self, z: Tensor) -> Tensor:
         check_tensor("z", z, ("...", self.loc.shape[1]), finite=self._checks_values, empty=True, like=self.loc)

@@ -137,7 +137,7 @@ def choose_prior(
     using cross-validated likelihood (2000).
     """
     vae = adapt_vae(vae)
-    _check(num_components, num_data, generator)
+    _check(num_components, num_data)
     x, condition = vae.data(x, condition, least=10)
     generator = check_generator(generator, x.device)
     name, scored, given = "x", x, condition
@@ -228,10 +228,9 @@ def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def _check(num_components: object, num_data: object, generator: object) -> None:
+def _check(num_components: object, num_data: object) -> None:
     if not isinstance(num_components, tuple) or not num_components:
         raise TypeError(f"num_components: expected a tuple of ints, got {num_components!r}")
     for number in num_components:
         check_int("num_components", number, minimum=1)
     check_int("num_data", num_data, minimum=2)
-    check_generator(generator)
