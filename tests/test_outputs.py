@@ -111,6 +111,23 @@ def test_moments_have_the_shape_of_the_batch():
     assert not endless.has_moments
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("event", [(5,), (2, 3)])
+def test_all_data_under_all_codes_is_the_sum_of_the_pixels(event, dtype):
+    """Grey values, and logits from where a pixel is a coin to where nothing is left of its chance."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(4, *event, generator=generator, dtype=dtype)
+    x[0], x[1] = 0, 1
+    logits = 10 * torch.randn(7, *event, generator=generator, dtype=dtype)
+    logits[:3] = torch.tensor([1e3, -1e3, 25.0], dtype=dtype).reshape(3, *(1 for _ in event))
+    each = GreyBernoulli(logits=logits, validate_args=False)
+    pixels = GreyBernoulli(logits=logits.double(), validate_args=False).log_prob(x[:, None].double())
+    decoded = Decoded(Independent(each, len(event), validate_args=False), (7, 1))
+    torch.testing.assert_close(decoded.log_prob(x), pixels.flatten(2).sum(2).mT, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match=r"^x: expected values in \[0, 1\]"):
+        decoded.log_prob(x + 0.5)
+
+
 def test_rows_and_data_must_be_as_many_as_codes():
     with pytest.raises(ValueError, match=r"^decoder: expected a row for each of 6 codes, got \(5, 4\)"):
         Decoded(Independent(Normal(full(0, 5, 4), 1.0), 1), (2, 3))

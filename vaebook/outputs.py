@@ -51,6 +51,12 @@ class GreyBernoulli(Bernoulli):
         check_all("x", value, (value >= 0) & (value <= 1), "values in [0, 1]")
         return super().log_prob(value)
 
+    def log_prob_of_all(self, x: Tensor) -> Tensor:
+        """Return the sum of log_prob(x) for every x (B, *event) and every row, (B, M): a product of matrices."""
+        check_all("x", x, (x >= 0) & (x <= 1), "values in [0, 1]")
+        x, logits = (part.flatten(1).double() for part in (x, self.logits))
+        return x @ logits.mT - torch.logaddexp(logits, torch.zeros_like(logits)).sum(1)
+
 
 def read_codes(codes: object, num: int, spread: Spread = "std") -> tuple[Tensor, Tensor]:
     """Read what an encoder returned for ``num`` data: loc and scale, (num, *latent shape), at least float32."""
@@ -166,7 +172,8 @@ class Decoded:
         else:  # all data at each code
             rows, batch = x[:, None], (len(x), num)
         with explained("x", "data of the decoder's distribution"):
-            value = self.source.log_prob(rows)
+            base = getattr(self.source, "base_dist", None) if len(batch) == 2 else None
+            value = base.log_prob_of_all(x) if isinstance(base, GreyBernoulli) else self.source.log_prob(rows)
         shape = tuple(getattr(value, "shape", ()))
         if shape[: len(batch)] != batch:
             raise ValueError(f"decoder: expected log_prob of shape {batch}, got {shape or type(value).__name__}")
