@@ -196,7 +196,7 @@ def test_decomposition_needs_no_gradient_and_no_float64():
         ((codes(), None), TypeError, "prior: expected a torch distribution over vectors"),
         ((codes(), StandardNormal(2)), ValueError, "prior: expected dimension 3, got 2"),
         ((codes(), codes(dim=2)), ValueError, "prior: expected dimension 3, got 2"),
-        ((codes(), Normal(0.0, 1.0)), ValueError, r"prior: expected one distribution over vectors, got batch"),
+        ((codes(), Normal(0.0, 1.0)), ValueError, r"prior's draws: expected shape \(1, D\), got \(1,\)"),
         (
             (codes(), Independent(torch.distributions.Uniform(torch.zeros(3), torch.ones(3), validate_args=False), 1)),
             ValueError,

@@ -272,7 +272,7 @@ class TestErrors:
                 ValueError,
                 "prior: expected dimension 2, got 3",
             ),
-            ({"prior": Normal(0.0, 1.0)}, ValueError, "prior: expected one distribution over vectors"),
+            ({"prior": Normal(0.0, 1.0)}, ValueError, r"prior's draws: expected shape \(1, D\), got \(1,\)"),
             ({"prior": "normal"}, TypeError, "prior: expected a torch distribution over vectors, .* got str"),
             ({"prior": SimpleNamespace(log_prob=len)}, TypeError, "prior: expected a torch distribution .* and sample"),
         ],

@@ -265,7 +265,7 @@ def elsewhere():
         (TypeError, "q_z: expected a torch distribution", lambda: MODEL.log_prob_under(3, ZERO)),
         (
             ValueError,
-            "q_z: expected one distribution over vectors",
+            r"q_z's draws: expected shape \(1, D\), got \(1,\)",
             lambda: MODEL.log_prob_under(Normal(0.0, 1.0), ZERO),
         ),
         (

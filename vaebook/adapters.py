@@ -158,7 +158,8 @@ class AdaptedVAE(nn.Module):
             self.encoder.check(x, condition)
             z = check_tensor("encoder's loc", self.encode(x, condition).base_dist.loc, ("B", "D"))
         else:
-            z = self.prior.sample((len(x),), generator=torch.Generator().manual_seed(0)).to(x.device)
+            dtype = self.dtype or (x.dtype if x.is_floating_point() else torch.float64)
+            z = self.prior.sample((len(x),), generator=torch.Generator().manual_seed(0)).to(x.device, dtype)
         if self.decoder is not None:
             self.decoder.check(z, x, condition)
 
