@@ -316,7 +316,7 @@ def test_draws_of_nothing_and_malformed_shapes():
     with pytest.raises(ValueError, match=r"sample_shape\[0\]: expected an int at least 0, got -"):
         q.sample((-1,))
     for bad in (5, (2.5,), (True,), None):
-        with pytest.raises(TypeError, match="sample_shape: expected a tuple of ints"):
+        with pytest.raises(TypeError, match=r"sample_shape(: expected a tuple of ints|\[0\]: expected an int), got"):
             q.sample(bad)
 
 
@@ -701,7 +701,7 @@ def test_shapes_of_draws_may_be_lists_sizes_and_ints_of_numpy():
         assert q.sample(shape).shape == (5, 3)
     assert q.sample([]).shape == (3,) and q.sample([2, np.int32(3)]).shape == (2, 3, 3)
     for bad in ((10**30,), [10**400], (2**62, 2**62)):
-        with pytest.raises(ValueError, match="sample_shape: expected fewer than 2"):
+        with pytest.raises(ValueError, match=r"sample_shape(: expected fewer than 2|\[0\]: expected an int at most)"):
             q.sample(bad)
 
 
