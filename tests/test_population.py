@@ -10,7 +10,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 from vaebook.estimators import estimate
 from vaebook.information import mutual_information_quadrature
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.population import FEWEST, bracket_information, bracket_mismatch
+from vaebook.population import FEWEST, bracket_both, bracket_information, bracket_mismatch
 from vaebook.priors import StandardNormal
 
 QUICK = {"num_components": (1,), "num_samples": 200}
@@ -64,6 +64,16 @@ def share_covered(make, trials):
         two = bracket_information(q_agg, generator=seeded(seed + 20_000), **QUICK)
         held += torch.tensor([one.low <= mismatch <= one.high, two.low <= information <= two.high]).float()
     return (held / len(trials)).tolist()
+
+
+def test_both_brackets_at_once_are_the_two():
+    q_agg, prior, outside = gaussian(0)[0], StandardNormal(1), gaussian(1)[0]
+    options = {"densities": (outside,), "num_components": (1, 2), "num_samples": 5_000}
+    both = bracket_both(q_agg, prior, (outside,), (1, 2), seeded(3))
+    assert both == (
+        bracket_mismatch(q_agg, prior, **options, generator=seeded(3)),
+        bracket_information(q_agg, **options, generator=seeded(3)),
+    )
 
 
 @pytest.mark.parametrize("name", POPULATIONS)

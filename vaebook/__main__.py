@@ -41,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--html", metavar="FILE", help="write it as one page with pictures")
     command.add_argument("--seed", type=int, default=0, help="of the draws (0)")
     given = parser.parse_args(arguments)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
+    with warnings.catch_warnings(record=True, action="always", category=UserWarning) as caught:
         try:
             report = _diagnose(given)
         except (TypeError, ValueError, OSError, MemoryError) as error:

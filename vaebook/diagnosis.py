@@ -23,7 +23,7 @@ from vaebook.information import active_units, decompose_kl, kl_per_dimension
 from vaebook.memorisation import memorisation
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import components, optional
-from vaebook.population import FEWEST, Interval, bracket_information, bracket_mismatch
+from vaebook.population import FEWEST, Interval, bracket_both
 from vaebook.priors import StandardNormal, on_cpu
 from vaebook.report import Diagnosis, Moments, Sampling
 from vaebook.sampling import decode_candidates
@@ -90,7 +90,7 @@ def diagnose(
     """
     check_int("num_data", num_data, minimum=2)
     generator = check_generator(generator, torch.device("cpu")) or torch.Generator().manual_seed(0)
-    with tqdm(total=6, desc="diagnose", unit="step", delay=2, leave=False, disable=None) as bar:
+    with tqdm(total=5, desc="diagnose", unit="step", delay=2, leave=False, disable=None) as bar:
         work = _Work(bar, generator)
         vae, given, new, q_agg, other = _read(subject, x, held_out, condition, held_out_condition)
         if vae is not None and prior is not None:
@@ -215,15 +215,13 @@ def _found(
 
 def _population(
     work: _Work, sample: DiagGaussianMixture, distinct: DiagGaussianMixture, prior: Any
-) -> tuple[Interval | None, Interval | None]:
+) -> tuple[Interval | None, ...]:
     """Bracket mismatch and information of the population."""
-    options = {"num_components": (1, 5, 20) if sample.latent_dim < WIDE else (1,), "num_samples": 5_000}
-    options["densities"] = () if sample is distinct else (distinct,)
+    sizes, outside = (1, 5, 20) if sample.latent_dim < WIDE else (1,), () if sample is distinct else (distinct,)
     if sample.num_components > MOST:
         sample = sample[torch.randperm(sample.num_components, generator=work.generator)[:MOST]]
         work.notes.append(f"The intervals for the population are made from {MOST:,} codes, chosen at random.")
-    mismatch = work.attempt("The population's mismatch", bracket_mismatch, sample, prior, **options)
-    return mismatch, work.attempt("The population's information", bracket_information, sample, **options)
+    return work.attempt("The population", bracket_both, sample, prior, outside, sizes) or (None, None)
 
 
 def _remarks(found: Diagnosis, decoder: bool, held_out: bool) -> Diagnosis:

@@ -169,11 +169,6 @@ class Diagnosis:
             parts += [title, *(_wrap(line, "- ") for line in lines), ""] if lines else []
         return "\n".join(parts).rstrip()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what `to_json` writes, as `json_schema` describes it."""
-        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "shown"}
-        return {"schema": VERSION} | {name: _plain(value) for name, value in fields.items()}
-
     def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the diagnosis as JSON, and write it to a file if one is named. `json_schema` describes it.
 
@@ -187,7 +182,8 @@ class Diagnosis:
             TypeError: path is not a path.
             OSError: the file cannot be written.
         """
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
+        fields = {f.name: _plain(getattr(self, f.name)) for f in dataclasses.fields(self) if f.name != "shown"}
+        text = json.dumps({"schema": VERSION} | fields, indent=1, allow_nan=False)
         if path is not None:
             write_atomically(check_path(path), f"{text}\n".encode())
         return text

@@ -218,23 +218,17 @@ def _trained(found: Diagnosis) -> Answer:
         return None
     mean, second = found.moments
     off, chance = max(abs(mean), abs(second - 1)), 5 / found.num_distinct**0.5
-    decides = (
-        f"mean farthest from 0: {number(mean)}; mean square farthest from 1: {number(second)}; both exact, and "
-        f"{number(max(STATIONARY, chance))} off is allowed"
-    )
-    if off > max(STATIONARY, chance):
-        finding = (
-            "It does not look so, or something besides the ELBO was optimised. At the optimum of the ELBO each latent "
-            "has mean 0 and mean square 1 over the training data, in units of the prior."
-        )
+    limit = max(STATIONARY, chance)
+    decides = f"mean farthest from 0: {number(mean)}; mean square farthest from 1: {number(second)}; both exact"
+    decides += f", and {number(limit)} off is allowed"
+    if off > limit:
+        finding = "It does not look so: at the optimum of the ELBO each latent has mean 0 and mean square 1."
         advice = "Train longer. Weight decay, free bits, clamps or a beta that changes explain it, too."
         return "look", finding, decides, advice
     if off > STATIONARY and chance > BLUNT:
         finding = f"It cannot be told from {found.num_distinct} distinct codes: chance moves their moments as much."
         return "unknown", finding, decides, "Give more data."
-    finding = (
-        "Nothing speaks against it: moments are those of the end of training. Codes may miss the prior all the same."
-    )
+    finding = "Nothing speaks against it: moments are those of the end of training. Codes may miss the prior still."
     return "ok", finding, decides, NOTHING_TO_DO
 
 
@@ -242,10 +236,7 @@ NOTHING_TO_DO, KEEP = "Nothing.", "Draw z from the prior, as before."
 CANDIDATES = {
     "prior": ("The prior: nothing is better by more than chance", KEEP),
     "gmm": ("A Gaussian mixture fitted to the codes", "Draw z from it: `prior` of vaebook.selection.choose_prior."),
-    "q_agg": (
-        "The codes of the data",
-        "Take a training datum at random, encode it, draw z of its Gaussian and decode.",
-    ),
+    "q_agg": ("The codes of the data", "Encode a training datum taken at random, draw z of its Gaussian, decode."),
 }
 """What is said of each candidate for drawing codes, and what to do."""
 QUESTIONS = {
