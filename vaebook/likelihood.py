@@ -101,9 +101,7 @@ def importance_log_prob(
     Adaptive importance sampling in general mixture classes (2008), for the fit; Owen & Zhou, Safe and effective
     importance sampling (2000), for the prior's share.
     """
-    vae = adapt_vae(vae)
-    priors = {"prior": vae.prior if prior is None else prior}
-    return _estimates(vae, x, priors, num_samples, {}, ("prior",), condition, generator)["prior"]
+    return _estimates(vae, x, {"prior": prior}, num_samples, {}, ("prior",), condition, generator)["prior"]
 
 
 def compare_priors(
@@ -127,7 +125,7 @@ def compare_priors(
     Args:
         vae: what `vaebook.adapters.adapt` makes, or an object with `.encoder`, `.decoder` and `.prior`.
         x: data, (B, …).
-        priors: priors, torch distributions or flows, by name.
+        priors: priors, torch distributions or flows, by name; None is the model's own.
         num_samples: S, the draws for each datum, besides those for the adaptation.
         leave_out: by name of a prior that is a `DiagGaussianMixture`: for each datum the component to leave out, its
             own, (B), long.
@@ -184,7 +182,8 @@ def _estimates(
     found: dict[str, list[Tensor]] = {name: [] for name in priors}
     with torch.no_grad(), vae.evaluating(x, condition):
         q = encode(vae, x, condition)
-        adapted = {name: adapt_prior(prior, q.loc.shape[1]) for name, prior in priors.items()}
+        adapted = {name: vae.prior if prior is None else prior for name, prior in priors.items()}
+        adapted = {name: adapt_prior(prior, q.loc.shape[1]) for name, prior in adapted.items()}
         adapted = {name: as_mixture(prior, x.device) or prior for name, prior in adapted.items()}
         for name, own in leave_out.items():
             if optional(adapted[name], "leave_one_out") is None:
