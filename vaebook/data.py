@@ -14,7 +14,6 @@ import struct
 import tempfile
 import time
 import zlib
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,11 +70,13 @@ def digits() -> Split:
 
     Source: Alpaydin & Kaynak, Optical Recognition of Handwritten Digits (UCI, 1998), its test set.
     """
-    folder = Path(find_spec("sklearn").origin).parent  # not imported, which would take a second
-    table = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    from sklearn.datasets import load_digits  # here, because it takes a second to import
+
+    images, labels = load_digits(return_X_y=True)
     # The legacy generator on purpose: NumPy guarantees its stream for good, that of default_rng it may change.
-    table = torch.from_numpy(table[np.random.RandomState(0).permutation(len(table))])
-    x, y = table[:, :-1].to(torch.float32) / 16, table[:, -1].to(torch.int64)
+    order = np.random.RandomState(0).permutation(len(images))
+    x = torch.from_numpy(images[order]).to(torch.float32) / 16
+    y = torch.from_numpy(labels[order]).to(torch.int64)
     return Split(*x.split(DIGITS_SIZES), *y.split(DIGITS_SIZES))
 
 
