@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import check_generator, check_index, check_int, check_type
+from vaebook._checks import check_generator, check_index, check_int
 from vaebook.adapters import adapt_prior, adapt_vae
 from vaebook.evaluation import take
 from vaebook.integrals import Joint, encode
@@ -33,8 +33,6 @@ ROWS = 32
 """How many data are treated at once."""
 PRIOR_DRAWS = 4096
 """Draws of the prior at which p(x|z) is evaluated for each datum, to find starting points."""
-SHARED = {"num_starts": 4, "round_samples": 200}
-"""Smaller numbers for several priors, which share their draws; often q_agg is among them."""
 TRUSTED = 50
 """With fewer effective samples, the standard error of a datum cannot be trusted, and a warning is given."""
 
@@ -101,69 +99,10 @@ def importance_log_prob(
     Adaptive importance sampling in general mixture classes (2008), for the fit; Owen & Zhou, Safe and effective
     importance sampling (2000), for the prior's share.
     """
-    return _estimates(vae, x, {"prior": prior}, num_samples, {}, ("prior",), condition, generator)["prior"]
+    return estimates(vae, x, {"prior": prior}, num_samples, {}, ("prior",), condition, generator)["prior"]
 
 
-def compare_priors(
-    vae: Any,
-    x: Any,
-    priors: Mapping[str, Any],
-    num_samples: int = 1000,
-    *,
-    leave_out: Mapping[str, Tensor] | None = None,
-    drawn_from: Sequence[str] | None = None,
-    condition: Any = None,
-    generator: torch.Generator | None = None,
-) -> dict[str, ImportanceEstimate]:
-    r"""Estimate log p(x) under each of several priors, with draws that all of them share.
-
-    $\hat p_c(x) = \frac1S\sum_{s=1}^S \frac{p(x\mid z_s)\,c(z_s)}{r(z_s)},\quad z_s\sim r$
-
-    The proposal r is that for the mean of the J priors, c̄, so that no weight under c_j is more than J times that
-    under c̄. Each estimate has the properties of `importance_log_prob`. Common noise cancels in their differences.
-
-    Args:
-        vae: what `vaebook.adapters.adapt` makes, or an object with `.encoder`, `.decoder` and `.prior`.
-        x: data, (B, …).
-        priors: priors, torch distributions or flows, by name; None is the model's own.
-        num_samples: S, the draws for each datum, besides those for the adaptation.
-        leave_out: by name of a prior that is a `DiagGaussianMixture`: for each datum the component to leave out, its
-            own, (B), long.
-        drawn_from: names of the priors of which c̄ is the mean; None means all. Each of the others should be close
-            to one of these.
-        condition: further input of encoder or decoder beside x or z, one row for each datum.
-        generator: the source of randomness; None means torch's global one.
-
-    Returns:
-        What `importance_log_prob` returns, by name of the prior.
-
-    Warns:
-        UserWarning: the effective number of samples is below 50 for some data.
-
-    Raises:
-        TypeError: an argument, or what encoder or decoder return, is of the wrong kind.
-        ValueError: there is no prior, a name is unknown, or as for `importance_log_prob`.
-
-    Example:
-        >>> from vaebook.ppca import PPCA
-        >>> vae = PPCA(torch.zeros(2), torch.tensor([[2.0], [0.0]]), noise_variance=1.0)
-        >>> wide = DiagGaussianMixture(torch.zeros(1, 1), torch.full((1, 1), 2.0))
-        >>> x, generator = torch.tensor([[6.0, 0.0]]), torch.Generator().manual_seed(0)
-        >>> found = compare_priors(vae, x, {"own": vae.prior, "wide": wide}, 4000, generator=generator)
-        >>> gain = found["wide"].log_prob - found["own"].log_prob
-        >>> round(float(gain - (vae.log_prob_under(wide, x) - vae.log_prob(x))), 1)
-        0.0
-
-    Source: as `importance_log_prob`; common random numbers, Owen, Monte Carlo theory, methods and examples (2013),
-    section 8.6.
-    """
-    leave_out = {} if leave_out is None else leave_out
-    _check_names(priors, leave_out, () if drawn_from is None else drawn_from)
-    given = (vae, x, priors, num_samples, leave_out, drawn_from or priors, condition, generator)
-    return _estimates(*given, **SHARED)
-
-
-def _estimates(
+def estimates(
     vae: Any,
     x: Any,
     priors: Mapping[str, Any],
@@ -174,7 +113,7 @@ def _estimates(
     generator: torch.Generator | None,
     **sizes: int,
 ) -> dict[str, ImportanceEstimate]:
-    """Estimate log p(x) under each of several priors, as `compare_priors` says."""
+    """Estimate log p(x) under each of several priors, as `vaebook.comparison.compare_priors` says."""
     vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
     check_int("num_samples", num_samples, minimum=2, maximum=10**9)
@@ -273,13 +212,3 @@ def _summarise(parts: list[Tensor]) -> ImportanceEstimate:
     # Var(w) / mean(w)² = S / ESS - 1, and an unbiased variance divides by S - 1.
     stderr = ((num / effective - 1).clamp_min(0) / (num - 1)).sqrt()
     return ImportanceEstimate(log_weight.logsumexp(1) - math.log(num), stderr, effective)
-
-
-def _check_names(priors: object, leave_out: object, drawn_from: object) -> None:
-    if not isinstance(priors, Mapping) or not priors:
-        raise TypeError(f"priors: expected a dict of at least one prior by name, got {priors!r}")
-    check_type("leave_out", leave_out, Mapping)
-    check_type("drawn_from", drawn_from, tuple | list)
-    for name, names in (("leave_out", leave_out), ("drawn_from", drawn_from)):
-        if unknown := [n for n in names if n not in priors]:
-            raise ValueError(f"{name}: expected names among {', '.join(priors)}, got {unknown[0]!r}")
