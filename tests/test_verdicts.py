@@ -39,6 +39,7 @@ CASES = [
     (USED, {"active": (True, False)}, "ok", "In use: 1. Collapsed: 1"),
     (USED, {"information": about(0.02, 0.0099)}, "problem", "All are collapsed"),
     (USED, {"information": about(0.02, 0.0101)}, "ok", "All are in use"),
+    (USED, {"information": about(0.05, 0.0)}, "ok", "All are in use"),
     (TRACED, {"memorisation": memory(traced=0.5)}, "ok", "Mostly not"),
     (TRACED, {"memorisation": memory(traced=0.51)}, "look", "Yes: most draws"),
     # its standard error is 0.14: a gap of half a nat is both visible and certain, one of 0.4 is not visible
@@ -88,6 +89,7 @@ def test_what_decides(topic, changes, status, finding):
     assert verdict.status == status
     assert finding in verdict.finding
     assert all(isinstance(part, str) and part for part in verdict)
+    assert all(part[0].isupper() and part.endswith(".") for part in (verdict.finding, verdict.advice))
 
 
 DECIDES = [

@@ -126,6 +126,9 @@ ANYWHERE = {
 REASONS = {
     "parts._Part.compare: for once, again in zip(run(slice(0, PROBE)), run(half), strict=True): -> "
     "for once, again in zip(run(slice(PROBE)), run(half), strict=True):": "a slice begins at 0 where nothing is said",
+    "verdicts._holes: shares = (Estimate(h.mass, h.stderr, 1), Estimate(h.codes, h.codes_stderr, 1)) -> "
+    "shares = (Estimate(h.mass, h.stderr, 1), Estimate(h.codes, h.codes_stderr, None))": "any number of draws but 0 "
+    "says that there is an error",
     "panels._codes: axes.scatter(z[:500, first], z[:500, second], s=5, color=color, label=label, linewidths=0) -> "
     "axes.scatter(z[:500, first], z[:500, second], s=None, color=color, label=label, linewidths=0)": "larger dots",
     "panels._codes: axes.legend(fontsize=8, markerscale=2) -> axes.legend(fontsize=8, markerscale=None)": "smaller "
