@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alone import alone
@@ -30,25 +33,40 @@ def build(output: Path, *, builder: str = "html", root: Path = ROOT) -> int:
             shutil.rmtree(left, ignore_errors=True)
         copy_mathjax(root)
         # Always from nothing: an incremental build does not repeat the warnings of pages that did not change.
-        with tempfile.TemporaryDirectory(dir=made, prefix=MAKING) as scratch:
-            new = Path(scratch) / "_build" / builder
+        scratch = Path(tempfile.mkdtemp(dir=made, prefix=MAKING))
+        try:
+            new = scratch / "_build" / builder
             status = _make(root, scratch, builder, lock)
             dead = dead_links(new) if builder == "html" and not status else []
             for link in dead:
                 print(f"dead link: {link}", file=sys.stderr)
             if not status and not dead:
-                if (made / builder).exists():
-                    (made / builder).rename(Path(scratch) / "old")
-                new.rename(made / builder)
+                with uninterrupted():
+                    if (made / builder).exists():
+                        (made / builder).rename(scratch / "old")
+                    new.rename(made / builder)
+        finally:
+            with uninterrupted():
+                shutil.rmtree(scratch, ignore_errors=True)
     return status or min(len(dead), 1)
 
 
-def _make(root: Path, scratch: str, builder: str, lock: tuple[int, ...]) -> int:
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let an interruption wait: between two sites there would be none, and half of a folder would stay."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _make(root: Path, scratch: Path, builder: str, lock: tuple[int, ...]) -> int:
     """Let jupyter-book build; of a disk that is full or cannot be written to, only that is said."""
     # As addresses.py does; this folder must not be on its path, where _ext has modules of the same names.
     start = "import sys; sys.modules['rfc3987_syntax'] = None; from jupyter_book.cli.main import main; main()"
     jupyter_book = [sys.executable, "-c", start]
-    options = ["--path-output", scratch, "--builder", builder, "--all", "--quiet", *STRICT]
+    options = ["--path-output", str(scratch), "--builder", builder, "--all", "--quiet", *STRICT]
     command = [*jupyter_book, "build", str(root), *options]
     streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
     # In a session of its own it does not hear of an interruption, on which it would write pages of its own.

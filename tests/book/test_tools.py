@@ -1,10 +1,13 @@
 """The tools that store outputs: when a chapter is stale, when it may be run, and what a failure leaves behind."""
 
 import shutil
+import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
+import build
 import execute
 import nbformat
 import pytest
@@ -293,3 +296,34 @@ def test_a_kernel_that_dies_at_its_start_is_started_once_more(deaths, tmp_path, 
         execute.run(notebook, tmp_path)
         assert notebook.cells[0].outputs[0].text == "42\n"
     assert len(starts) == 2
+
+
+@pytest.mark.parametrize("moment", ["rename", "rmtree"])
+def test_an_interruption_waits_until_the_new_site_is_in_place_and_the_rest_is_gone(moment, tmp_path, monkeypatch):
+    site = tmp_path / "_build" / "html"
+    site.mkdir(parents=True)
+
+    def make(root, scratch, builder, lock):
+        made = scratch / "_build" / builder
+        made.mkdir(parents=True)
+        (made / "index.html").write_text("new")
+        return 0
+
+    owner = {"rename": Path, "rmtree": shutil}[moment]
+    real = getattr(owner, moment)
+
+    def interrupted(*args, **options):
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        return real(*args, **options)
+
+    for name, value in (("copy_mathjax", lambda root: None), ("_make", make), ("dead_links", lambda site: [])):
+        monkeypatch.setattr(build, name, value)
+    monkeypatch.setattr(owner, moment, interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build.build(tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (site / "index.html").read_text() == "new"
+    assert [path.name for path in (tmp_path / "_build").iterdir()] == ["html"]
