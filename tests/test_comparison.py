@@ -1,8 +1,10 @@
 """Several priors from the same draws: each agrees with its closed form, and differences better than that."""
 
+import math
+
 import pytest
 import torch
-from torch.distributions import Independent, Laplace
+from torch.distributions import Independent, Laplace, Uniform
 
 from vaebook.comparison import compare_priors
 from vaebook.likelihood import importance_log_prob
@@ -48,6 +50,22 @@ def test_every_prior_agrees_with_its_closed_form(model, priors, leave_out):
         off = (estimate.log_prob - exact[name]) / estimate.stderr
         assert float(off.abs().max()) < 5 and float(estimate.stderr.max()) < 0.1, name
         assert 0.5 < float(off.square().mean().sqrt()) < 1.5, name
+
+
+def test_a_prior_without_density_at_some_draws_is_integrated_where_it_has_some(model):
+    ppca, _ = model
+    x = ppca.decoder(torch.tensor([[0.0, 0.0], [0.9, 0.0], [0.5, -0.9], [-1.1, 0.2]]).double()).mean
+    ends = torch.tensor([-1.0, 1.0]).double().expand(2, 2).T
+    square = Independent(Uniform(*ends, validate_args=False), 1, validate_args=False)
+    found = compare_priors(ppca, x, {"own": None, "square": square}, 4000, generator=rng())
+    found["alone"] = compare_priors(ppca, x, {"square": square}, 4000, generator=rng())["square"]
+    side = torch.linspace(-1, 1, 201, dtype=torch.float64)
+    log_prob = torch.stack([ppca.decoder(torch.cartesian_prod(side, side)).log_prob(one) for one in x])
+    exact = torch.trapezoid(torch.trapezoid(log_prob.exp().reshape(4, 201, 201), side), side).log() - math.log(4)
+    for name, wanted in {"square": exact, "alone": exact, "own": ppca.log_prob(x)}.items():
+        estimate = found[name]
+        assert float(((estimate.log_prob - wanted) / estimate.stderr).abs().max()) < 4
+        assert float(estimate.stderr.max()) < 0.05 and float(estimate.effective_samples.min()) > 50
 
 
 def test_leaving_out_matters(model, priors):

@@ -84,7 +84,7 @@ def test_right_ones_pass(name):
 
 @pytest.mark.parametrize("name", BUGS)
 def test_mistakes_are_found(name):
-    assert alarm(*BUGS[name], 0)  # how often they are is the slow test's question
+    assert all(alarm(*BUGS[name], seed) for seed in range(2))
 
 
 @pytest.mark.slow

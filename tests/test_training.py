@@ -711,9 +711,7 @@ def test_truncated_or_foreign_files_are_one_clear_error(tmp_path):
                 read(path)
             assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
     safetensors.torch.save_file({"w": torch.zeros(3)}, path)
-    with pytest.raises(
-        ValueError, match=r"written by vaebook.training.save, got ValueError: format None where 1 is read"
-    ):
+    with pytest.raises(ValueError, match=r"written by vaebook.training.save, got format None where 1 is read"):
         load(path)
     assert same(state(vae), state(small_vae(5)))
 
@@ -725,9 +723,7 @@ def test_swapped_weights_are_noticed(tmp_path):
     with safetensors.safe_open(path, "pt") as file:
         header = file.metadata()
     safetensors.torch.save_file(state(small_vae(1)), path, header)
-    with pytest.raises(
-        ValueError, match=r"content: expected SHA-256 \w{64}, which is that of the content, got \w{64}$"
-    ):
+    with pytest.raises(ValueError, match=r"content: expected SHA-256 \w{64}, got \w{64}; the file is corrupted$"):
         load(path)
 
 

@@ -22,7 +22,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NORMALISATION = 1e-5
 """How far from 0 the log-sum of log-weights may be: more is a mistake, less the rounding of single precision."""
 MANY = 16
-"""Fewer logarithms than these may all be positive by chance; so may those of collapsed codes, but all are below 0.1."""
+"""Of one batch, fewer logarithms may all be positive by chance; so may those of collapsed codes, but all below 0.1."""
 
 
 @contextmanager
@@ -38,8 +38,8 @@ def explained(name: object, wanted: str, *, within: bool = False) -> Iterator[No
         if own and not within:
             raise
         told = next(iter(str(error).strip().splitlines()), "")[:500]  # torch's go on, and what a file holds may be long
-        got = told if own else f"expected {wanted}, got {type(error).__name__}: {told}"
-        raise ValueError(f"{name}: {got}") from error
+        kind = "" if within and isinstance(error, ValueError) else f"{type(error).__name__}: "  # of files that is usual
+        raise ValueError(f"{name}: {told if own else f'expected {wanted}, got {kind}{told}'}") from error
 
 
 def check_tensor(
@@ -136,7 +136,7 @@ def at_least_single(dtype: torch.dtype) -> torch.dtype:
 def to_scale(name: str, value: Tensor, spread: str, loc: Tensor | None = None) -> Tensor:
     """Turn std (or scale), var or log_var into standard deviations; warn where the values look like another one.
 
-    ``loc`` are the means that belong to them, where a warning of scales beyond all means is wanted.
+    ``loc`` are the means of a batch that an encoder returned; without them the values are all that there are.
     """
     if spread in ("var", "log_var"):
         check_tensor(name, value, ("...",))
@@ -145,7 +145,8 @@ def to_scale(name: str, value: Tensor, spread: str, loc: Tensor | None = None) -
     root = check_positive(name, value).sqrt() if spread == "var" else value
     scale = (0.5 * value).exp() if spread == "log_var" else root
     odd = ""
-    if spread == "log_var" and value.numel() >= MANY and bool((value > 0).all() and (value > 0.1).any()):
+    by_chance = loc is not None and (value.numel() < MANY or not bool((value > 0.1).any()))  # in an encoder's batch
+    if spread == "log_var" and not by_chance and bool((value > 0).all()):
         odd = "all values are positive, so that every variance is above 1; std or var?"
     elif spread != "log_var" and loc is not None and bool((scale.amin(0) > 10 * (1 + loc.abs().amax(0))).all()):
         odd = "every code is more than ten times as wide as all codes are apart; another spread?"

@@ -77,8 +77,7 @@ def compare_priors(
     """
     leave_out = {} if leave_out is None else leave_out
     _check_names(priors, leave_out, () if drawn_from is None else drawn_from)
-    given = (vae, x, priors, num_samples, leave_out, drawn_from or priors, condition, generator)
-    return estimates(*given, **SHARED)
+    return estimates(vae, x, priors, num_samples, leave_out, drawn_from or priors, condition, generator, **SHARED)
 
 
 def _check_names(priors: object, leave_out: object, drawn_from: object) -> None:

@@ -113,8 +113,8 @@ def _intervals(axes: Axes, found: Any) -> str:
     rows += [("information, N data", found.information), ("information, population", found.information_population)]
     rows, told = [row for row in rows if row[1] is not None], []
     for place, (name, value) in enumerate(rows):
-        low = value.low if "population" in name else value.value - 2 * value.stderr
-        high = value.high if "population" in name else value.value + 2 * value.stderr
+        around = value.value + 2 * value.stderr * np.array([-1, 1]) if hasattr(value, "value") else value[:2]
+        low, high = map(float, around)
         axes.plot([low, high], [place, place], color=COLORS[0 if "N data" in name else 1], lw=5, marker="|", ms=9)
         told.append(f"{name} {number(low)} to {number(high)}")
     axes.axvline(found.log_num_data, color="black", ls=":", lw=1, label="log N")

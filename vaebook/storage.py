@@ -90,9 +90,9 @@ def read(source: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not same_json(content.get("format"), _FORMAT):
             raise ValueError(f"format {content.get('format')!r} where {_FORMAT} is read")
         if kind not in content:
-            raise ValueError(f"no {kind} in it, but {', '.join(content)}")
+            raise ValueError(f"one that holds {', '.join(sorted(content.keys() - {'format'}))} and no {kind}")
         if found != stored:
-            raise ValueError(f"content: expected SHA-256 {found}, which is that of the content, got {stored}")
+            raise ValueError(f"content: expected SHA-256 {stored[:64]}, got {found}; the file is corrupted")
     return content, tensors
 
 
