@@ -198,6 +198,18 @@ def test_parameters_under_training_are_followed():
             torch.testing.assert_close(mine.log_prob(z + 0.1), held)
 
 
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_an_average_in_parts_is_that_of_the_whole(num):
+    """In so many dimensions two components are a part."""
+    g = torch.Generator().manual_seed(0)
+    loc, weight = torch.randn(num, 2**19, generator=g), torch.randn(num, generator=g).double().log_softmax(0)
+    q = DiagGaussianMixture(loc, torch.ones_like(loc), weight)
+    asked = []
+    found = q.average(lambda w, m, s: (asked.append(len(m)), m.square() + s * w[:, None])[1])
+    assert asked == [2] * (num // 2) + [1] * (num % 2)
+    torch.testing.assert_close(found, weight.exp() @ (loc.double().square() + weight[:, None]))
+
+
 MEMORY = """
 import resource, sys, torch
 from vaebook import DiagGaussianMixture, clusters, kernels

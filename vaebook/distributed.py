@@ -213,8 +213,7 @@ class ShardedMixture:
         one = torch.ones(1, self.latent_dim, dtype=torch.float64)  # it tells the shape, where there is no part, too
         total = torch.zeros_like(function(one[:, 0], one, one)[0])
         for q, log_mass, _ in self.parts():
-            part = q.average(lambda log_weight, loc, scale, more=log_mass: function(log_weight + more, loc, scale))
-            total += math.exp(log_mass) * part
+            total += math.exp(log_mass) * q.average(lambda w, m, s, more=log_mass: function(w + more, m, s))
         return self.processes.reduced(total)
 
     def sums(

@@ -183,9 +183,10 @@ class WeightedGaussians(Distribution):
         return self._finite("covariance", covariance * unit * unit[:, None], self.loc.dtype)
 
     def average(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        r"""$\sum_n w_n f(\log w_n,\mu_n,\sigma_n)$ for a function of (N), (N, D) and (N, D) with N rows, in float64."""
-        log_weight, loc, scale = (x.detach() for x in self.components())
-        return log_weight.exp() @ function(log_weight, loc, scale)
+        r"""$\sum_n w_n f(\log w_n,\mu_n,\sigma_n)$, float64; f takes (n), (n, D), (n, D), of some of all, to n rows."""
+        some = max(1, 2**20 // self.latent_dim)  # 8 MiB an array: memory does not grow with N
+        parts = zip(*(x.detach().split(some) for x in (self._log_weight, self.loc, self.scale)), strict=True)
+        return sum(w.exp() @ function(w, loc.double(), scale.double()) for w, loc, scale in parts)
 
     def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
         r"""$\log\mathcal N(z\mid\mu_n,\sigma_n^2)$ under one component each, (S), for z (S, D), n (S); float64."""

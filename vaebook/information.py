@@ -207,7 +207,7 @@ def mutual_information_quadrature(
     less than 1e-32. The step shrinks by a third until the value changes by no more than the tolerance.
 
     Args:
-        q_agg: the mixture, with D = 1.
+        q_agg: the mixture, with D = 1. Time grows with N², memory does not.
         tolerance: nats; the last change.
         max_nodes: the most nodes to use for each component.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -18,8 +19,8 @@ from sphinx.application import Sphinx
 
 import vaebook
 
-PAGE = "book/appendix/api"
-PLACE = "% modules"
+PAGE, RESULTS = "book/appendix/api", "book/results/costs.json"
+PLACE, COSTS = "% modules", "% costs"
 TABLE = re.compile(r"^( *)=+ +=.*?\n *=+ +=.*?\n *=+ +=[= ]*$", re.MULTILINE | re.DOTALL)
 PIECES = re.compile(r"(``[^`]+``|`[^`]+`|\$[^$]+\$|^ *>>>.*$|\*\w[^*\n]*\w\*)", re.MULTILINE)
 
@@ -78,7 +79,41 @@ def write_modules(app: Sphinx, page: str, source: list[str]) -> None:
                 parts.append("Used in " + ", ".join(f"{{doc}}`../{page}`" for page in found) + ".\n")
             members = ", ".join(public(module))
             parts.append(f"```{{eval-rst}}\n.. automodule:: vaebook.{module}\n   :members: {members}\n```\n")
-    source[0] = source[0].replace(PLACE, "\n".join(parts))
+    source[0] = source[0].replace(PLACE, "\n".join(parts)).replace(COSTS, costs(Path(app.srcdir, RESULTS)))
+    app.env.note_dependency(RESULTS)
+
+
+def costs(path: Path) -> str:
+    """Write the table of what functions cost, from book/results/costs.json."""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    lines = ["| Function | N × D | s | grow as | MB | grow as |", "|:--|--:|--:|:--|--:|:--|"]
+    for row in sorted(stored["rows"], key=lambda row: row["name"].partition(".")[2].lower()):
+        name, _, note = row["name"].partition(", ")
+        cells = [entry(name) + (note and f", {note}"), f"{row['N']:,} × {row['D']} {row['counts']}"]
+        for kind, least, grows in (("cpu_seconds", 0.001, "time"), ("megabytes", 1, "memory")):
+            powers = {size: row.get(f"{grows}_{size}") for size in "ND"}
+            shown = [f"{size}{{sup}}`{power + 0.0:.1f}`" for size, power in powers.items() if power is not None]
+            cells += [two_digits(row[kind], least), " ".join(shown).replace("-0.0", "0.0")]
+        lines.append("| " + " | ".join(cells) + " |")
+    made = stored["provenance"]
+    where = f"{made['machine']}, Python {made['python']}, torch {made['versions']['torch']}"
+    return "\n".join(lines) + f"\n\nMeasured on {made['time'][:10]}: {where}."
+
+
+def entry(name: str) -> str:
+    """Link a function, or a method of a class or of that from which the class has it, to its entry; none if private."""
+    module, *parts = name.split(".")
+    found: Any = importlib.import_module(f"vaebook.{module}")
+    for part in parts:
+        found = inspect.getattr_static(found, part)
+    found = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
+    shown, home = ".".join(parts), f"{found.__module__}.{found.__qualname__}"
+    return f"`{shown}`" if "._" in home else f"{{py:obj}}`{shown} <{home}>`"
+
+
+def two_digits(value: float, least: float) -> str:
+    """Write a number with the digits that such a measurement has."""
+    return f"{float(f'{value:.2g}'):,.15g}" if value >= least else f"< {least}"
 
 
 def as_rst(piece: str) -> str:
