@@ -287,7 +287,7 @@ def choose(
                 each = timed(method, z[:size]) / size
                 found.append((each if each * len(z) > 1 else timed(method, z) / len(z), len(found), settings, method))
     if not found:
-        raise ValueError(f"expected values within {AGREES} nats of a direct sum, got {min(errors):.3g}")
+        raise ValueError(f"expected values within {AGREES} nats of a direct sum, got {min(errors, default=math.nan):.3g}")
     return *min(found)[2:], None if name in NO_DENSITY else max(errors)
 
 
