@@ -287,7 +287,9 @@ def choose(
                 each = timed(method, z[:size]) / size
                 found.append((each if each * len(z) > 1 else timed(method, z) / len(z), len(found), settings, method))
     if not found:
-        raise ValueError(f"expected values within {AGREES} nats of a direct sum, got {min(errors, default=math.nan):.3g}")
+        raise ValueError(
+            f"expected values within {AGREES} nats of a direct sum, got {min(errors, default=math.nan):.3g}"
+        )
     return *min(found)[2:], None if name in NO_DENSITY else max(errors)
 
 
@@ -389,10 +391,14 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """How many times as fast as others this package is, in each setting."""
     found = []
     for kind, dim, num in dict.fromkeys((r["kind"], r["dim"], r["num"]) for r in rows):
-        rate = {r["method"]: r["pairs_per_second"] for r in rows if (r["kind"], r["dim"], r["num"]) == (kind, dim, num)}
+        mine = {r["method"]: r for r in rows if (r["kind"], r["dim"], r["num"]) == (kind, dim, num)}
+        rate = {method: row["pairs_per_second"] for method, row in mine.items()}
         fastest = max((name for name in (*PEERS, *TREES) if name in rate), key=rate.__getitem__, default=None)
         others = {"floor": "floor: GEMM and exp", "same_family": "MixtureSameFamily", "fastest_peer": fastest}
+        others["trees"] = max((name for name in TREES if name in rate), key=rate.__getitem__, default=None)
         times = {f"over_{key}": rounded(rate["vaebook"] / rate[name]) for key, name in others.items() if name in rate}
+        if "over_trees" in times:
+            times["trees_error"] = max(mine[name]["worst_error"] for name in TREES if name in rate)
         found.append({"kind": kind, "dim": dim, "num": num, "fastest_peer": fastest} | times)
     return found
 

@@ -115,6 +115,8 @@ def test_script_runs(monkeypatch, tmp_path, capsys):
     told = capsys.readouterr().out
     settings = [(row["kind"], row["num"]) for row in written["ratios"]]
     assert settings == [("random", 300), ("random", 600), ("random, equal scales", 600)] and "written" in told
+    assert ["trees_error" in row for row in written["ratios"]] == [False, False, True]
+    assert written["ratios"] == scale.ratios(written["rows"])
     measured = {row["method"] for row in written["rows"]}
     assert all((f"{name} is left out: " in told) == (name not in measured) for name in (*scale.PEERS, *scale.TREES))
     assert all(row["error"] < 1e-4 for row in written["rows"] if row["error"] is not None)
