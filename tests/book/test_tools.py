@@ -193,7 +193,7 @@ def test_two_writers_never_tear_a_notebook(tmp_path):
 FAKE_PYTHON = """\
 #!/bin/sh
 case "$*" in
-*alone.py*) shift 2; exec "$@" ;;
+*run.py*) exec "{sys.executable}" "$@" ;;
 *print*) echo {version} ;;
 *"sys.exit(sys.version_info"*) exit {old} ;;
 *ensurepip*) exit {bare} ;;
@@ -207,13 +207,14 @@ esac
 def set_up(tmp_path):
     """A function that runs set-up in an empty tree with a Python that only pretends."""
     (tmp_path / "book" / "_tools").mkdir(parents=True)
-    shutil.copy(ROOT / "book" / "_tools" / "setup.sh", tmp_path / "book" / "_tools")
+    for name in ("setup.sh", "run.py", "alone.py"):
+        shutil.copy(ROOT / "book" / "_tools" / name, tmp_path / "book" / "_tools")
     (tmp_path / "requirements.txt").write_text("torch==2.13.0\n    # via vaebook\n")
     (tmp_path / "pyproject.toml").write_text("")
     python = tmp_path / "fake-python"
 
     def run(*, version="3.11", old=0, bare=0, pip=0, **variables):
-        python.write_text(FAKE_PYTHON.format(version=version, old=old, bare=bare, pip=pip))
+        python.write_text(FAKE_PYTHON.format(sys=sys, version=version, old=old, bare=bare, pip=pip))
         python.chmod(0o755)
         variables = {"PATH": "/usr/bin:/bin", "PYTHON": str(python)} | variables
         command = ["sh", "book/_tools/setup.sh"]
@@ -261,13 +262,25 @@ def test_a_set_up_that_failed_half_way_is_done_again_although_the_lock_is_the_ol
     """What was installed before the failure is in the environment: the stamp must not vouch for it."""
     assert set_up().returncode == 0
     edit(set_up.root / "requirements.txt", "2.13.0", "2.13.1")
-    python, works = set_up.root / ".venv" / "bin" / "python", FAKE_PYTHON.format(version="3.11", old=0, bare=0, pip=0)
+    python, works = (
+        set_up.root / ".venv" / "bin" / "python",
+        FAKE_PYTHON.format(sys=sys, version="3.11", old=0, bare=0, pip=0),
+    )
     python.write_text(works.replace("pip.log; exit 0", "pip.log; exit 1"))
     assert set_up().returncode == 1
     python.write_text(works)
     edit(set_up.root / "requirements.txt", "2.13.1", "2.13.0")
     assert "up to date" in set_up().stderr
     assert set_up().stderr == ""
+
+
+def test_an_environment_that_was_left_half_made_is_made_afresh(set_up):
+    assert set_up().returncode == 0
+    left = set_up.root / ".venv" / "half a package"
+    left.touch()
+    (set_up.root / ".venv" / ".made-from").unlink()
+    assert "Setting up .venv" in set_up().stderr
+    assert not left.exists() and set_up().stderr == ""
 
 
 def test_build_names_what_is_missing():
