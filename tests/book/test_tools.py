@@ -1,5 +1,6 @@
 """The tools that store outputs: when a chapter is stale, when it may be run, and what a failure leaves behind."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import build
 import execute
 import nbformat
 import pytest
+from drawings import SVG, shorten
 from fingerprint import ROOT, fingerprint, is_chapter, read_ipynb, read_md, source_hash, why_stale
 from toy import CHAPTER
 
@@ -113,6 +115,24 @@ def test_a_second_run_is_byte_identical_and_new_text_needs_no_run(chapter, monke
     edit(chapter, "A title", "Another title")
     assert execute.update(chapter) == "text only"
     assert read_ipynb(chapter.with_suffix(".ipynb")).cells[1].outputs[0].text == "42\n"
+
+
+def test_lines_are_stored_as_svg_too_the_same_in_every_run_and_no_images_or_clouds(tmp_path):
+    code = "import matplotlib.pyplot as plt, numpy as np\nx = np.random.default_rng(0).normal(size=(2, 9000))\n"
+    shown = ("plt.fill_between([0, 1], [1, 2], alpha=0.005)", "plt.imshow(x[:, :2])", "plt.scatter(*x)")
+    cells = [nbformat.v4.new_code_cell(f"{code}{draw}\nplt.show()") for draw in shown]
+    kinds, drawn = [], []
+    for _ in range(2):
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        execute.run(notebook, tmp_path)
+        execute.finish(notebook, {})
+        kinds.append([sorted(output.data) for cell in notebook.cells for output in cell.outputs])
+        drawn.append(notebook.cells[0].outputs[0].data[SVG])
+    assert kinds == 2 * [[["image/png", SVG, "text/plain"], *2 * [["image/png", "text/plain"]]]]
+    assert drawn[0] == drawn[1] == shorten(drawn[0])
+    assert "opacity: 0.005" in drawn[0]
+    assert "scale(0.015625)" in drawn[0]  # the size of a sign: rounded it would be a quarter larger
+    assert max(len(number) for number in re.findall(r"(?<=[LM] )-?\d+\.(\d+)", drawn[0])) == 2
 
 
 @pytest.mark.parametrize(
