@@ -11,7 +11,7 @@ from fingerprint import chapters, read_ipynb
 from PIL import Image, ImageFilter
 
 NEAR, STEP, BUDGET = 11, 80, 40
-"""A pixel must be as light as one in a square about it, of 255; how many need not: in a PNG signs are moved a little."""
+"""A pixel must be as light as one in a square about it, of 255; how many need not: a PNG has its signs moved a bit."""
 WIDE, INK = 24, 12
 """How far squares reach whose mean lightness is compared, and by how much that may differ: what larger signs change."""
 
