@@ -7,9 +7,9 @@ WORKERS ?= auto
 PYTEST := $(PY) -m pytest -q -p tests.running.parallel -n $(WORKERS) --no-loadscope-reorder
 NBVAL := --nbval --nbval-current-env
 PARTS := style code chapters gates cells slow
-PEERS := pykeops numpyro pydantic imageio cloudpickle
-# pythae asks for what is here, torch above all, in any version.
-TRAINER := pythae==0.1.2
+PEERS := pykeops numpyro pydantic imageio cloudpickle numba
+# These ask for what is here, torch above all, in any version.
+ALONE := pythae==0.1.2 pomegranate==1.1.2 apricot-select==0.6.1
 PORT ?= 8000
 PYTHONS ?= python3.11 python3.12 python3.13
 export OMP_NUM_THREADS := 1
@@ -78,10 +78,10 @@ execute: setup  ## run stale chapters and store their outputs (ALL=1: all; CHAPT
 experiments: setup  ## run the long experiments again, hours in all (ONLY=name: one); goes on where it was interrupted
 	@$(RUN) book/experiments/harness.py $(if $(ONLY),"$$ONLY")
 
-bench: setup  ## time log q_agg, shards and training against other libraries (20 minutes; DEVICE=cuda: log q_agg on a graphics card); writes book/results/scale.json (scale-card.json), shards.json, training.json
+bench: setup  ## time log q_agg, shards and training against other libraries (40 minutes; DEVICE=cuda: log q_agg on a graphics card); writes book/results/scale.json (scale-card.json), shards.json, training.json
 	@mkdir -p _build && $(PY) book/_tools/alone.py _build sh -c '[ -d _build/bench ] || { rm -rf _build/.bench && \
 		$(PY) -m pip install -q --disable-pip-version-check --target _build/.bench -c requirements.txt $(PEERS) && \
-		$(PY) -m pip install -q --disable-pip-version-check --target _build/.bench --no-deps $(TRAINER) && \
+		$(PY) -m pip install -q --disable-pip-version-check --target _build/.bench --no-deps $(ALONE) && \
 		mv _build/.bench _build/bench; }'
 	@env -u OMP_NUM_THREADS PYTHONPATH=_build/bench $(RUN) tests/benchmarks/scale.py $(if $(DEVICE),--device $(DEVICE))
 	@$(if $(DEVICE),,$(RUN) tests/benchmarks/shards.py)

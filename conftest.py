@@ -63,10 +63,10 @@ def _start_kernel(*args: object, **kwargs: object) -> object:
 
 
 def _collect(notebook: nbval.plugin.IPyNbFile) -> object:
-    # Pictures are compared, by Output. What goes to stderr is not: it depends on the machine (process ids, the
-    # processor's features).
+    # Pictures are compared, by Output; drawings are not, their PNG stands beside them. Nor is what goes to stderr: it
+    # depends on the machine (process ids, the processor's features).
     skipped = [key for key in notebook.skip_compare if key not in ("image/png", "image/jpeg")]
-    notebook.skip_compare = (*skipped, "stderr")
+    notebook.skip_compare = (*skipped, "image/svg+xml", "stderr")
     return _nbval_collect(notebook)
 
 

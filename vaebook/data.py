@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import os
 import struct
-import tempfile
-import time
 import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vaebook._checks import check_all, check_generator, check_tensor, check_type
+from vaebook.storage import write_atomically
 
 DIGITS_SIZES = (1297, 100, 400)
 """How many digits are for training, validation and test."""
@@ -173,7 +173,8 @@ def _read_all(folder: Path, prefix: str = "") -> list[bytes]:
     payloads, errors = [], []
     for path, sha256 in zip(paths, FASHION_SHA256.values(), strict=True):
         try:
-            payloads.append(_unpack(path))
+            with path.open("rb") as file:
+                payloads.append(_unpack(file))
             got = f"{len(payloads[-1]):,} bytes with SHA-256 {hashlib.sha256(payloads[-1]).hexdigest()}"
         except ValueError as error:
             got = str(error)
@@ -184,40 +185,42 @@ def _read_all(folder: Path, prefix: str = "") -> list[bytes]:
     return payloads
 
 
-def _unpack(path: Path) -> bytes:
-    """Read a file that may be gzipped: some servers and packagers unpack without renaming."""
+def _unpack(raw: BinaryIO) -> bytes:
+    """Read what may be gzipped: some servers and packagers unpack without renaming."""
+    raw.seek(0)
+    packed = raw.read(2) == b"\x1f\x8b"
+    raw.seek(0)
     try:
-        with path.open("rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            return (gzip.GzipFile(fileobj=raw) if packed else raw).read(_MOST)
+        return (gzip.GzipFile(fileobj=raw) if packed else raw).read(_MOST)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"a broken gzip stream ({error})") from error
+
+
+class _Limited(io.BytesIO):
+    """Memory for a download, which a server could go on with for ever."""
+
+    def write(self, piece: Any) -> int:
+        if self.tell() + len(piece) > _MOST:
+            raise ValueError(f"more than {_MOST:,} bytes")
+        return super().write(piece)
 
 
 def _download(base: str, cache: Path) -> None:
     """Let pooch fetch what the cache lacks; a file is put in place once its uncompressed content was verified."""
     import pooch
 
-    def fetch(url: str, output: Any, _: Any) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            part = Path(scratch) / "part"
-            pooch.HTTPDownloader(timeout=30)(url, str(part), None)
-            Path(output).write_bytes(_unpack(part))
-
-    for left in cache.glob("tmp*"):  # a day ago or longer, by downloads that were killed
-        if time.time() - left.stat().st_mtime > 86_400:
-            left.unlink(missing_ok=True)
-    urls = {name: f"{base}{name}.gz" for name in FASHION_SHA256}
-    files = pooch.create(cache, base, registry=FASHION_SHA256, urls=urls)
-    for name in FASHION_SHA256:
-        files.fetch(name, downloader=fetch)
+    cache.mkdir(parents=True, exist_ok=True)
+    for name, sha256 in FASHION_SHA256.items():
+        if not ((cache / name).is_file() and pooch.file_hash(cache / name) == sha256):
+            pooch.HTTPDownloader(timeout=30)(f"{base}{name}.gz", packed := _Limited(), None)
+            if (found := hashlib.sha256(payload := _unpack(packed)).hexdigest()) != sha256:
+                raise ValueError(f"{name}: expected uncompressed content with SHA-256 {sha256}, got {found}")
+            write_atomically(cache / name, payload)
         (cache / f"{name}.gz").unlink(missing_ok=True)
 
 
 def _parse_idx(payload: bytes) -> Tensor:
     """Unpack the idx format: two zeros, type 8 (unsigned byte), number of dimensions, big-endian sizes, data."""
-    num_dims = payload[3]
-    shape = struct.unpack_from(f">{num_dims}I", payload, 4)
+    shape = struct.unpack_from(f">{payload[3]}I", payload, 4)
     # frombuffer wants memory that may be written to, hence the copy.
-    return torch.frombuffer(bytearray(payload), dtype=torch.uint8, offset=4 + 4 * num_dims).reshape(shape)
+    return torch.frombuffer(bytearray(payload), dtype=torch.uint8, offset=4 + 4 * len(shape)).reshape(shape)

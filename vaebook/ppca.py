@@ -1,9 +1,9 @@
 r"""Probabilistic PCA: the VAE whose encoder, decoder and likelihood are all closed form.
 
-    p(z) = N(z | 0, I),    p(x|z) = N(x | W z + m, s² I)    so that    p(x) = N(x | m, W Wᵀ + s² I).
+    p(z) = N(z | 0, I),    p(x|z) = N(x | W z + c, s² I)    so that    p(x) = N(x | c, W Wᵀ + s² I).
 
-With orthogonal columns in W (WᵀW = diag lambda) the exact posterior is diagonal, as the encoder of a VAE is.
-Split x - m into y_j = w_jᵀ(x-m) / |w_j|, its coordinates in the column space of W, and the rest, which no z explains.
+With orthogonal columns in W (WᵀW = diag l²) the exact posterior is diagonal, as the encoder of a VAE is.
+Split x - c into y_j = W_jᵀ(x-c) / l_j, its coordinates in the column space of W, and the rest, which no z explains.
 Whatever diagonal Gaussian mixture takes the prior's place, the density of x is then a diagonal Gaussian mixture
 of y times a fixed Gaussian of the rest. That makes pPCA the oracle for everything else in this package.
 """
@@ -28,13 +28,13 @@ from vaebook.priors import from_components
 class PPCA:
     r"""Probabilistic PCA with known parameters, in float64; `PPCA.fit` finds them from data.
 
-    $p(x) = \int \mathcal N(x \mid Wz + m, \sigma^2 I)\,\mathcal N(z \mid 0, I)\,dz
-    = \mathcal N(x \mid m, WW^\top + \sigma^2 I)$
+    $p(x) = \int \mathcal N(x \mid Wz + c, s^2 I)\,\mathcal N(z \mid 0, I)\,dz
+    = \mathcal N(x \mid c, WW^\top + s^2 I)$
 
     Args:
-        mean: m, (P).
+        mean: c, (P).
         weight: W, (P, D) with D <= P and orthogonal columns.
-        noise_variance: sigma² > 0, in squared units of x.
+        noise_variance: s² > 0, in squared units of x.
 
     Raises:
         TypeError: an argument is of the wrong kind.
@@ -58,7 +58,7 @@ class PPCA:
             raise ValueError(f"weight: expected at most {weight.shape[0]} columns, got {weight.shape[1]}")
         self.mean, self.weight = mean.detach().double(), weight.detach().double()
         self.noise_variance = check_number("noise_variance", noise_variance, above=0)
-        self._strength = self.weight.square().sum(0)  # lambda_j, (D)
+        self._strength = self.weight.square().sum(0)  # l², (D)
         length = self._strength.sqrt()
         # A column of zeros is a latent that nothing sees: it gets the direction 0, and all formulas hold.
         self._directions = self.weight / torch.where(length > 0, length, 1.0)
@@ -79,9 +79,9 @@ class PPCA:
     def fit(cls, x: Data, latent_dim: int) -> Self:
         r"""Fit by maximum likelihood, in closed form.
 
-        $\sigma^2 = \frac1{P-D}\sum_{j>D}\ell_j, \quad W = U_D(L_D - \sigma^2 I)^{1/2}$
+        $s^2 = \frac1{P-D}\sum_{j>D}\lambda_j, \quad W_j = (\lambda_j - s^2)^{1/2}\,U_j \quad (j\le D)$
 
-        from the descending eigenvalues l_j and the eigenvectors U of the data's covariance (with 1/N). The free
+        from the descending eigenvalues lambda_j and the eigenvectors U_j of the data's covariance (with 1/N). The free
         rotation is I, which makes posteriors diagonal; the largest entry of a column is positive, which fixes signs.
 
         Args:
@@ -133,7 +133,7 @@ class PPCA:
     def log_prob(self, x: Tensor) -> Tensor:
         r"""Log-likelihood in nats.
 
-        $\log p(x) = \sum_j\log\mathcal N(y_j \mid 0, \lambda_j+\sigma^2) + \log p(\text{rest})$
+        $\log p(x) = \sum_j\log\mathcal N(y_j \mid 0, l_j^2+s^2) + \log p(\text{rest})$
 
         Args:
             x: points, (*s, P).
@@ -159,7 +159,7 @@ class PPCA:
     def posterior(self, x: Tensor) -> Independent:
         r"""Exact posterior p(z|x): the best encoder there is, and it is diagonal.
 
-        $p(z\mid x) = \prod_j\mathcal N(z_j \mid (W^\top(x-m))_j/(\lambda_j+\sigma^2),\ \sigma^2/(\lambda_j+\sigma^2))$
+        $p(z\mid x) = \prod_j\mathcal N(z_j \mid (W^\top(x-c))_j/(l_j^2+s^2),\ s^2/(l_j^2+s^2))$
 
         Args:
             x: points, (*s, P).
@@ -185,7 +185,7 @@ class PPCA:
     def likelihood(self, z: Tensor) -> Independent:
         r"""Decode latent points into the distribution of x.
 
-        $p(x\mid z) = \mathcal N(x \mid Wz + m, \sigma^2 I)$
+        $p(x\mid z) = \mathcal N(x \mid Wz + c, s^2 I)$
 
         Args:
             z: latent points, (*s, D).
@@ -238,7 +238,7 @@ class PPCA:
     def log_prob_under(self, q_z: Any, x: Tensor, *, leave_out_index: Tensor | None = None) -> Tensor:
         r"""Log-likelihood with a Gaussian mixture in the place of the prior.
 
-        $\log\sum_n w_n\mathcal N(y \mid \Lambda^{1/2}\mu_n, \Lambda^{1/2}\Sigma_n\Lambda^{1/2} + \sigma^2 I)
+        $\log\sum_n w_n\mathcal N(y \mid l\mu_n, \operatorname{diag}(l)\,\Sigma_n\operatorname{diag}(l) + s^2 I)
         + \log p(\text{rest})$
 
         With q_z = `aggregated_posterior(x)` this is p_agg, the density of decoded codes: N components, closed form.

@@ -2,8 +2,8 @@
 
 When all pages are written, scripts and styles of which a page uses nothing go; the styles that stay become one file of
 the rules that can match; icons are the outlines of those that appear, instead of a script of 1.5 MB with all;
-no script holds up the first paint, pictures further down wait until they are near, and all are WebP, without loss
-unless that takes more than twice the bytes, as clouds of points do.
+no script holds up the first paint, pictures further down wait until they are near, and those that are not SVG become
+WebP, without loss unless that takes more than twice the bytes, as clouds of points do.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ HELD = re.compile(r'<script (?!defer)(?=[^>]*src="(?!https?:)(?![^"]*documentati
 TWICE = re.compile(
     r'<meta name="(?:viewport" content="width=device-width, initial-scale=1|docsearch:\w+" content="[^"]*)" ?/>'
 )
-PICTURE = re.compile(r'<img (?=[^>]*src="[^"]*_images/([^"]+\.png)")')
+PICTURE = re.compile(r'<img (?=[^>]*src="[^"]*_images/([^"]+\.(?:png|svg))")')
+DRAWN = re.compile(r'<svg[^>]* width="([\d.]+)pt" height="([\d.]+)pt"')
+POINT = 4 / 3  # in CSS's pixels
 NEARLY = 90  # of 100: looked at closely, thin coloured lines are a little paler
 PNG = re.compile(r"(_images/[\w-]+)\.png")
 LEFT = ["_static/scripts/fontawesome.js*", "_static/vendor", "_static/locales", "_static/**/*.map"]
@@ -91,10 +93,18 @@ def clean(text: str, site: Path, *, search: bool) -> str:
 
     def sized(tag: re.Match) -> str:
         seen.append(tag[1])
-        width, height = struct.unpack(">II", (site / "_images" / tag[1]).read_bytes()[16:24])
+        width, height = size(site / "_images" / tag[1])
         return f'<img width="{width}" height="{height}" {"loading=lazy" if len(seen) > 1 else "fetchpriority=high"} '
 
     return PICTURE.sub(sized, HELD.sub("<script defer ", text))
+
+
+def size(picture: Path) -> tuple[int, int]:
+    """Width and height of a picture: of a PNG in its own pixels, of a drawing in those of CSS."""
+    data = picture.read_bytes()
+    if picture.suffix == ".png":
+        return struct.unpack(">II", data[16:24])
+    return tuple(round(POINT * float(length)) for length in DRAWN.search(data.decode()).groups())
 
 
 def one_style(text: str, shared: list[str], place: str) -> str:

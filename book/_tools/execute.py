@@ -18,6 +18,7 @@ from pathlib import Path
 import addresses  # noqa: F401
 import jupytext
 import nbformat
+from drawings import SETTINGS, keep_drawings
 from fingerprint import (
     MYST,
     ROOT,
@@ -153,7 +154,8 @@ def run(notebook: NotebookNode, folder: Path, **environment: str) -> None:
 
 def _execute(notebook: NotebookNode, folder: Path, environment: dict[str, str]) -> None:
     settings = {"timeout": TIMEOUT, "kernel_name": "python3", "record_timing": False, "coalesce_streams": True}
-    client = NotebookClient(notebook, resources={"metadata": {"path": str(folder)}}, **settings)
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, resources=resources, extra_arguments=SETTINGS, **settings)
     try:
         # stderr of the kernel's own process; what cells write there is stored.
         client.execute(stderr=subprocess.DEVNULL, env=os.environ | environment)
@@ -175,6 +177,8 @@ def finish(notebook: NotebookNode, marks: dict[str, str]) -> None:
     seen: dict[str, int] = {}
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        for output in cell.get("outputs", []):
+            keep_drawings(output)
         seen[cell.source] = seen.get(cell.source, 0) + 1
         cell.id = hashlib.sha256(f"{seen[cell.source]}{cell.source}".encode()).hexdigest()[:8]
     notebook.metadata["language_info"] = dict(LANGUAGE)

@@ -10,7 +10,6 @@ import base64
 import io
 import json
 import math
-import re
 from collections.abc import Callable
 from itertools import combinations
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from drawings import shorten
 from fingerprint import ROOT
 from matplotlib.figure import Figure
 from torch.distributions import Independent, Normal
@@ -261,12 +261,6 @@ def read(name: str) -> Data:
     return json.loads(text.split(" = ", 1)[1].removesuffix(";\n"))
 
 
-def shorten(svg: str) -> str:
-    """Round the coordinates of an SVG to hundredths of a point, which halves the file and shows nowhere."""
-    short = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", svg)
-    return re.sub(r"[ \t]+$", "", short, flags=re.MULTILINE)
-
-
 def main() -> None:
     """Write all figures anew."""
     plots.use_style()
@@ -275,7 +269,7 @@ def main() -> None:
         text = json.dumps(data(), separators=(",", ":"))
         write_atomically(TARGET / f"{name}.data.js", f"figures.data.{name} = {text};\n".encode())
         svg = io.StringIO()
-        picture(read(name)).savefig(svg, format="svg", metadata={"Date": None})
+        picture(read(name)).savefig(svg, format="svg")
         plt.close("all")
         write_atomically(TARGET / f"{name}.svg", shorten(svg.getvalue()).encode())
 

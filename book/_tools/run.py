@@ -3,7 +3,8 @@
     python book/_tools/run.py SCRIPT ARGUMENTS...
 
 The script runs in a process of its own. A request to end (SIGINT, SIGTERM, SIGHUP) comes to this one, is passed on as
-one interruption, and from then on nothing of what libraries have to say is shown.
+one interruption, and from then on nothing of what libraries have to say is shown. Under `make`, which has a line of its
+own for what was interrupted, that one is enough.
 """
 
 from __future__ import annotations
@@ -56,6 +57,9 @@ def main() -> int:
         os.killpg(script, signal.SIGKILL)  # what it started and left
     ear.join(1)
     if code == 130 or (asked and code):
+        if os.environ.get("MAKELEVEL"):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
         show(f"{Path(sys.argv[1]).stem}: interrupted\n".encode())
         return 130
     show(b"".join(held))

@@ -38,26 +38,50 @@ find_python() {
 if [ -z "${VAEBOOK_ALONE:-}" ]; then # two at once would build on each other's half; the second waits, and finds all done
     python=$venv/bin/python
     [ -x "$python" ] || python=$(find_python)
-    VAEBOOK_ALONE=yes exec "$python" book/_tools/alone.py . sh book/_tools/setup.sh "$@"
+    VAEBOOK_ALONE=yes exec "$python" book/_tools/run.py book/_tools/alone.py . sh book/_tools/setup.sh "$@"
 fi
 
-moved=
-[ ! -f "$stamp" ] || grep -q " in $PWD\$" "$stamp" || moved=yes
-if [ ! -x "$venv/bin/python" ] || [ ! -f "$venv/bin/pip" ] || [ -n "$moved" ]; then
-    python=$(find_python)
-    # A half-made environment is worse than none: later runs would trust it.
-    trap 'status=$?; [ $status -eq 0 ] || { rm -rf "$venv"; say "Set-up failed; $venv was removed. Run the command again to retry."; }' EXIT
-    trap 'exit 130' INT TERM HUP
-    say "Setting up $venv with $python: once, a few minutes and a few gigabytes."
-    rm -rf "$venv"
-    "$python" -m venv "$venv"
-else
+# What was killed left no stamp: pip takes a package for installed once it has a few of its files.
+if [ -x "$venv/bin/python" ] && [ -f "$venv/bin/pip" ] && grep -qsF " in $PWD" "$stamp"; then
+    kept=yes
     [ -z "${PYTHON:-}" ] || say "PYTHON is not used: $venv has its interpreter already (make clean removes it)."
     say "Bringing $venv up to date with requirements.txt and pyproject.toml."
+else
+    kept=
+    python=$(find_python)
+    say "Setting up $venv with $python: once, a few minutes and a few gigabytes."
 fi
-rm -f "$stamp"
-export PIP_DISABLE_PIP_VERSION_CHECK=1
-pip() { "$venv/bin/python" -m pip --quiet "$@"; }
+
+# After an interruption the group of processes that run.py made is ended, and then $venv, half changed, is removed.
+ended() {
+    status=$?
+    trap '' INT TERM HUP
+    [ $status -ne 0 ] || return 0
+    # Of a full disk Python's own installer of pip does not speak.
+    [ ! -d "$TMPDIR" ] || full=$(head -c 100000000 /dev/zero 2>&1 >"$TMPDIR/full") || say "$full"
+    if [ -n "$kept" ] && [ $status -ne 130 ] && echo "failed in $PWD" >"$stamp"; then
+        say "$venv could not be brought up to date. Run the command again to retry."
+    else
+        kill -TERM 0
+        wait
+        rm -rf "$venv"
+        [ $status -eq 130 ] || say "Set-up failed; $venv was removed. Run the command again to retry."
+    fi
+}
+trap ended EXIT
+trap 'exit 130' INT TERM HUP
+run() { "$@" & wait $!; } # an interruption does not wait for it
+
+export PIP_DISABLE_PIP_VERSION_CHECK=1 TMPDIR="$PWD/$venv/tmp" # what is left there goes with the rest
+if [ -n "$kept" ]; then
+    rm -rf "$stamp" "$TMPDIR"
+    mkdir "$TMPDIR"
+else
+    rm -rf "$venv"
+    mkdir -p "$TMPDIR"
+    run "$python" -m venv "$venv"
+fi
+pip() { run "$venv/bin/python" -m pip --quiet "$@"; }
 
 # torch first and at its exact version: without one, the other requirements could bring a different build.
 torch=$(grep -E '^torch==' requirements.txt)
@@ -66,4 +90,5 @@ pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$torch"
 say "  the other packages of requirements.txt"
 pip install -r requirements.txt
 pip install --no-deps --no-build-isolation --editable .
+rmdir "$TMPDIR"
 echo "$wanted" >"$stamp"

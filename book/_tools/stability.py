@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from compare import FLOAT, PIXEL_BUDGET, PIXEL_STEP, PNG, RTOL, Output
+from drawings import SVG
 from execute import ChapterError, run
 from fingerprint import ROOT, chapters, fingerprint, read_ipynb
 from nbformat import NotebookNode
@@ -114,11 +115,11 @@ def _code(notebook: NotebookNode) -> list[NotebookNode]:
 
 
 def _shown(cell: NotebookNode) -> list[tuple[str, str]]:
-    """Kind and content of all that a cell shows."""
+    """Kind and content of all that a cell shows; of a figure, its PNG."""
     shown = []
     for output in cell.outputs:
         data = output.get("data", {output.get("name", output.output_type): output.get("text", "")})
-        shown += sorted((kind, "".join(text)) for kind, text in data.items())
+        shown += sorted((kind, "".join(text)) for kind, text in data.items() if kind != SVG)
     return shown
 
 

@@ -2,9 +2,11 @@
 
 `--device cuda` measures on a graphics card instead, and the card's peak; it writes book/results/scale-card.json.
 
-Every method computes the log-density of the same points under the same mixtures; each peer at its best chunk size and
-dtype of those tried. A round runs all methods once, in turn, so that a busy machine slows all of them. Medians over
-the rounds go to a table and to book/results/scale.json, with what they were measured on.
+Every method computes the log-density of the same points under the same mixtures; each peer at its fastest of the
+settings that were tried and whose values agree with a direct sum. The largest mixture of a kind is measured also with
+one scale for all components, for which scikit-learn has trees. A peer that fails is named and left out. A round runs
+all methods once, in turn, so that a busy machine slows all of them. Medians over the rounds go to a table and to
+book/results/scale.json, with what they were measured on.
 """
 
 from __future__ import annotations
@@ -38,16 +40,33 @@ from vaebook.training import fit
 DIMS, SIZES, POINTS, ROUNDS, SEED = (2, 10, 40), (1_000, 10_000, 60_000), 2_000, 5, 0
 CHUNKS = (20, 200, 1_000)
 """Points at once that are tried for each peer that would else hold all pairs."""
+FEW = 20
+"""Points of the first call of a method."""
 SHORT, PAUSE = 0.1, 0.05
 """Seconds below which a call is repeated, and seconds between methods: some libraries' threads spin for a while."""
-LIBRARIES = ("torch", "scikit-learn", "pykeops", "numpyro", "jax", "numpy")
-PEERS = ("MixtureSameFamily", "scikit-learn", "KeOps", "NumPyro")
+LIBRARIES = ("torch", "scikit-learn", "pykeops", "numpyro", "jax", "pomegranate", "numpy")
+PEERS = ("MixtureSameFamily", "scikit-learn", "KeOps", "NumPyro", "pomegranate")
+TREES = {"KernelDensity": 1e-8, "KernelDensity, rtol 0": 0.0}
+"""Peers for equal scales, with the relative error that they are allowed; the first is scikit-learn's default."""
+EQUAL = ", equal scales"
+AGREES = 1e-3
+"""Nats by which values may differ from a direct sum; what is measured in float32 differs by up to 1e-4."""
 NO_DENSITY = ("floor: GEMM and exp", "choice of clusters alone")
 """Methods that are measured for comparison and compute no log-density."""
 KINDS = ("random", "digits", "Fashion-MNIST")
 CARD = {"KINDS": ("random",), "SIZES": (10_000, 60_000, 1_000_000), "POINTS": 20_000, "CHUNKS": (20, 200, 1_000, 5_000)}
 """What is other on a graphics card, where clusters are not used, so that codes are like any mixture."""
 Method = Callable[[Tensor], Any]
+
+
+def mixtures(kind: str, whole: DiagGaussianMixture) -> Iterator[tuple[str, DiagGaussianMixture]]:
+    """Yield what is measured of a kind: the first components of the largest mixture, then all with one scale."""
+    sizes = [num for num in SIZES if num <= whole.num_components and kind != "digits"]
+    for num in sizes or [whole.num_components]:
+        yield kind, DiagGaussianMixture(whole.loc[:num].clone(), whole.scale[:num].clone())
+    if sizes and whole.loc.device.type == "cpu":
+        loc, scale = whole.loc[: sizes[-1]].clone(), whole.scale[: sizes[-1]]
+        yield kind + EQUAL, DiagGaussianMixture(loc, torch.full_like(loc, float(scale.log().mean().exp())))
 
 
 def mixture(kind: str, dim: int, device: str = "cpu") -> DiagGaussianMixture:
@@ -86,6 +105,11 @@ def peers(q: DiagGaussianMixture) -> dict[str, list[tuple[dict[str, Any], Method
     if q.loc.device.type == "cpu":
         found["torch's fused attention"] = [({"dtype": "float64"}, _fused(q))]
         found["scikit-learn"] = [({"dtype": "float64", "chunk": c}, _chunked(_scikit(q), c)) for c in CHUNKS]
+        if bool((q.scale == q.scale[0, 0]).all()):
+            found |= {name: _trees(q, rtol) for name, rtol in TREES.items()}
+        else:  # the time of pomegranate does not depend on the scales
+            with left_out("pomegranate"):
+                found["pomegranate"] = _pomegranate(q)
     if clusters.worth(n, POINTS, q.loc.device):
         found["choice of clusters alone"] = [({"dtype": "float32"}, _choice(q))]
     for name, make in (("KeOps", _keops), ("NumPyro", _numpyro)):
@@ -100,7 +124,7 @@ def left_out(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if name not in PEERS:
+        if name not in (*PEERS, *TREES):
             raise
         told = next(iter(str(error).strip().splitlines()), "")
         print(f"{name} is left out: {type(error).__name__}: {told}", flush=True)
@@ -171,6 +195,34 @@ def _scikit(q: DiagGaussianMixture) -> Method:
     return lambda z: model.score_samples(z.numpy())
 
 
+def _trees(q: DiagGaussianMixture, rtol: float) -> list[tuple[dict[str, Any], Method]]:
+    from sklearn.neighbors import KernelDensity
+
+    def make(algorithm: str, leaf_size: int) -> Method:
+        model = KernelDensity(bandwidth=float(q.scale[0, 0]), algorithm=algorithm, rtol=rtol, leaf_size=leaf_size)
+        model.fit(q.loc.numpy())
+        return lambda z: model.score_samples(z.numpy())
+
+    leaves = (40, 400, q.num_components)  # the default, a larger one, and all components in one: no tree
+    forms = [(algorithm, size) for algorithm in ("kd_tree", "ball_tree") for size in leaves]
+    return [({"dtype": "float64", "algorithm": a, "leaf_size": size}, make(a, size)) for a, size in forms]
+
+
+def _pomegranate(q: DiagGaussianMixture) -> list[tuple[dict[str, Any], Method]]:
+    from pomegranate.distributions import Normal
+    from pomegranate.gmm import GeneralMixtureModel
+
+    loc, variance, weight = q.loc.float(), q.scale.square().float(), q.log_weight.exp().float()  # its log-terms are so
+    parts = [Normal(*both, covariance_type="diag", check_data=False) for both in zip(loc, variance, strict=True)]
+    model = GeneralMixtureModel(parts, priors=weight / weight.sum(), check_data=False)
+
+    def method(z: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model.log_probability(z.float())
+
+    return [({"dtype": "float32", "chunk": chunk}, _chunked(method, chunk)) for chunk in CHUNKS[1:]]
+
+
 def _keops(q: DiagGaussianMixture) -> list[tuple[dict[str, Any], Method]]:
     from pykeops.torch import LazyTensor
 
@@ -221,10 +273,30 @@ def timed(method: Method, z: Tensor, calls: int = 1) -> float:
     return (time.perf_counter() - start) / calls
 
 
-def choose(options: list[tuple[dict[str, Any], Method]], z: Tensor) -> tuple[dict[str, Any], Method]:
-    """Pick the fastest setting, after a first call that may compile."""
-    worth = [option for option in options if option[0].get("chunk", 0) <= len(z)]
-    return min(worth, key=lambda option: (timed(option[1], z), timed(option[1], z))[1])
+def choose(
+    name: str, options: list[tuple[dict[str, Any], Method]], z: Tensor, exact: Tensor
+) -> tuple[dict[str, Any], Method, float | None]:
+    """Pick the fastest setting of those whose values agree; also the largest error of all that were tried."""
+    found, errors = [], []
+    for settings, method in options:
+        size = settings.get("chunk", FEW)
+        if size <= len(z):
+            values = method(z[:size])  # may compile
+            errors.append(0.0 if name in NO_DENSITY else error(values, exact))
+            if errors[-1] <= AGREES:
+                each = timed(method, z[:size]) / size
+                found.append((each if each * len(z) > 1 else timed(method, z) / len(z), len(found), settings, method))
+    if not found:
+        raise ValueError(
+            f"expected values within {AGREES} nats of a direct sum, got {min(errors, default=math.nan):.3g}"
+        )
+    return *min(found)[2:], None if name in NO_DENSITY else max(errors)
+
+
+def error(values: Any, exact: Tensor) -> float:
+    """Largest difference between values, or the first of a pair, and what is exact for the first points."""
+    value = torch.as_tensor(values[0] if isinstance(values, tuple) else values)[: len(exact)].double().cpu()
+    return float((value - exact[: len(value)].cpu()).abs().max())
 
 
 def oracle(q: DiagGaussianMixture, z: Tensor) -> Tensor:
@@ -233,39 +305,40 @@ def oracle(q: DiagGaussianMixture, z: Tensor) -> Tensor:
     return torch.stack(terms).logsumexp(1)
 
 
-def measure(kind: str, dim: int, num: int, whole: DiagGaussianMixture, rounds: int) -> list[dict[str, Any]]:
-    """Time all methods on the first ``num`` components."""
-    q = DiagGaussianMixture(whole.loc[:num].clone(), whole.scale[:num].clone())
+def measure(kind: str, q: DiagGaussianMixture, rounds: int) -> list[dict[str, Any]]:
+    """Time all methods on a mixture."""
+    num, dim = q.loc.shape
     z = q.to("cpu").sample((POINTS,), generator=torch.Generator().manual_seed(SEED + 1)).to(q.loc.device)
     first = timed(q.log_prob, z)  # finds the clusters; later calls keep them
-    few = z[: CHUNKS[-1] if num <= SIZES[1] else CHUNKS[1]]
-    chosen = {}
+    few, exact = z[: CHUNKS[-1] if num <= SIZES[1] else CHUNKS[1]], oracle(q, z[:50])
+    chosen, worst, least, pilot = {}, {}, {}, {}
     for name, options in peers(q).items():
         with left_out(name):
-            chosen[name] = choose(options, few)
-    # Slow methods get fewer points, so that no round takes minutes: all are linear in the number of points.
-    pilot = {name: timed(method, z[:100]) / 100 for name, (_, method) in chosen.items()}
-    points = {name: int(min(POINTS, max(100, 1.5 / seconds))) for name, seconds in pilot.items()}
+            settings, method, worst[name] = choose(name, options, few, exact)
+            least[name] = max(100, settings.get("chunk", 0))
+            pilot[name] = timed(method, z[: least[name]]) / least[name]
+            chosen[name] = settings, method
+    # Slow methods get fewer points, so that no round takes minutes: all are linear in the number of points, from a
+    # chunk on.
+    points = {name: int(min(POINTS, max(least[name], 1.5 / pilot[name]))) for name in chosen}
     calls = {name: max(1, int(SHORT / (pilot[name] * points[name]))) for name in chosen}
     times: dict[str, list[float]] = {name: [] for name in chosen}
     for _ in range(rounds):
-        for name, (_, method) in chosen.items():
+        for name, (_, method) in list(chosen.items()):
             time.sleep(PAUSE)
-            times[name].append(timed(method, z[: points[name]], calls[name]) / points[name])
-    exact, rows = oracle(q, z[:50]), []
+            with left_out(name):
+                times[name].append(timed(method, z[: points[name]], calls[name]) / points[name])
+                continue
+            del chosen[name]
+    rows = []
     for name, (settings, method) in chosen.items():
-        values = method(z) if name.startswith("vaebook") else method(z[:50])  # ours as it was timed
-        value = values[0] if isinstance(values, tuple) else values
-        error = (
-            float((torch.as_tensor(value)[:50].double().cpu() - exact.cpu()).abs().max())
-            if name not in NO_DENSITY
-            else None
-        )
+        if name not in NO_DENSITY:
+            off = rounded(error(method(z) if name.startswith("vaebook") else method(z[:50]), exact))  # ours as timed
         rates = [rounded(num / seconds) for seconds in times[name]]
         rows.append(
             {"kind": kind, "dim": dim, "num": num, "method": name, "settings": settings, "points": points[name]}
             | {"pairs_per_second": statistics.median(rates), "rounds": rates}
-            | {"error": None if error is None else rounded(error)}
+            | ({"error": None} if name in NO_DENSITY else {"error": off, "worst_error": rounded(worst[name])})
             | ({"first_call_seconds": rounded(first)} if name == "vaebook" else {})
         )
     return rows
@@ -318,10 +391,14 @@ def ratios(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """How many times as fast as others this package is, in each setting."""
     found = []
     for kind, dim, num in dict.fromkeys((r["kind"], r["dim"], r["num"]) for r in rows):
-        rate = {r["method"]: r["pairs_per_second"] for r in rows if (r["kind"], r["dim"], r["num"]) == (kind, dim, num)}
-        fastest = max((name for name in PEERS if name in rate), key=rate.__getitem__, default=None)
+        mine = {r["method"]: r for r in rows if (r["kind"], r["dim"], r["num"]) == (kind, dim, num)}
+        rate = {method: row["pairs_per_second"] for method, row in mine.items()}
+        fastest = max((name for name in (*PEERS, *TREES) if name in rate), key=rate.__getitem__, default=None)
         others = {"floor": "floor: GEMM and exp", "same_family": "MixtureSameFamily", "fastest_peer": fastest}
+        others["trees"] = max((name for name in TREES if name in rate), key=rate.__getitem__, default=None)
         times = {f"over_{key}": rounded(rate["vaebook"] / rate[name]) for key, name in others.items() if name in rate}
+        if "over_trees" in times:
+            times["trees_error"] = max(mine[name]["worst_error"] for name in TREES if name in rate)
         found.append({"kind": kind, "dim": dim, "num": num, "fastest_peer": fastest} | times)
     return found
 
@@ -362,11 +439,10 @@ def main() -> None:
     for kind in KINDS:
         for dim in DIMS:
             whole = mixture(kind, dim, options.device)
-            sizes = [num for num in SIZES if num <= whole.num_components and kind != "digits"]
-            for num in sizes or [whole.num_components]:
-                found = measure(kind, dim, num, whole, options.rounds)
+            for label, q in mixtures(kind, whole):
+                found = measure(label, q, options.rounds)
                 rows += found
-                print(f"\n{kind}, D = {dim}, N = {num}", flush=True)
+                print(f"\n{label}, D = {dim}, N = {q.num_components}", flush=True)
                 columns = {"method": [r["method"] for r in found]}
                 columns["pairs a second"] = [r["pairs_per_second"] for r in found]
                 columns["error, nats"] = ["" if r["error"] is None else r["error"] for r in found]

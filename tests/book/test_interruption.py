@@ -68,7 +68,7 @@ def toy(tmp_path):
 
 def start(toy, command, **settings):
     line = [sys.executable, "book/_tools/run.py", *COMMANDS[command]]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "MAKELEVEL": ""}
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(line, cwd=toy, env=environment, start_new_session=True, **streams | settings)
 
@@ -193,9 +193,10 @@ def test_a_script_that_runs_through_the_runner_keeps_its_arguments_errors_and_st
     script = tmp_path / "some.py"
     command = [sys.executable, str(ROOT / "book" / "_tools" / "run.py"), str(script), "a b", "--c"]
 
-    def told(code):
+    def told(code, level=""):
         script.write_text(f"import os, sys\n{code}\n")
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        here = os.environ | {"MAKELEVEL": level}
+        done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
         return done.returncode, done.stdout, done.stderr
 
     assert told("print(__name__, sys.argv[1:], sys.path[0])") == (0, f"__main__ ['a b', '--c'] {tmp_path}\n", "")
@@ -203,6 +204,7 @@ def test_a_script_that_runs_through_the_runner_keeps_its_arguments_errors_and_st
     assert told("sys.exit('no')") == (1, "", "no\n")
     assert told("raise KeyboardInterrupt") == (130, "", "some: interrupted\n")
     assert told("os.kill(os.getpid(), 15)") == (130, "", "some: interrupted\n")
+    assert told("raise KeyboardInterrupt", "1") == (-signal.SIGINT, "", "")  # make has a line for that
     assert told("raise OSError(28, 'No space left on device', 'x')")[::2] == (
         1,
         "some: [Errno 28] No space left on device: 'x'\n",

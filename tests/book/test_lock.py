@@ -2,10 +2,12 @@
 
 import re
 import tomllib
+from importlib.metadata import metadata
 
 import pytest
 from fingerprint import ROOT
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 LINES = [line.split(" #")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
@@ -40,6 +42,15 @@ def test_what_the_lock_says_is_wanted_here_is_wanted_here():
     for name, why in blocks:
         wanting = re.findall(r"[\w.-]+", re.sub(r"\(.*?\)", "", why.replace("# via", "").replace("#", "")))
         assert wanting and {canonicalize_name(one) for one in wanting} <= known, name
+
+
+def test_the_oldest_python_that_the_project_allows_can_install_the_lock():
+    """In soupsieve 4 it could not: Debian 12 has Python 3.11.2, and that asks for 3.11.5."""
+    (oldest,) = re.findall(r">=(\d+\.\d+)", PROJECT["requires-python"])
+    found = {name: metadata(name) for name in LOCKED}
+    asked = {name: told["Requires-Python"] for name, told in found.items() if told["Version"] == LOCKED[name]}
+    assert asked
+    assert [name for name, versions in asked.items() if not SpecifierSet(versions or "").contains(f"{oldest}.0")] == []
 
 
 def test_set_up_finds_torch_in_the_lock():

@@ -1,5 +1,6 @@
 """The tools that store outputs: when a chapter is stale, when it may be run, and what a failure leaves behind."""
 
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import build
 import execute
 import nbformat
 import pytest
+from drawings import SVG, shorten
 from fingerprint import ROOT, fingerprint, is_chapter, read_ipynb, read_md, source_hash, why_stale
 from toy import CHAPTER
 
@@ -115,6 +117,24 @@ def test_a_second_run_is_byte_identical_and_new_text_needs_no_run(chapter, monke
     assert read_ipynb(chapter.with_suffix(".ipynb")).cells[1].outputs[0].text == "42\n"
 
 
+def test_lines_are_stored_as_svg_too_the_same_in_every_run_and_no_images_or_clouds(tmp_path):
+    code = "import matplotlib.pyplot as plt, numpy as np\nx = np.random.default_rng(0).normal(size=(2, 9000))\n"
+    shown = ("plt.fill_between([0, 1], [1, 2], alpha=0.005)", "plt.imshow(x[:, :2])", "plt.scatter(*x)")
+    cells = [nbformat.v4.new_code_cell(f"{code}{draw}\nplt.show()") for draw in shown]
+    kinds, drawn = [], []
+    for _ in range(2):
+        notebook = nbformat.v4.new_notebook(cells=cells)
+        execute.run(notebook, tmp_path)
+        execute.finish(notebook, {})
+        kinds.append([sorted(output.data) for cell in notebook.cells for output in cell.outputs])
+        drawn.append(notebook.cells[0].outputs[0].data[SVG])
+    assert kinds == 2 * [[["image/png", SVG, "text/plain"], *2 * [["image/png", "text/plain"]]]]
+    assert drawn[0] == drawn[1] == shorten(drawn[0])
+    assert "opacity: 0.005" in drawn[0]
+    assert "scale(0.015625)" in drawn[0]  # the size of a sign: rounded it would be a quarter larger
+    assert max(len(number) for number in re.findall(r"(?<=[LM] )-?\d+\.(\d+)", drawn[0])) == 2
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
@@ -193,7 +213,7 @@ def test_two_writers_never_tear_a_notebook(tmp_path):
 FAKE_PYTHON = """\
 #!/bin/sh
 case "$*" in
-*alone.py*) shift 2; exec "$@" ;;
+*run.py*) exec "{sys.executable}" "$@" ;;
 *print*) echo {version} ;;
 *"sys.exit(sys.version_info"*) exit {old} ;;
 *ensurepip*) exit {bare} ;;
@@ -207,13 +227,14 @@ esac
 def set_up(tmp_path):
     """A function that runs set-up in an empty tree with a Python that only pretends."""
     (tmp_path / "book" / "_tools").mkdir(parents=True)
-    shutil.copy(ROOT / "book" / "_tools" / "setup.sh", tmp_path / "book" / "_tools")
+    for name in ("setup.sh", "run.py", "alone.py"):
+        shutil.copy(ROOT / "book" / "_tools" / name, tmp_path / "book" / "_tools")
     (tmp_path / "requirements.txt").write_text("torch==2.13.0\n    # via vaebook\n")
     (tmp_path / "pyproject.toml").write_text("")
     python = tmp_path / "fake-python"
 
     def run(*, version="3.11", old=0, bare=0, pip=0, **variables):
-        python.write_text(FAKE_PYTHON.format(version=version, old=old, bare=bare, pip=pip))
+        python.write_text(FAKE_PYTHON.format(sys=sys, version=version, old=old, bare=bare, pip=pip))
         python.chmod(0o755)
         variables = {"PATH": "/usr/bin:/bin", "PYTHON": str(python)} | variables
         command = ["sh", "book/_tools/setup.sh"]
@@ -261,13 +282,25 @@ def test_a_set_up_that_failed_half_way_is_done_again_although_the_lock_is_the_ol
     """What was installed before the failure is in the environment: the stamp must not vouch for it."""
     assert set_up().returncode == 0
     edit(set_up.root / "requirements.txt", "2.13.0", "2.13.1")
-    python, works = set_up.root / ".venv" / "bin" / "python", FAKE_PYTHON.format(version="3.11", old=0, bare=0, pip=0)
+    python, works = (
+        set_up.root / ".venv" / "bin" / "python",
+        FAKE_PYTHON.format(sys=sys, version="3.11", old=0, bare=0, pip=0),
+    )
     python.write_text(works.replace("pip.log; exit 0", "pip.log; exit 1"))
     assert set_up().returncode == 1
     python.write_text(works)
     edit(set_up.root / "requirements.txt", "2.13.1", "2.13.0")
     assert "up to date" in set_up().stderr
     assert set_up().stderr == ""
+
+
+def test_an_environment_that_was_left_half_made_is_made_afresh(set_up):
+    assert set_up().returncode == 0
+    left = set_up.root / ".venv" / "half a package"
+    left.touch()
+    (set_up.root / ".venv" / ".made-from").unlink()
+    assert "Setting up .venv" in set_up().stderr
+    assert not left.exists() and set_up().stderr == ""
 
 
 def test_build_names_what_is_missing():

@@ -24,14 +24,23 @@ REACHES = "import socket; socket.create_connection(('192.0.2.1', 80), 1)"
 """An address of which nothing will ever answer: without network it is unreachable at once."""
 
 
-def as_ordinary_user():
-    """Words before a command that make the administrator an ordinary user, where one may run this Python."""
+def ordinary_user():
+    """Words before a command that make the administrator an ordinary user, and a Python that one may run.
+
+    An administrator's own Python often lies where nobody else may look; one of the system's of the same version can
+    use the same packages.
+    """
     words = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     if os.geteuid() or shutil.which("setpriv") is None:
-        return []
-    probe = "import subprocess, sys; subprocess.run([sys._base_executable, '-c', ''], check=True)"
-    done = subprocess.run([*words, sys.executable, "-c", probe], capture_output=True, check=False)
-    return [] if done.returncode else words
+        return [], sys.executable
+    probe = f"import sys, ensurepip, venv; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    start = "import subprocess, sys; sys.exit(subprocess.call(sys.argv[1:]))"  # setpriv itself still may look anywhere
+    version = "python{}.{}".format(*sys.version_info)
+    for python in (sys._base_executable, f"/usr/local/bin/{version}", f"/usr/bin/{version}"):
+        line = [*words, python, "-c", start, python, "-c", probe]
+        if subprocess.run(line, capture_output=True, check=False).returncode == 0:
+            return words, python
+    return [], sys.executable
 
 
 def without_network():
@@ -63,7 +72,7 @@ def place():
         if (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, root / name)
-    if as_ordinary_user():
+    if ordinary_user()[0]:
         for path in (top, *top.rglob("*")):
             os.chown(path, NOBODY, NOBODY)
     yield root
@@ -88,7 +97,7 @@ def source(root):
 
 @pytest.mark.slow
 def test_both_commands_work_in_a_new_place_and_again_without_network(place):
-    user, before = as_ordinary_user(), source(place)
+    (user, python), before = ordinary_user(), source(place)
 
     def run(*command, cut=()):
         variables = {"PATH": os.environ["PATH"], "HOME": str(place.parent / "home"), "LC_ALL": "C"}
@@ -97,13 +106,14 @@ def test_both_commands_work_in_a_new_place_and_again_without_network(place):
         return done.returncode, done.stdout + done.stderr
 
     # The packages of this environment stand in for what would be downloaded: set-up finds them in theirs.
-    code, said = run(sys.executable, "-m", "venv", ".venv")
+    code, said = run(python, "-m", "venv", ".venv")
     assert code == 0, said
+    (place / ".venv" / ".made-from").write_text(f"packages that are to be brought up to date in {place}\n")
     (own,) = (place / ".venv").glob("lib/python*/site-packages")
     (own / "reuse.pth").write_text(sysconfig.get_path("purelib") + "\n")
     for turn in ([], without_network):
         cut = turn() if turn else []
-        reached, why = run(sys.executable, "-c", REACHES, cut=cut)
+        reached, why = run(python, "-c", REACHES, cut=cut)
         assert not cut or (reached and "unreachable" in why)
         code, said = run("make", "book", cut=cut)
         assert code == 0, said

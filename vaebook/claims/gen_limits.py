@@ -52,7 +52,7 @@ def unbounded(generator: torch.Generator) -> Measurement:
             "probabilistic PCA, a hundredth less": Neighbour(fitted[1], limit[1] - 0.01),
             "discrete data, a hundredth less": Neighbour(reached, minus_entropy - 0.01),
             "probabilistic PCA is bounded whatever the rank": Neighbour(slope[1], 0.0),
-            "it is unbounded wherever S lacks full rank": Neighbour(0.0, _slope_without_rank(generator, rank=3)),
+            "it is unbounded wherever S_x lacks full rank": Neighbour(0.0, _slope_without_rank(generator, rank=3)),
         },
     )
 

@@ -1,0 +1,77 @@
+"""The figures that readers see as SVG show what their PNG shows, which is what all other tests look at."""
+
+import base64
+import io
+import re
+
+import drawings
+import numpy as np
+import pytest
+from fingerprint import chapters, read_ipynb
+from PIL import Image, ImageFilter
+
+NEAR, STEP, BUDGET = 11, 80, 40
+"""A pixel must be as light as one in a square about it, of 255; how many need not: a PNG has its signs moved a bit."""
+WIDE, INK = 24, 12
+"""How far squares reach whose mean lightness is compared, and by how much that may differ: what larger signs change."""
+
+
+def drawn():
+    """Every figure of the book that is stored as both."""
+    for md in chapters():
+        for cell in read_ipynb(md.with_suffix(".ipynb")).cells:
+            for output in cell.get("outputs", []):
+                if drawings.SVG in output.get("data", {}):
+                    png = Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
+                    yield md.stem, output.data[drawings.SVG], png.convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def shown(browser):
+    page = browser.new_page()
+
+    def show(svg, size):
+        page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
+        source = base64.b64encode(svg.encode()).decode()
+        page.set_content(
+            f'<img style="position: fixed; inset: 0; width: 100%" src="data:image/svg+xml;base64,{source}">'
+        )
+        page.evaluate("() => document.images[0].decode()")
+        return Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+
+    yield show
+    page.close()
+
+
+def unlike(one, two):
+    """What differs in two pictures: pixels unlike all that are near them in the other, or the lightness of a part."""
+    count = 0
+    for a, b in ((one, two), (two, one)):
+        kinds = (ImageFilter.MinFilter, ImageFilter.MaxFilter)
+        least, most = (np.asarray(a.filter(kind(NEAR))).astype(int) for kind in kinds)
+        count += int(((b < least - STEP) | (b > most + STEP)).any(2).sum())
+    means = [np.asarray(picture.filter(ImageFilter.BoxBlur(WIDE))).astype(int) for picture in (one, two)]
+    ink = int(np.abs(means[0] - means[1]).max())
+    return {"pixels": count} if count > BUDGET else {"lightness": ink} if ink > INK else {}
+
+
+def test_a_drawing_shows_what_its_picture_shows(shown):
+    found = [(name, unlike(png, shown(svg, png.size))) for name, svg, png in drawn()]
+    assert found
+    assert [(name, what) for name, what in found if what] == []
+
+
+@pytest.mark.parametrize(
+    ("what", "put"),
+    [
+        (r'<g id="line2d_\d+">\s*<path[^>]*clip-path[^>]*>', "<g>"),  # a curve
+        (r"scale\(0\.015625\)", "scale(0.02)"),  # larger signs
+        (r"(?s)<g id=\"text_\d+\">.*?</g>\s*</g>", ""),  # words
+        (r"stroke: #0072b2", "stroke: #d55e00"),
+    ],
+)
+def test_a_drawing_that_shows_something_else_is_found(what, put, shown):
+    _, svg, png = next(drawn())
+    assert re.search(what, svg)
+    changed = re.sub(what, put, svg)
+    assert unlike(png, shown(changed, png.size))
