@@ -170,12 +170,12 @@ def test_every_row_is_there_and_exponents_follow():
 
 
 def test_only_what_needs_all_pairs_takes_more_than_in_proportion():
-    """The time of all pairs grows with the square of N; memory does for what takes or returns a matrix of them."""
+    """The time of all pairs grows with the square of N, the memory of a matrix of them too; caches blur exponents."""
     for name, row in ROWS.items():
         pairs, matrix = name in PAIRS, name.startswith("estimators.")
-        assert row.get("time_N", 0) < (2.4 if pairs else 1.5), name
-        assert row.get("memory_N", 0) < (2.2 if matrix else 1.5), name
-        assert row.get("time_D", 0) < 2.5 and row.get("memory_D", 0) < 2.2, name
+        assert row.get("time_N", 0) < (2.7 if pairs else 1.8), name
+        assert row.get("memory_N", 0) < (2.3 if matrix else 1.7), name
+        assert row.get("time_D", 0) < 1.8 and row.get("memory_D", 0) < 1.7, name
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is measured on Linux only")
