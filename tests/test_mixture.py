@@ -110,6 +110,25 @@ def test_leave_one_out_is_the_renormalised_mixture_of_the_others():
         torch.testing.assert_close(got[:, i], rest.log_prob(z[:, i]), rtol=1e-12, atol=1e-12)
 
 
+def test_derivatives_of_leave_one_out_are_those_of_the_mixture_of_the_others():
+    """In points and in components, where these are trained and where they are not; a prior leaves out alike."""
+    q, g = make(num=6)
+    index = torch.tensor([4, 0, 4])
+    for trained in (False, True):
+        given = [t.clone().requires_grad_(trained) for t in (q.loc, q.scale, q.log_weight)]
+        own = DiagGaussianMixture(*given, validate_args=False)
+        z = torch.randn(3, 3, generator=g, dtype=torch.float64, requires_grad=True)
+        others = [DiagGaussianMixture(*(t[torch.arange(6) != i] for t in given), validate_args=False) for i in index]
+        want = torch.stack([rest.log_prob(point) for rest, point in zip(others, z, strict=True)])
+        wrt = [z, *(given if trained else ())]
+        slopes = torch.autograd.grad(want.sum(), wrt)
+        for got in (own.log_prob_leave_one_out(z, index), own.leave_one_out(index).log_prob(z)):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(
+                torch.autograd.grad(got.sum(), wrt, retain_graph=True), slopes, rtol=1e-10, atol=1e-10
+            )
+
+
 def test_leave_one_out_keeps_its_accuracy_when_almost_all_weight_leaves():
     log_weight = torch.tensor([0.0, -60.0, -61.0], dtype=torch.float64).log_softmax(0)
     q = DiagGaussianMixture(torch.tensor([[0.0], [1.0], [5.0]]).double(), torch.ones(3, 1).double(), log_weight)
