@@ -562,9 +562,11 @@ def test_draws_from_more_components_than_multinomial_takes(monkeypatch, num):
     counts = np.bincount(n.numpy(), minlength=num)[1:-1]
     assert scipy.stats.chisquare(counts, 20_000 * q.log_weight.exp().numpy()[1:-1]).pvalue > 1e-4
     assert q.sample((0,)).shape == (0, 1)
-    always = torch.ones(1, dtype=torch.float64)  # a mark at the very end belongs to the last that has weight
-    monkeypatch.setattr(torch, "rand", lambda *shape, **_: always)
-    assert q.sample_with_index((1,))[1].tolist() == [num - 2]
+    # A mark at an end belongs to the first or last that has weight.
+    for mark, place in ((0.0, 1), (1.0, num - 2)):
+        always = torch.full((1,), mark, dtype=torch.float64)
+        monkeypatch.setattr(torch, "rand", lambda *shape, always=always, **_: always)
+        assert q.sample_with_index((1,))[1].tolist() == [place]
 
 
 def test_draws_from_more_components_than_2_to_the_24():
@@ -798,6 +800,10 @@ def test_spreads_that_look_like_others():
     ):
         with pytest.raises(error, match=f"^{message}"):
             DiagGaussianMixture.from_arrays(loc, **bad)
+    with pytest.raises(TypeError, match=r"^loc: expected an array of real numbers"):
+        DiagGaussianMixture.from_arrays("wide", scale=wide)
+    with pytest.raises(TypeError, match=r"^log_weight: expected an array of real numbers"):
+        DiagGaussianMixture.from_arrays(loc, scale=wide, log_weight="wide")
 
 
 def test_leaving_one_out_is_the_same_where_derivatives_are_wanted():
