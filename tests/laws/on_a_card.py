@@ -82,6 +82,10 @@ def codes(vae):
     return aggregated_posterior(vae, X, batch_size=50)
 
 
+def line(q):
+    return DiagGaussianMixture(q.loc[:, :1], q.scale[:, :1])
+
+
 def minibatch(vae):
     q = codes(vae)[:6]
     log_q = pairwise_log_prob(q.loc + 0.1, q.loc, q.scale)
@@ -116,7 +120,7 @@ CALLS = {
     ),
     "mutual_information": lambda vae, g: (
         information.mutual_information(codes(vae), num_samples=50, generator=g),
-        information.mutual_information_quadrature(DiagGaussianMixture(codes(vae).loc[:3, :1], codes(vae).scale[:3, :1])),
+        information.mutual_information_quadrature(line(codes(vae)[:3])),
         information.active_units(codes(vae)),
     ),
     "minibatch": lambda vae, g: minibatch(vae),

@@ -124,6 +124,8 @@ ANYWHERE = {
 }
 """What may change anywhere: where nothing else does, no test without a graphics card or a later edit can tell."""
 REASONS = {
+    "population._end: third = float(centred.pow(3).mean() / spread ** 3) if spread > 0 else 0.0 -> "
+    "third = float(centred.pow(3).mean() / spread ** 3) if spread >= 0 else 0.0": "max(0.0, nan) is 0.0",
     "kernels._by_rows: return torch.cat([checkpoint(block, *part, use_reentrant=False, preserve_rng_state=False) for "
     "part in parts]) -> return torch.cat([checkpoint(block, *part, use_reentrant=False) for part in parts])": "nothing "
     "is drawn at random",
