@@ -102,7 +102,7 @@ lab: setup  ## open JupyterLab; a chapter's .md opens as a notebook, saving writ
 	@exec env JUPYTER_CONFIG_PATH=book/_tools/lab $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/book
 
 lock: setup  ## compile requirements.txt from pyproject.toml (UPGRADE=1: with the newest versions)
-	@sh book/_tools/lock.sh
+	@$(RUN) book/_tools/alone.py . sh book/_tools/lock.sh
 
 clean:  ## remove everything that was built, the environment included
 	rm -rf _build build dist .venv vaebook.egg-info book/_static/mathjax .pytest_cache .ruff_cache .hypothesis

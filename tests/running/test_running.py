@@ -14,7 +14,18 @@ from fingerprint import ROOT
 
 from tests.running import matrix, parallel, slowest
 
-COMMANDS = ["book", "test", "test-slow", "execute", "experiments", "bench", "mutants", "stability", "new-chapter"]
+COMMANDS = [
+    "book",
+    "test",
+    "test-slow",
+    "execute",
+    "experiments",
+    "bench",
+    "mutants",
+    "stability",
+    "new-chapter",
+    "lock",
+]
 PARTS = [sys.executable, str(ROOT / "tests" / "running" / "parts.py")]
 FAKE_MAKE = """\
 #!/bin/sh
