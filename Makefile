@@ -1,7 +1,8 @@
 # Two commands matter: `make book` to read, `make test` to check. `make` alone lists them all.
 PY := .venv/bin/python
-# So that an interruption or a full disk is one line.
-RUN := $(PY) book/_tools/run.py
+# So that an interruption or a full disk is one line. With exec, make's child is what works and not a shell: to that one
+# make sends the request to end that came to it.
+RUN := exec $(PY) book/_tools/run.py
 WORKERS ?= auto
 # One worker for each processor; see tests/running/parallel.py.
 PYTEST := $(PY) -m pytest -q -p tests.running.parallel -n $(WORKERS) --no-loadscope-reorder
@@ -34,7 +35,7 @@ pdf: setup  ## print the whole book to _build/book.pdf, with Chromium
 	@$(RUN) book/_tools/pdf.py
 
 test: setup $(if $(CHAPTER),check-chapter)  ## check everything and change nothing (CHAPTER=mixture/index: one chapter)
-	@MAKE='$(MAKE)' $(PY) tests/running/parts.py $(if $(CHAPTER),gates+cells,style code chapters)
+	@exec env MAKE='$(MAKE)' $(PY) tests/running/parts.py $(if $(CHAPTER),gates+cells,style code chapters)
 
 check-style:
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check .
@@ -61,7 +62,7 @@ check-chapter:
 	fi
 
 test-slow: setup  ## the tests that take minutes
-	@MAKE='$(MAKE)' $(PY) tests/running/parts.py slow
+	@exec env MAKE='$(MAKE)' $(PY) tests/running/parts.py slow
 
 check-slow:
 	@$(PYTEST) --dist worksteal -m slow tests --junitxml=_build/junit/slow.xml
@@ -79,13 +80,13 @@ experiments: setup  ## run the long experiments again, hours in all (ONLY=name: 
 	@$(RUN) book/experiments/harness.py $(if $(ONLY),"$$ONLY")
 
 bench: setup  ## time log q_agg, shards and training against other libraries (40 minutes; DEVICE=cuda: log q_agg on a graphics card); writes book/results/scale.json (scale-card.json), shards.json, training.json
-	@mkdir -p _build && $(PY) book/_tools/alone.py _build sh -c '[ -d _build/bench ] || { rm -rf _build/.bench && \
+	@mkdir -p _build && $(RUN) book/_tools/alone.py _build sh -c '[ -d _build/bench ] || { rm -rf _build/.bench && \
 		$(PY) -m pip install -q --disable-pip-version-check --target _build/.bench -c requirements.txt $(PEERS) && \
 		$(PY) -m pip install -q --disable-pip-version-check --target _build/.bench --no-deps $(ALONE) && \
 		mv _build/.bench _build/bench; }'
-	@env -u OMP_NUM_THREADS PYTHONPATH=_build/bench $(RUN) tests/benchmarks/scale.py $(if $(DEVICE),--device $(DEVICE))
+	@unset OMP_NUM_THREADS; export PYTHONPATH=_build/bench; $(RUN) tests/benchmarks/scale.py $(if $(DEVICE),--device $(DEVICE))
 	@$(if $(DEVICE),,$(RUN) tests/benchmarks/shards.py)
-	@$(if $(DEVICE),,PYTHONPATH=_build/bench $(RUN) tests/benchmarks/training.py)
+	@$(if $(DEVICE),,export PYTHONPATH=_build/bench; $(RUN) tests/benchmarks/training.py)
 
 mutants: setup  ## change package and tools one operator at a time and see what no test notices (a day; SAMPLE=5: of each module five such changes; ONLY='weights storage': some modules); writes book/results/mutants.json
 	@$(RUN) tests/mutants/mutate.py $(if $(ONLY),--modules $(ONLY)) $(if $(SAMPLE),--sample $(SAMPLE))
@@ -98,10 +99,10 @@ new-chapter: setup  ## lay out NAME=practice/toy: a chapter, its claim, its expe
 
 lab: setup  ## open JupyterLab; a chapter's .md opens as a notebook, saving writes .md and .ipynb
 	@$(PY) book/_tools/pair.py
-	@JUPYTER_CONFIG_PATH=book/_tools/lab $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/book
+	@exec env JUPYTER_CONFIG_PATH=book/_tools/lab $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/book
 
 lock: setup  ## compile requirements.txt from pyproject.toml (UPGRADE=1: with the newest versions)
-	@sh book/_tools/lock.sh
+	@$(RUN) book/_tools/alone.py . sh book/_tools/lock.sh
 
 clean:  ## remove everything that was built, the environment included
 	rm -rf _build build dist .venv vaebook.egg-info book/_static/mathjax .pytest_cache .ruff_cache .hypothesis

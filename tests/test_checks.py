@@ -203,3 +203,16 @@ def test_spreads_become_standard_deviations():
     torch.testing.assert_close(scale, torch.tensor([0.5, 3.0]))
     with pytest.raises(ValueError, match=r"^log_var: expected finite values, got inf"):
         checks.to_scale("log_var", torch.tensor([0.0, math.inf]), "log_var")
+
+
+@pytest.mark.parametrize("dtype", checks.FLOATS)
+def test_finite_is_every_entry_and_not_the_sum(dtype):
+    most = torch.finfo(dtype).max
+    value = torch.full((3, 2), most, dtype=dtype, requires_grad=True)  # its sum overflows
+    assert checks.check_finite("a", value) is value
+    assert checks.check_finite("a", value[:0]).shape == (0, 2)
+    for bad in ([math.inf, -math.inf], [math.nan, 0.0], [-math.inf, most]):
+        with pytest.raises(ValueError, match=rf"^a: expected finite values, got {bad[0]} at index \(1, 0\)$"):
+            checks.check_finite("a", torch.tensor([[0.0, 0.0], bad], dtype=dtype))
+    with pytest.raises(TypeError, match=r"^a: expected finite values, got a tensor on the meta device"):
+        checks.check_finite("a", META)

@@ -416,3 +416,4 @@ def test_points_pass_in_parts(monkeypatch):
     got = kernels.all_pairs(loc, held, index, score=True)
     assert seen == [4, 4, 1]
     torch.testing.assert_close(got, kernels.dense(loc, held, index, score=True), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(kernels.all_pairs(loc, held, index), got[:, :1], rtol=1e-12, atol=1e-12)

@@ -110,6 +110,25 @@ def test_leave_one_out_is_the_renormalised_mixture_of_the_others():
         torch.testing.assert_close(got[:, i], rest.log_prob(z[:, i]), rtol=1e-12, atol=1e-12)
 
 
+def test_derivatives_of_leave_one_out_are_those_of_the_mixture_of_the_others():
+    """In points and in components, where these are trained and where they are not; a prior leaves out alike."""
+    q, g = make(num=6)
+    index = torch.tensor([4, 0, 4])
+    for trained in (False, True):
+        given = [t.clone().requires_grad_(trained) for t in (q.loc, q.scale, q.log_weight)]
+        own = DiagGaussianMixture(*given, validate_args=False)
+        z = torch.randn(3, 3, generator=g, dtype=torch.float64, requires_grad=True)
+        others = [DiagGaussianMixture(*(t[torch.arange(6) != i] for t in given), validate_args=False) for i in index]
+        want = torch.stack([rest.log_prob(point) for rest, point in zip(others, z, strict=True)])
+        wrt = [z, *(given if trained else ())]
+        slopes = torch.autograd.grad(want.sum(), wrt)
+        for got in (own.log_prob_leave_one_out(z, index), own.leave_one_out(index).log_prob(z)):
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(
+                torch.autograd.grad(got.sum(), wrt, retain_graph=True), slopes, rtol=1e-10, atol=1e-10
+            )
+
+
 def test_leave_one_out_keeps_its_accuracy_when_almost_all_weight_leaves():
     log_weight = torch.tensor([0.0, -60.0, -61.0], dtype=torch.float64).log_softmax(0)
     q = DiagGaussianMixture(torch.tensor([[0.0], [1.0], [5.0]]).double(), torch.ones(3, 1).double(), log_weight)
@@ -555,9 +574,11 @@ def test_draws_from_more_components_than_multinomial_takes(monkeypatch, num):
     counts = np.bincount(n.numpy(), minlength=num)[1:-1]
     assert scipy.stats.chisquare(counts, 20_000 * q.log_weight.exp().numpy()[1:-1]).pvalue > 1e-4
     assert q.sample((0,)).shape == (0, 1)
-    always = torch.ones(1, dtype=torch.float64)  # a mark at the very end belongs to the last that has weight
-    monkeypatch.setattr(torch, "rand", lambda *shape, **_: always)
-    assert q.sample_with_index((1,))[1].tolist() == [num - 2]
+    # A mark at an end belongs to the first or last that has weight.
+    for mark, place in ((0.0, 1), (1.0, num - 2)):
+        always = torch.full((1,), mark, dtype=torch.float64)
+        monkeypatch.setattr(torch, "rand", lambda *shape, always=always, **_: always)
+        assert q.sample_with_index((1,))[1].tolist() == [place]
 
 
 def test_draws_from_more_components_than_2_to_the_24():
@@ -791,6 +812,10 @@ def test_spreads_that_look_like_others():
     ):
         with pytest.raises(error, match=f"^{message}"):
             DiagGaussianMixture.from_arrays(loc, **bad)
+    with pytest.raises(TypeError, match=r"^loc: expected an array of real numbers"):
+        DiagGaussianMixture.from_arrays("wide", scale=wide)
+    with pytest.raises(TypeError, match=r"^log_weight: expected an array of real numbers"):
+        DiagGaussianMixture.from_arrays(loc, scale=wide, log_weight="wide")
 
 
 def test_leaving_one_out_is_the_same_where_derivatives_are_wanted():

@@ -191,6 +191,12 @@ def test_codes_that_are_all_the_prior_have_no_mismatch_and_no_error():
         assert interval.candidates["leave-one-out"] == pytest.approx((0.0, 0.0), abs=1e-12)
 
 
+def test_a_density_that_is_the_prior_certifies_nothing_and_has_no_error():
+    found = bracket_mismatch(gaussian(0)[0], StandardNormal(1), densities=(StandardNormal(1),), generator=seeded(0))
+    assert found.candidates["densities[0]"] == (0.0, 0.0)
+    assert math.isfinite(found.low) and 0 <= found.low <= found.high
+
+
 def test_ends_agree_with_their_definitions():
     q_agg, _, _ = finite(5, num=60)
     interval = bracket_mismatch(q_agg, StandardNormal(1), num_components=(), num_samples=60_000, generator=seeded(1))

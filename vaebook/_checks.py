@@ -74,9 +74,13 @@ def check_tensor(
         raise ValueError(f"{name}: expected shape {wanted}, got {tuple(value.shape)}")
     if not empty and value.numel() == 0:
         raise ValueError(f"{name}: expected at least one element, got shape {tuple(value.shape)}")
-    if finite:
-        check_all(name, value, torch.isfinite(value), "finite values")
-    return value
+    return check_finite(name, value) if finite else value
+
+
+def check_finite(name: str, value: Tensor) -> Tensor:
+    """Raise ValueError that names the first entry that is not finite; where the sum is finite, so is every entry."""
+    finite = not value.is_meta and math.isfinite(value.detach().sum())
+    return value if finite else check_all(name, value, value.isfinite(), "finite values")
 
 
 def check_all(name: str, value: Tensor, good: Tensor, expected: str) -> Tensor:
@@ -92,8 +96,7 @@ def check_all(name: str, value: Tensor, good: Tensor, expected: str) -> Tensor:
 
 def check_positive(name: str, value: Tensor) -> Tensor:
     """Check that every entry is positive and finite; the message shows the smallest and where it is."""
-    check_all(name, value, torch.isfinite(value), "finite values")
-    lowest = value.min()
+    lowest = check_finite(name, value).min()
     if not bool(lowest > 0):
         index = tuple((value == lowest).nonzero()[0].tolist())
         raise ValueError(f"{name}: expected positive values, got min {lowest.item():.6g} at index {index}")

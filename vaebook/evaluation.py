@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from vaebook._checks import check_all, check_int, explained, new_seed
+from vaebook._checks import check_finite, check_int, explained, new_seed
 
 Condition = dict[str, Tensor] | None
 Data = Tensor | np.ndarray | Iterable[Any]
@@ -171,7 +171,7 @@ def as_data(name: str, value: object, dtype: torch.dtype | None = None) -> Tenso
         raise TypeError(f"{name}: expected a dense tensor of real numbers, got {value.layout}, {value.dtype}")
     if value.ndim < 2 or value.numel() == 0:
         raise ValueError(f"{name}: expected shape (N, ...) with at least one value, got {tuple(value.shape)}")
-    return check_all(name, value, value.isfinite(), "finite values") if value.is_floating_point() else value
+    return check_finite(name, value) if value.is_floating_point() else value
 
 
 def batches(

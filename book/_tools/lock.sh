@@ -3,13 +3,18 @@
 # are where pyproject.toml allows it, since a new one makes every chapter stale; UPGRADE=1 takes the newest of all.
 set -eu
 cd "$(dirname "$0")/../.."
-work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+work=$PWD/_build/lock # what one that was killed left there goes
+rm -rf "$work"
+mkdir -p "$work/tmp"
+export TMPDIR="$work/tmp"
+# It runs under run.py, in a group of processes of its own, which is ended with it.
+trap 'trap "" INT TERM HUP; kill -TERM 0; wait; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
-.venv/bin/python -m venv "$work/venv"
-"$work/venv/bin/python" -m pip install --quiet pip-tools
+run() { "$@" & wait $!; } # an interruption does not wait for it
+run .venv/bin/python -m venv "$work/venv"
+run "$work/venv/bin/python" -m pip install --quiet pip-tools
 cp requirements.txt "$work"
-"$work/venv/bin/pip-compile" --quiet ${UPGRADE:+--upgrade} --all-extras --strip-extras --allow-unsafe --no-header \
+run "$work/venv/bin/pip-compile" --quiet ${UPGRADE:+--upgrade} --all-extras --strip-extras --allow-unsafe --no-header \
     --no-emit-index-url --no-emit-find-links --output-file "$work/requirements.txt" pyproject.toml
 # A build such as 2.13.0+cpu is on no public index; its plain version is. What torch needs for CUDA comes with the
 # builds that use it, and must not be forced on those that do not.

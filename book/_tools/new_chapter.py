@@ -12,6 +12,9 @@ import re
 import sys
 from pathlib import Path
 
+from alone import alone
+from build import uninterrupted
+
 from vaebook.storage import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +28,8 @@ and put your own in the place of what is there."""
 
 def lay(name: str, title: str, root: Path = ROOT) -> list[Path]:
     """Write the files of a new chapter and the lines that name it; nothing is written if anything is in the way.
+
+    What one that was killed has written is not in the way: it is what would be written.
 
     Raises:
         ValueError: the name is no folder/chapter of lower-case letters, digits and hyphens, it has no neighbour, or
@@ -40,43 +45,49 @@ def lay(name: str, title: str, root: Path = ROOT) -> list[Path]:
         root / "book" / "experiments" / f"{module}.py": "experiment.py.in",
         root / "tests" / "experiments" / f"test_{module}_results.py": "test.py.in",
     }
-    for file in files:
-        if file.exists():
-            raise ValueError(f"NAME: expected one that is free, got {name!r}, but {file.relative_to(root)} is there")
-    before = re.findall(rf"book/({folder}/[\w-]+)\.ipynb", (root / "_toc.yml").read_text(encoding="utf-8"))
+    toc = (root / "_toc.yml").read_text(encoding="utf-8")
+    before = [other for other in re.findall(rf"book/({folder}/[\w-]+)\.ipynb", toc) if other != name]
     if not before:
         raise ValueError(f"NAME: expected a folder that has chapters, got {folder!r}")
-    entries = _entries(root, before[-1], name, module, title)
     keys = {"NAME": name, "STEM": stem, "MODULE": module, "PREFIX": stem.replace("-", ""), "TITLE": title}
+    texts = {}
     for file, template in files.items():
-        text = (TEMPLATES / template).read_text(encoding="utf-8")
+        texts[file] = (TEMPLATES / template).read_text(encoding="utf-8")
         for key, value in keys.items():
-            text = text.replace(f"@{key}@", value)
-        write_atomically(file, text.encode())
-    for file, text in entries.items():
-        write_atomically(file, text.encode())
-    return [*files, *entries]
+            texts[file] = texts[file].replace(f"@{key}@", value)
+        if file.exists() and file.read_text(encoding="utf-8") != texts[file]:
+            raise ValueError(f"NAME: expected one that is free, got {name!r}, but {file.relative_to(root)} is there")
+    texts |= _entries(root, before[-1], name, module, title)
+    with uninterrupted():
+        for file, text in texts.items():
+            write_atomically(file, text.encode())
+    return list(texts)
 
 
 def _entries(root: Path, before: str, name: str, module: str, title: str) -> dict[Path, str]:
-    """Return the files that list chapters, with the new one behind another."""
+    """Return the files that list chapters, with the new one behind another where it is not there yet."""
+    toc, readme, intro = f"book/{name}.ipynb", f"](book/{name}.ipynb)", f"\n{{doc}}`{name}`\n"
+    imported = f"from vaebook.claims import {module}\n"
     behind = {
-        "_toc.yml": (rf"( *- file: book/){before}\.ipynb\n", rf"\g<0>\g<1>{name}.ipynb\n"),
+        "_toc.yml": (toc, rf"( *- file: book/){before}\.ipynb\n", rf"\g<0>\g<1>{name}.ipynb\n"),
         "README.md": (
+            readme,
             rf"\|[^|\n]*\| \[[^\]]+\]\(book/{before}\.ipynb\).*\n",
-            rf"\g<0>| | [{title}](book/{name}.ipynb) | … |\n",
+            rf"\g<0>| | [{title}{readme} | … |\n",
         ),
-        "book/intro.md": (rf"\{{doc\}}`{before}`\n: .*\n", rf"\g<0>\n{{doc}}`{name}`\n: …\n"),
-        "vaebook/claims/__init__.py": (r"\n# isort: on\n", rf"from vaebook.claims import {module}\n\g<0>"),
+        "book/intro.md": (intro, rf"\{{doc\}}`{before}`\n: .*\n", rf"\g<0>{intro}: …\n"),
+        "vaebook/claims/__init__.py": (imported, r"\n# isort: on\n", rf"{imported}\g<0>"),
     }
     found = {}
-    for file, (pattern, replacement) in behind.items():
-        text = (root / file).read_text(encoding="utf-8")
+    for file, (new, pattern, replacement) in behind.items():
+        text = found[root / file] = (root / file).read_text(encoding="utf-8")
+        if new in text:
+            continue
         found[root / file], count = re.subn(pattern, replacement, text)
         if count != 1:
             raise ValueError(f"{file}: expected one line to put the chapter behind, got {count}")
     claims = root / "vaebook/claims/__init__.py"
-    names = sorted([*re.findall(r'^    "(\w+)",$', found[claims], re.MULTILINE), module], key=_as_ruff_sorts)
+    names = sorted({*re.findall(r'^    "(\w+)",$', found[claims], re.MULTILINE), module}, key=_as_ruff_sorts)
     listed = "".join(f'    "{entry}",\n' for entry in names)
     found[claims] = re.sub(r"(?<=__all__ = \[\n)[^\]]*(?=\])", listed, found[claims])
     return found
@@ -94,7 +105,8 @@ def main() -> int:
     options = parser.parse_args()
     stem = options.name.rpartition("/")[2]
     try:
-        written = lay(options.name, options.title or stem.replace("-", " ").capitalize())
+        with alone(ROOT):
+            written = lay(options.name, options.title or stem.replace("-", " ").capitalize())
     except ValueError as error:
         print(error, file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import new_chapter
 import pytest
 import yaml
 from fingerprint import ROOT
@@ -40,6 +41,28 @@ def test_what_is_laid_out_is_listed_everywhere(root):
     lists = intro.split("\n## The map\n")[-1], readme.split("\n## The chapters\n")[-1].split("\n## ")[0]
     for text, (_, link) in zip(lists, LISTS.values(), strict=True):
         assert unlisted(pages, text, re.compile(link, re.MULTILINE)) == []
+
+
+@pytest.mark.parametrize("killed_after", range(8))
+def test_what_was_killed_goes_on(root, tmp_path_factory, monkeypatch, killed_after):
+    undisturbed = tmp_path_factory.mktemp("undisturbed")
+    shutil.copytree(root, undisturbed, dirs_exist_ok=True)
+    written = [path.relative_to(undisturbed) for path in lay("practice/a-toy", "A toy", undisturbed)]
+    with monkeypatch.context() as once:
+        left, whole = iter(range(killed_after)), new_chapter.write_atomically
+
+        def write(file, content):
+            if next(left, None) is None:
+                raise KeyboardInterrupt
+            whole(file, content)
+
+        once.setattr(new_chapter, "write_atomically", write)
+        with pytest.raises(KeyboardInterrupt):
+            lay("practice/a-toy", "A toy", root)
+    lay("practice/a-toy", "A toy", root)
+    assert len(written) == 8
+    assert all((root / path).read_bytes() == (undisturbed / path).read_bytes() for path in written)
+    assert not list(root.rglob(".vaebook-*"))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from vaebook import (
+    DiagGaussianMixture,
     adapt,
     aggregated_posterior,
     bounds,
@@ -27,9 +28,13 @@ from vaebook import (
     testing,
     training,
 )
+from vaebook.aggregate import merge_duplicates
+from vaebook.certificates import gaussian_cap, mmd_squared, mutual_information_bounds
 from vaebook.code_priors import ExemplarPrior, VampPrior
 from vaebook.data import binarize
+from vaebook.estimators import minibatch_decomposition, minibatch_log_prob, minibatch_weights, pairwise_log_prob
 from vaebook.gmm import fit_gmm
+from vaebook.npmle import fit_npmle
 from vaebook.ppca import PPCA
 from vaebook.priors import StandardNormal
 
@@ -77,7 +82,49 @@ def codes(vae):
     return aggregated_posterior(vae, X, batch_size=50)
 
 
+def line(q):
+    return DiagGaussianMixture(q.loc[:, :1], q.scale[:, :1])
+
+
+def minibatch(vae):
+    q = codes(vae)[:6]
+    log_q = pairwise_log_prob(q.loc + 0.1, q.loc, q.scale)
+    weights = minibatch_weights("equal", 6, 9).to(q.loc.device)
+    return minibatch_log_prob(log_q.sum(0), weights), minibatch_decomposition(log_q, log_q[..., 0], weights)
+
+
+def likeliest_prior(vae):
+    x = vae.data(X[:6])[0]
+
+    def log_likelihood(z):
+        return Normal(z @ x[:2, :3], 0.3).log_prob(x[:, None, :3]).sum(-1)
+
+    found = fit_npmle(log_likelihood, codes(vae).loc[:20], tolerance=1e-2)
+    return found.log_prob
+
+
 CALLS = {
+    "slices and draws": lambda vae, g: (
+        codes(vae)[[2, 0, 2]].components(), codes(vae)[2:9].sample_with_index((5,), generator=g)
+    ),
+    "leave one out": lambda vae, g: codes(vae).log_prob_leave_one_out(
+        codes(vae).loc, torch.arange(120, device=codes(vae).loc.device)
+    ),
+    "responsibilities": lambda vae, g: (codes(vae).responsibilities(codes(vae).loc[:5]), codes(vae).covariance),
+    "merge_duplicates": lambda vae, g: (
+        merge_duplicates(codes(vae))[1] + codes(vae).loc[:, 0].gt(1e9),
+        merge_duplicates(codes(vae)[[3, 1, 3]])[0].components(),
+    ),
+    "certificates": lambda vae, g: (
+        mutual_information_bounds(codes(vae)), gaussian_cap(codes(vae)), mmd_squared(codes(vae), 1.0)
+    ),
+    "mutual_information": lambda vae, g: (
+        information.mutual_information(codes(vae), num_samples=50, generator=g),
+        information.mutual_information_quadrature(line(codes(vae)[:3])),
+        information.active_units(codes(vae)),
+    ),
+    "minibatch": lambda vae, g: minibatch(vae),
+    "fit_npmle": lambda vae, g: likeliest_prior(vae),
     "aggregated_posterior": lambda vae, g: (codes(vae).loc, codes(vae).scale),
     "log_prob_and_score": lambda vae, g: codes(vae).log_prob_and_score(codes(vae).loc[:9] + 0.1),
     "elbo": lambda vae, g: bounds.elbo(vae, X[:5], num_samples=3, generator=g),

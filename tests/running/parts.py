@@ -3,7 +3,8 @@
     python tests/running/parts.py gates+cells style code
 
 runs the targets check-gates and check-cells at the same time, then check-style, then check-code. Parts that run at
-the same time print their output in one piece when they end. An interruption ends everything that was started.
+the same time print their output in one piece when they end. An interruption ends everything that was started, and of
+that nothing is shown but a line, which under `make` is the one that it has.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, field
 from typing import IO
@@ -33,10 +35,19 @@ class Part:
     def __post_init__(self) -> None:
         """Start it in a group of processes of its own, which can be ended as a whole."""
         command = [os.environ.get("MAKE", "make"), "--no-print-directory", f"check-{self.name}"]
-        streams = {"stdin": subprocess.DEVNULL, "stdout": self.output, "stderr": subprocess.STDOUT}
+        streams = {"stdin": subprocess.DEVNULL, "stdout": self.output or subprocess.PIPE, "stderr": subprocess.STDOUT}
+        colours = {"PY_COLORS": "1"} if self.output is None and sys.stdout.isatty() else {}
+        self.process = subprocess.Popen(command, start_new_session=True, env=os.environ | colours, **streams)
+        self.shown = threading.Thread(target=self.show, daemon=True)
         if self.output is None:
-            streams = {"stdin": subprocess.DEVNULL}
-        self.process = subprocess.Popen(command, start_new_session=True, **streams)
+            self.shown.start()
+
+    def show(self) -> None:
+        """Print what it writes as it comes, until an interruption."""
+        while piece := os.read(self.process.stdout.fileno(), 2**16):
+            if not asked_to_end:
+                sys.stdout.buffer.write(piece)
+                sys.stdout.flush()
 
     def end(self) -> None:
         """If it still runs, ask the whole group to end and insist; then end what is left of the group."""
@@ -55,6 +66,8 @@ class Part:
             say(f"\n======== {self.name} ========")
             self.output.seek(0)
             sys.stdout.buffer.write(self.output.read())
+        else:
+            self.shown.join(1)
         failed = "" if self.process.returncode == 0 else " FAILED"
         return f"{self.name}{failed} {time.monotonic() - self.start:.0f} s"
 
@@ -91,6 +104,9 @@ def main() -> int:
     for stage in sys.argv[1:]:
         told += run(stage.split("+"))
         if asked_to_end:
+            if os.environ.get("MAKELEVEL"):
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
+                os.kill(os.getpid(), signal.SIGINT)
             say("\ninterrupted")
             return 130
     failed = [line for line in told if " FAILED " in line]

@@ -14,13 +14,25 @@ from fingerprint import ROOT
 
 from tests.running import matrix, parallel, slowest
 
+COMMANDS = [
+    "book",
+    "test",
+    "test-slow",
+    "execute",
+    "experiments",
+    "bench",
+    "mutants",
+    "stability",
+    "new-chapter",
+    "lock",
+]
 PARTS = [sys.executable, str(ROOT / "tests" / "running" / "parts.py")]
 FAKE_MAKE = """\
 #!/bin/sh
 echo "begin $2"
 case "$2" in
 *bad) exit 2 ;;
-*long) sleep 60 & echo $! >"{folder}/child"; wait ;;
+*long) trap 'echo "make: Interrupt"; exit 130' INT; sleep 60 & echo $! >"{folder}/child"; wait ;;
 *) sleep 0.2 ;;
 esac
 echo "end $2"
@@ -33,7 +45,7 @@ def environment(tmp_path):
     fake = tmp_path / "make"
     fake.write_text(FAKE_MAKE.format(folder=tmp_path))
     fake.chmod(0o755)
-    return os.environ | {"MAKE": str(fake)}
+    return os.environ | {"MAKE": str(fake), "MAKELEVEL": ""}
 
 
 def parts(environment, *stages):
@@ -55,15 +67,27 @@ def test_the_part_that_failed_is_named_and_the_others_are_run(environment):
     assert re.search(r"\nFAILED in .*: bad FAILED \d+ s, two \d+ s, three \d+ s\n$", done.stdout)
 
 
+@pytest.mark.parametrize("level", ["", "1"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interruption_ends_everything_that_was_started(environment, tmp_path, number):
-    running = subprocess.Popen([*PARTS, "long", "two"], env=environment, stdout=subprocess.PIPE, text=True)
+def test_an_interruption_ends_everything_that_was_started(environment, tmp_path, number, level):
+    """Under make its line is enough."""
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    running = subprocess.Popen([*PARTS, "long", "two"], env=environment | {"MAKELEVEL": level}, **streams)
     child = tmp_path / "child"
     await_(lambda: child.exists() and child.read_text().strip())
     running.send_signal(number)
     out, _ = running.communicate(timeout=50)
-    assert running.returncode == 130 and "interrupted" in out and "check-two" not in out
+    assert running.returncode == (-signal.SIGINT if level else 130)
+    assert out == "\n======== long ========\nbegin check-long\n" + "\ninterrupted\n" * (not level)
     await_(lambda: not alive(int(child.read_text())))
+
+
+def test_what_make_is_asked_to_end_is_what_works():
+    """A shell between the two would end alone."""
+    said = subprocess.run(["make", "-n", "-B", *COMMANDS], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [line for line in said.splitlines() if ".py" in line]
+    assert len(lines) >= len(COMMANDS)
+    assert [line for line in lines if not re.search(r"(^|&& |; )exec |setup\.sh", line)] == []
 
 
 def await_(condition, seconds=30):
