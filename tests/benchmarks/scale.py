@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,17 +103,17 @@ def peers(q: DiagGaussianMixture) -> dict[str, list[tuple[dict[str, Any], Method
             if chunk * n * dim <= (2**29 if q.loc.device.type == "cpu" else 2**31)
         ],
     }
+    makers = {"KeOps": _keops, "NumPyro": _numpyro}
     if q.loc.device.type == "cpu":
         found["torch's fused attention"] = [({"dtype": "float64"}, _fused(q))]
-        found["scikit-learn"] = [({"dtype": "float64", "chunk": c}, _chunked(_scikit(q), c)) for c in CHUNKS]
+        makers["scikit-learn"] = _scikit
         if bool((q.scale == q.scale[0, 0]).all()):
-            found |= {name: _trees(q, rtol) for name, rtol in TREES.items()}
-        else:  # the time of pomegranate does not depend on the scales
-            with left_out("pomegranate"):
-                found["pomegranate"] = _pomegranate(q)
+            makers |= {name: partial(_trees, rtol=rtol) for name, rtol in TREES.items()}
+        elif n <= SIZES[1]:  # it calls Python once for each component: a call with more takes most of a minute
+            makers["pomegranate"] = _pomegranate
     if clusters.worth(n, POINTS, q.loc.device):
         found["choice of clusters alone"] = [({"dtype": "float32"}, _choice(q))]
-    for name, make in (("KeOps", _keops), ("NumPyro", _numpyro)):
+    for name, make in makers.items():
         with left_out(name):
             found[name] = make(q)
     return found
@@ -186,13 +187,13 @@ def _same_family(q: DiagGaussianMixture, dtype: torch.dtype) -> Method:
     return lambda z: mixture.log_prob(z.to(dtype))
 
 
-def _scikit(q: DiagGaussianMixture) -> Method:
+def _scikit(q: DiagGaussianMixture) -> list[tuple[dict[str, Any], Method]]:
     from sklearn.mixture import GaussianMixture
 
     model = GaussianMixture(q.num_components, covariance_type="diag")
     model.weights_, model.means_ = q.log_weight.exp().numpy(), q.loc.numpy()
     model.covariances_, model.precisions_cholesky_ = q.scale.square().numpy(), q.scale.reciprocal().numpy()
-    return lambda z: model.score_samples(z.numpy())
+    return [({"dtype": "float64", "chunk": c}, _chunked(lambda z: model.score_samples(z.numpy()), c)) for c in CHUNKS]
 
 
 def _trees(q: DiagGaussianMixture, rtol: float) -> list[tuple[dict[str, Any], Method]]:
@@ -220,7 +221,7 @@ def _pomegranate(q: DiagGaussianMixture) -> list[tuple[dict[str, Any], Method]]:
         with torch.no_grad():
             return model.log_probability(z.float())
 
-    return [({"dtype": "float32", "chunk": chunk}, _chunked(method, chunk)) for chunk in CHUNKS[1:]]
+    return [({"dtype": "float32", "chunk": CHUNKS[-1]}, _chunked(method, CHUNKS[-1]))]
 
 
 def _keops(q: DiagGaussianMixture) -> list[tuple[dict[str, Any], Method]]:
