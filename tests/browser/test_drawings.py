@@ -10,7 +10,7 @@ import pytest
 from fingerprint import chapters, read_ipynb
 from PIL import Image, ImageFilter
 
-NEAR, STEP, BUDGET = 11, 80, 40
+NEAR, STEP, BUDGET = 11, 80, 100
 """A pixel must be as light as one in a square about it, of 255; how many need not: a PNG has its signs moved a bit."""
 LEAST, MOST = 0.92, 1.04
 """Ink of a drawing, as a share of that of its PNG, whose signs are a little heavier."""
