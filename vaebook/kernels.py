@@ -85,11 +85,11 @@ def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor) -> Components:
 def rounding_bound(z: Tensor, components: Components, dtype: torch.dtype = torch.float64) -> Tensor:
     r"""Bound the rounding error of the expanded form, for each point, in nats.
 
-    $(2D + 12)\,u\,\bigl((\sqrt A + \sqrt B)^2 + \max_n|c_n|\bigr)$ with $A = \sum_j z_j^2 \max_n 1/(2\sigma_{nj}^2)$
-    and $B = \max_n\sum_j \mu_{nj}^2/(2\sigma_{nj}^2)$, z and mu centred, c the normalisers, and u the unit roundoff,
-    $2^{-53}$ in float64. A scalar product of 2D + 1 numbers may lose u times the sum of their sizes at every step. By
-    the triangle inequality that sum is at most the expression in brackets. It is taken at the worst component, so the
-    bound is far above the usual error.
+    $(2D + 12)\,u\,\bigl((\sqrt\alpha + \sqrt\gamma)^2 + \max_n|c_n|\bigr)$ with
+    $\alpha = \sum_j z_j^2 \max_n 1/(2\sigma_{nj}^2)$ and $\gamma = \max_n\sum_j \mu_{nj}^2/(2\sigma_{nj}^2)$, z and mu
+    centred, c the normalisers, and u the unit roundoff, $2^{-53}$ in float64. A scalar product of 2D + 1 numbers may
+    lose u times the sum of their sizes at every step. By the triangle inequality that sum is at most the expression in
+    brackets. It is taken at the worst component, so the bound is far above the usual error.
 
     Args:
         z: points, (M, D), float64.

@@ -238,8 +238,8 @@ class PPCA:
     def log_prob_under(self, q_z: Any, x: Tensor, *, leave_out_index: Tensor | None = None) -> Tensor:
         r"""Log-likelihood with a Gaussian mixture in the place of the prior.
 
-        $\log\sum_n w_n\mathcal N(y \mid l\mu_n, \operatorname{diag}(l)\,\Sigma_n\operatorname{diag}(l) + s^2 I)
-        + \log p(\text{rest})$
+        $\log\sum_n w_n\mathcal N(y \mid L\mu_n, L\Sigma_nL + s^2 I) + \log p(\text{rest})$ with
+        $L = \operatorname{diag}(l)$
 
         With q_z = `aggregated_posterior(x)` this is p_agg, the density of decoded codes: N components, closed form.
 

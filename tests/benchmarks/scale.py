@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import statistics
 import sys
 import time
@@ -324,8 +325,10 @@ def measure(kind: str, q: DiagGaussianMixture, rounds: int) -> list[dict[str, An
     points = {name: int(min(POINTS, max(least[name], 1.5 / pilot[name]))) for name in chosen}
     calls = {name: max(1, int(SHORT / (pilot[name] * points[name]))) for name in chosen}
     times: dict[str, list[float]] = {name: [] for name in chosen}
+    order = random.Random(SEED)  # so that no method always follows the same one, whose threads may still spin
     for _ in range(rounds):
-        for name, (_, method) in list(chosen.items()):
+        for name in order.sample(sorted(chosen), len(chosen)):
+            method = chosen[name][1]
             time.sleep(PAUSE)
             with left_out(name):
                 times[name].append(timed(method, z[: points[name]], calls[name]) / points[name])

@@ -113,10 +113,10 @@ def collapse_linear(generator: torch.Generator) -> Measurement:
 
 
 def _linear_elbo(square: Tensor, eigenvalue: Tensor, noise: float, beta: Tensor, *off: Tensor) -> Tensor:
-    """Objective of one coordinate, up to a constant, at the best linear encoder for a weight w of the decoder.
+    """Objective of one coordinate, up to a constant, at the best linear encoder for a column of length l.
 
-    With z ~ N(a y, v): -(E (y - w z)²)/(2 noise) - beta KL, largest at a = w/(w² + beta noise), v = beta noise/(the
-    same); evaluated at a and log v that are off these by so much.
+    With z ~ N(a x, v): -(E (x - l z)²)/(2 s²) - beta KL, largest at a = l/(l² + beta s²), v = beta s²/(the same);
+    evaluated at a and log v that are off these by so much.
     """
     total = square + beta * noise
     slope, variance = square.sqrt() / total, beta * noise / total
@@ -137,8 +137,8 @@ def _linear_elbo(square: Tensor, eigenvalue: Tensor, noise: float, beta: Tensor,
 def finite_k(generator: torch.Generator) -> Measurement:
     r"""Repeat K = 1,000 draws 5,000 times for the gap's constant, and K = 50 draws 50,000 times for its existence.
 
-    The constant needs E p̂ = p as a control variate: with $\varepsilon=\hat p/p-1$ the gap is
-    $\mathbb E[\varepsilon-\log(1+\varepsilon)]$, whose draws vary far less. They are also never negative, so the
+    The constant needs E p̂ = p as a control variate: with $\eta=\hat p/p-1$ the gap is
+    $\mathbb E[\eta-\log(1+\eta)]$, whose draws vary far less. They are also never negative, so the
     falsehood is tried on draws of log p̂ as they are.
     """
     x = torch.tensor([[0.7, 0.3]], dtype=torch.float64)

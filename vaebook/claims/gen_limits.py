@@ -81,7 +81,7 @@ def _memorise(x: Tensor, depth: float) -> tuple[float, float, float]:
 def _smooth_step(length: Tensor, depth: float) -> tuple[Tensor, Tensor]:
     """Return what a network of two SiLU units for D = 1 does on both balls and between, and what the theorem allows.
 
-    A is (1, 3), B is (-3, -1); f = h x_1 and s = t^h with t = exp(-depth), where h goes from 0 to 1.
+    U is (1, 3), U' is (-3, -1); f = h x_1 and s = t^h with t = exp(-depth), where h goes from 0 to 1.
     """
     z, k = torch.linspace(-3, 3, 6_001, dtype=torch.float64), 4 * depth**2
     h = (torch.nn.functional.silu(k * (z + 0.5)) - torch.nn.functional.silu(k * (z - 0.5))) / k
