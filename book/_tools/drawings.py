@@ -12,8 +12,14 @@ MOST = 25_000
 """Bytes of a drawing, compressed, above which the PNG alone is stored: clouds of points."""
 NUMBER = re.compile(r"(?:scale\(|opacity: )[-\d. ]*|(-?\d+\.\d{3,})")
 """What is rounded, in its group; sizes of signs and opacities stay as they are."""
-SETTINGS = ["--InlineBackend.figure_formats={'png','svg'}", "--InlineBackend.rc={'svg.hashsalt':'vaebook'}"]
-"""Arguments of a kernel that shows every figure as both; without the salt every run would give other ids."""
+LAST = "(lambda kinds: kinds.update({'image/svg+xml': kinds.pop('image/svg+xml')}))"
+SETTINGS = [
+    "--InlineBackend.figure_formats={'png','svg'}",
+    "--InlineBackend.rc={'svg.hashsalt':'vaebook'}",
+    f"--IPKernelApp.exec_lines={LAST}(get_ipython().display_formatter.formatters)",
+]
+"""Arguments of a kernel that shows every figure as both; without the salt every run would give other ids. The SVG is
+drawn after the PNG: drawing moves the layout a little, and the PNG must be what a kernel without these shows."""
 
 
 def shorten(svg: str) -> str:
