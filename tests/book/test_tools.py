@@ -135,6 +135,25 @@ def test_lines_are_stored_as_svg_too_the_same_in_every_run_and_no_images_or_clou
     assert max(len(number) for number in re.findall(r"(?<=[LM] )-?\d+\.(\d+)", drawn[0])) == 2
 
 
+def test_a_picture_that_is_stored_is_what_a_kernel_without_svg_shows(tmp_path, monkeypatch):
+    """Drawing moves a layout a little: drawn after its SVG, a PNG would be none that a reader's kernel makes."""
+    code = (
+        "import matplotlib.pyplot as plt\nfrom vaebook import plots\nplots.use_style()\n"
+        "figure, axes = plt.subplots(1, 3, figsize=(7, 2.5))\n"
+        "for a in axes:\n    a.plot([1, 3, 2], label='a line')\n"
+        "    a.set(title='A title', xlabel='$z_1$', ylabel='nats')\n"
+        "figure.legend(loc='outside lower center')\nplt.show()"
+    )
+    pictures = []
+    for settings in (execute.SETTINGS, []):
+        monkeypatch.setattr(execute, "SETTINGS", settings)
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+        execute.run(notebook, tmp_path)
+        pictures.append(notebook.cells[0].outputs[0].data["image/png"])
+        assert (SVG in notebook.cells[0].outputs[0].data) is bool(settings)
+    assert pictures[0] == pictures[1]
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
