@@ -21,6 +21,7 @@ import vaebook
 
 PAGE, RESULTS = "book/appendix/api", "book/results/costs.json"
 PLACE, COSTS = "% modules", "% costs"
+MINUS = "\N{MINUS SIGN}"  # after a hyphen lines may break
 TABLE = re.compile(r"^( *)=+ +=.*?\n *=+ +=.*?\n *=+ +=[= ]*$", re.MULTILINE | re.DOTALL)
 PIECES = re.compile(r"(``[^`]+``|`[^`]+`|\$[^$]+\$|^ *>>>.*$|\*\w[^*\n]*\w\*)", re.MULTILINE)
 
@@ -93,7 +94,7 @@ def costs(path: Path) -> str:
         for kind, least, grows in (("cpu_seconds", 0.001, "time"), ("megabytes", 1, "memory")):
             powers = {size: row.get(f"{grows}_{size}") for size in "ND"}
             shown = [f"{size}{{sup}}`{power + 0.0:.1f}`" for size, power in powers.items() if power is not None]
-            cells += [two_digits(row[kind], least), " ".join(shown).replace("-0.0", "0.0")]
+            cells += [two_digits(row[kind], least), " ".join(shown).replace("-0.0", "0.0").replace("-", MINUS)]
         lines.append("| " + " | ".join(cells) + " |")
     made = stored["provenance"]
     where = f"{made['machine']}, Python {made['python']}, torch {made['versions']['torch']}"
