@@ -61,6 +61,8 @@ first call; quick: calls of fewer seconds are measured so many times, and the le
 NOISE = {"cpu_seconds": 0.01, "megabytes": 8.0}
 """Below these at the smaller size there is no exponent."""
 GROWTH = {"cpu_seconds": "time", "megabytes": "memory"}
+M_MMAP_THRESHOLD = -3
+"""The C library's name of this setting; without it the library moves the threshold as it goes."""
 
 
 class Case(NamedTuple):
@@ -197,6 +199,21 @@ M, S, G, R, P = (
     "ppca",
 )
 SHORT = {"num_samples": 1_000}
+
+
+def priors_of_codes(kind: Any) -> dict[str, Case]:
+    """List the cases that both priors of codes have."""
+    name, made = f"{R}.{kind.__name__}", codes_prior(kind)
+    return {
+        name: Case(C, 50_000, 8, model, lambda vae, x: kind(vae.encoder, x)),
+        f"{name}.mixture": Case(C, 50_000, 8, made, lambda p, z, i: p.mixture()),
+        f"{name}.components": Case(C, 50_000, 8, made, lambda p, z, i: p.components()),
+        f"{name}.sample": Case(C, 50_000, 8, made, lambda p, z, i: p.sample((9,))),
+        f"{name}.log_prob": Case(C, 1_000, 8, made, lambda p, z, i: p.log_prob(z)),
+        f"{name}.leave_one_out": Case(C, 1_000, 8, made, lambda p, z, i: p.leave_one_out(i).log_prob(z)),
+    }
+
+
 CASES = {
     M: Case(C, 200_000, 8, codes, DiagGaussianMixture),
     f"{M}.from_arrays": Case(C, 200_000, 8, codes, lambda m, s: DiagGaussianMixture.from_arrays(m, log_var=s.log())),
@@ -334,22 +351,8 @@ CASES = {
         X, 300, 8, batch, lambda q, p, w: estimators.minibatch_information(q.sum(0), w)
     ),
     "estimators.minibatch_decomposition": Case(X, 300, 8, batch, estimators.minibatch_decomposition),
-    f"{R}.VampPrior": Case(C, 50_000, 8, model, lambda vae, x: VampPrior(vae.encoder, x)),
-    f"{R}.VampPrior.mixture": Case(C, 50_000, 8, codes_prior(VampPrior), lambda p, z, i: p.mixture()),
-    f"{R}.VampPrior.components": Case(C, 50_000, 8, codes_prior(VampPrior), lambda p, z, i: p.components()),
-    f"{R}.VampPrior.sample": Case(C, 50_000, 8, codes_prior(VampPrior), lambda p, z, i: p.sample((9,))),
-    f"{R}.VampPrior.log_prob": Case(C, 1_000, 8, codes_prior(VampPrior), lambda p, z, i: p.log_prob(z)),
-    f"{R}.VampPrior.leave_one_out": Case(
-        C, 1_000, 8, codes_prior(VampPrior), lambda p, z, i: p.leave_one_out(i).log_prob(z)
-    ),
-    f"{R}.ExemplarPrior": Case(C, 50_000, 8, model, lambda vae, x: ExemplarPrior(vae.encoder, x)),
-    f"{R}.ExemplarPrior.mixture": Case(C, 50_000, 8, codes_prior(ExemplarPrior), lambda p, z, i: p.mixture()),
-    f"{R}.ExemplarPrior.components": Case(C, 50_000, 8, codes_prior(ExemplarPrior), lambda p, z, i: p.components()),
-    f"{R}.ExemplarPrior.sample": Case(C, 50_000, 8, codes_prior(ExemplarPrior), lambda p, z, i: p.sample((9,))),
-    f"{R}.ExemplarPrior.log_prob": Case(C, 1_000, 8, codes_prior(ExemplarPrior), lambda p, z, i: p.log_prob(z)),
-    f"{R}.ExemplarPrior.leave_one_out": Case(
-        C, 1_000, 8, codes_prior(ExemplarPrior), lambda p, z, i: p.leave_one_out(i).log_prob(z)
-    ),
+    **priors_of_codes(VampPrior),
+    **priors_of_codes(ExemplarPrior),
     f"{R}.ExemplarPrior.log_prob_leave_one_out": Case(
         C, 1_000, 8, codes_prior(ExemplarPrior), lambda p, z, i: p.log_prob_leave_one_out(z, i)
     ),
@@ -480,6 +483,7 @@ def exponent(small: float, large: float) -> float:
 def prepared() -> Iterator[None]:
     """Import all that is ever imported, and work with one thread in a folder that goes away."""
     torch.set_num_threads(1)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**16)  # arrays that are freed go at once, whatever came before
     matplotlib.use("agg")
     import_module("matplotlib.pyplot")
     for found in pkgutil.iter_modules(vaebook.__path__):
