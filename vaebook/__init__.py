@@ -33,10 +33,10 @@ The layers, from the top down; each imports only from those below it:
 `code_priors` `gmm`
     priors made of an encoder's codes: VampPrior, exemplars; mixtures with full covariances, given or fitted
 `adapters` `distributed`
-    the doors: anybody's encoder, decoder, prior and data, adapted once; a mixture spread over processes or files
+    anybody's encoder, decoder, prior and data, adapted once; a mixture spread over processes or files
 `certificates` `modes` `networks` `parts` `shards`
-    bounds without samples, and MMD; the modes of a mixture; networks that return distributions; encoders, decoders
-    and priors behind the door; the components of one process, in parts that fit into memory
+    bounds without samples, and MMD; the modes of a mixture; networks that return distributions; adapted
+    encoders, decoders and priors; the components of one process, in parts that fit into memory
 `mixture` `outputs`
     `DiagGaussianMixture`, the object that the book is about; what encoders and decoders return
 `gaussians` `sums`

@@ -1,7 +1,7 @@
-r"""The doors: anybody's encoder, decoder and prior, brought into the one form that this package knows.
+r"""Anybody's encoder, decoder and prior, brought into the one form that this package knows.
 
 What comes from outside is adapted here, once, and never inspected again; `vaebook.parts` says what each part can do
-behind the door. `adapt` makes a VAE of loose parts; every function of the package that takes a VAE, an encoder, a
+afterwards. `adapt` makes a VAE of loose parts; every function of the package that takes a VAE, an encoder, a
 decoder or a prior does the same with what it gets.
 """
 
@@ -24,7 +24,7 @@ from vaebook.parts import PROBE, Decoder, Encoder, Prior, adapt_prior, check_eve
 
 
 class AdaptedVAE(nn.Module):
-    """An encoder, a decoder and a prior behind the door; `adapt` and `adapt_vae` make it.
+    """An adapted encoder, decoder and prior; `adapt` and `adapt_vae` make it.
 
     It is a module of all modules that it could see, so that it can be trained, moved and put in evaluation mode.
     """

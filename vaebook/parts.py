@@ -1,4 +1,4 @@
-r"""The parts of a VAE behind the door: somebody's encoder, decoder or prior, in the one form that this package knows.
+r"""The adapted parts of a VAE: somebody's encoder, decoder or prior, in the one form that this package knows.
 
 - an `Encoder` maps a batch (B, …) to Independent(Normal, 1) over flat codes (B, D);
 - a `Decoder` is called with rows, (S·B, D) or (S·B, *latent shape), and its result is shaped back to (S, B);
@@ -27,7 +27,7 @@ Components = tuple[Tensor, Tensor, Tensor]
 
 
 class Prior(Protocol):
-    """What a prior, or anything else to draw codes from, offers behind the door."""
+    """What a prior, or anything else to draw codes from, offers once it is adapted."""
 
     latent_dim: int
 
