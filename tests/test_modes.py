@@ -36,6 +36,16 @@ def test_all_modes_in_one_dimension_with_a_common_scale(seed):
     np.testing.assert_allclose(sorted(find_modes(q)[:, 0].tolist()), line[peaks], atol=6e-4)
 
 
+@pytest.mark.parametrize(("far", "log_ratio"), [(6.0, 13.977), (8.0, 27.143), (12.0, 65.709)])
+def test_a_mode_to_which_no_mean_leads_in_one_dimension_with_a_common_scale(far, log_ratio):
+    """Components far out are so heavy that the middle's own means lie beyond the minima beside its mode."""
+    log_weight = torch.tensor([log_ratio, 0.0, 0.0, log_ratio]).double().log_softmax(0)
+    loc = torch.tensor([[-far], [-0.3], [0.3], [far]]).double()
+    q = DiagGaussianMixture(loc, torch.ones(4, 1).double(), log_weight)
+    np.testing.assert_allclose(sorted(find_modes(q)[:, 0].tolist()), [-far, far], atol=1e-3)
+    np.testing.assert_allclose(find_modes(q, torch.zeros(1, 1).double()), [[0.0]], atol=1e-9)
+
+
 def test_more_modes_than_components_need_more_starts():
     loc, variance = torch.tensor([[0.0, 0.0], [1.0, 1.0]]).double(), torch.tensor([[1.0, 0.05], [0.05, 1.0]]).double()
     crossing = DiagGaussianMixture(loc, variance.sqrt())

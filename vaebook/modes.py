@@ -24,8 +24,8 @@ def find_modes(
 
     Args:
         q: the mixture.
-        starts: where to start, (S, D); None means the N means. In one dimension all modes of a mixture with a
-            common variance are reached from its means; in general more starts can find more modes.
+        starts: where to start, (S, D); None means the N means. From these some modes may not be reached, in one
+            dimension with a common variance too: more starts can find more.
         tolerance: a point has stopped when it moves by less than this, in units of the smallest scale.
         separation: modes nearer than this, in units of the smallest scale, are one.
 
