@@ -175,8 +175,8 @@ def mutual_information(
         generator: the source of randomness; None means torch's global one.
 
     Returns:
-        The estimate, in nats. It is unbiased: the density of q_agg is exact, only the average is sampled. Where it
-        would exceed the entropy of the weights, which I never does, that takes its place.
+        The estimate, in nats: the density of q_agg is exact, only the average is sampled, so that it is unbiased. But
+        where it would exceed the entropy of the weights, which I never does, that takes its place.
 
     Raises:
         TypeError: q_agg is not a mixture, num_samples is not an int.

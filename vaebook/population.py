@@ -78,9 +78,9 @@ def bracket_mismatch(
 ) -> Interval:
     r"""Bracket the mismatch of the population, $\mathrm{KL}(q_\infty\,\Vert\,p)$.
 
-    $\max_c\frac1N\sum_n\mathbb E_{q_n}\log\frac{c_{-n}}{p} \;\le\; \mathrm{KL}(q_\infty\Vert p) \;\le\;
+    $\frac1N\sum_n\mathbb E_{q_n}\log\frac{c_{-n}}{p} \;\le\; \mathrm{KL}(q_\infty\Vert p) \;\le\;
     \mathrm{KL}(\hat q_N\Vert p)$
-    in expectation
+    in expectation, for each candidate c
 
     The candidates c for the lower end are the mixture without the datum's own component, Gaussian mixtures fitted
     without the datum's fold, and ``densities``. The largest is taken, each judged at a confidence that pays for the
@@ -138,7 +138,7 @@ def bracket_information(
 ) -> Interval:
     r"""Bracket the information that codes carry about data in the population, $I(x;z)$, which no log N caps.
 
-    $I(n;z) \;\le\; I(x;z) \;\le\; \min_c\frac1N\sum_n\mathbb E_{q_n}\log\frac{q_n}{c_{-n}}$ in expectation
+    $I(n;z) \;\le\; I(x;z) \;\le\; \frac1N\sum_n\mathbb E_{q_n}\log\frac{q_n}{c_{-n}}$ in expectation, for each c
 
     Arguments, returns and errors are those of `bracket_mismatch`; here the candidates make the upper end.
 

@@ -162,8 +162,8 @@ def _collapse(found: Diagnosis) -> Answer:
     told = f"About {found.distinguishable.value:,.0f} of {found.num_distinct:,} codes can be told apart."
     if used == dim:
         return "ok", f"All are in use. {told}", decides, NOTHING_TO_DO
-    finding = f"In use: {used}. Collapsed: {dim - used}, whose codes do not depend on the data. {told}"
-    return "ok", finding, decides, "Nothing: collapsed latents cost nothing, and do no harm."
+    finding = f"In use: {used}. Collapsed: {dim - used}, whose means do not vary with the data. {told}"
+    return "ok", finding, decides, "Nothing: latents whose codes are the prior cost nothing, and do no harm."
 
 
 def _memory(found: Diagnosis) -> Answer:
