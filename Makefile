@@ -79,7 +79,7 @@ execute: setup  ## run stale chapters and store their outputs (ALL=1: all; CHAPT
 experiments: setup  ## run the long experiments again, hours in all (ONLY=name: one); goes on where it was interrupted
 	@$(RUN) book/experiments/harness.py $(if $(ONLY),"$$ONLY")
 
-bench: setup  ## time log q_agg, shards and training against other libraries (40 minutes; DEVICE=cuda: log q_agg on a graphics card); writes book/results/scale.json (scale-card.json), shards.json, training.json
+bench: setup  ## time log q_agg, shards and training against other libraries (40 minutes; DEVICE=cuda: log q_agg on a graphics card); writes book/results/scale-….json, shards.json, training.json
 	@mkdir -p _build && $(RUN) book/_tools/alone.py _build sh -c '[ -d _build/bench ] || { rm -rf _build/.bench && \
 		$(PY) -m pip install -q --disable-pip-version-check --target _build/.bench -c requirements.txt $(PEERS) && \
 		$(PY) -m pip install -q --disable-pip-version-check --target _build/.bench --no-deps $(ALONE) && \

@@ -351,7 +351,7 @@ def test_a_download_that_is_stopped_many_times_ends_as_if_undisturbed(miniature,
     begin = time.monotonic()
     assert said(download()) == ("20\n", "")
     took, moments = time.monotonic() - begin, random.Random(0)
-    for turn in range(12):
+    for turn in range(20):
         shutil.rmtree(cache_of(miniature), ignore_errors=True)
         running = download()
         time.sleep(moments.random() * took / 10)

@@ -96,11 +96,17 @@ def check_all(name: str, value: Tensor, good: Tensor, expected: str) -> Tensor:
 
 def check_positive(name: str, value: Tensor) -> Tensor:
     """Check that every entry is positive and finite; the message shows the smallest and where it is."""
-    lowest = check_finite(name, value).min()
-    if not bool(lowest > 0):
+    low, high = _extremes(value)
+    if not 0 < low <= high < math.inf:
+        lowest = check_finite(name, value).min()
         index = tuple((value == lowest).nonzero()[0].tolist())
         raise ValueError(f"{name}: expected positive values, got min {lowest.item():.6g} at index {index}")
     return value
+
+
+def _extremes(value: Tensor) -> tuple[float, float]:
+    """Return the least and the largest entry, in one pass; both are nan if some entry is, or if none is known."""
+    return (math.nan,) * 2 if value.is_meta or not value.numel() else tuple(map(float, value.detach().aminmax()))
 
 
 def check_index(
@@ -143,15 +149,16 @@ def to_scale(name: str, value: Tensor, spread: str, loc: Tensor | None = None) -
     """
     if spread in ("var", "log_var"):
         check_tensor(name, value, ("...",))
-    if spread != "log_var" and value.numel() and bool((value < 0).all()):
+    low, high = _extremes(value)
+    if spread != "log_var" and high < 0:
         raise ValueError(f"{name}: expected positive values, got none; logarithms of variances are named log_var")
     root = check_positive(name, value).sqrt() if spread == "var" else value
     scale = (0.5 * value).exp() if spread == "log_var" else root
     odd = ""
-    by_chance = loc is not None and (value.numel() < MANY or not bool((value > 0.1).any()))  # in an encoder's batch
-    if spread == "log_var" and not by_chance and bool((value > 0).all()):
+    by_chance = loc is not None and (value.numel() < MANY or not high > 0.1)  # in an encoder's batch
+    if spread == "log_var" and not by_chance and low > 0:
         odd = "all values are positive, so that every variance is above 1; std or var?"
-    elif spread != "log_var" and loc is not None and bool((scale.amin(0) > 10 * (1 + loc.abs().amax(0))).all()):
+    elif spread != "log_var" and loc is not None and low > 10 and (scale.amin(0) > 10 * (1 + loc.abs().amax(0))).all():
         odd = "every code is more than ten times as wide as all codes are apart; another spread?"
     if odd:
         warnings.warn(f"{name}: expected {spread} as named, got values that look different: {odd}", stacklevel=2)

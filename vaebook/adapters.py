@@ -147,10 +147,10 @@ class AdaptedVAE(nn.Module):
         """Run what is inside in evaluation mode, after two passes over the first of the data that must agree."""
         with evaluation.evaluation_mode(self, *self._sources, self._prior):
             if x is not None:
-                with torch.no_grad():
-                    self.check(x, condition)
+                self.check(x, condition)
             yield
 
+    @torch.no_grad()
     def check(self, x: Tensor, condition: Condition = None) -> None:
         """Compare two passes over the first of the data; they must agree."""
         x, condition = x[:PROBE], take(condition, slice(0, PROBE))

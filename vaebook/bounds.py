@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vaebook._checks import at_least_single, check_generator, check_index, check_int, check_number, check_type
-from vaebook.adapters import AdaptedVAE, adapt_decoder, adapt_vae
-from vaebook.evaluation import Condition
+from vaebook.adapters import adapt_decoder, adapt_vae
 from vaebook.integrals import Joint, encode, integrand, log_evidence
 from vaebook.parts import optional
 
@@ -73,12 +72,13 @@ def elbo(
     x, condition = vae.data(x, condition)
     check_int("num_samples", num_samples, minimum=1, maximum=MOST)
     beta = check_number("beta", beta, minimum=0)
-    _check_passes(vae, x, condition)
+    if not vae.training:  # in which two passes may differ, by dropout say
+        vae.check(x, condition)
     q = encode(vae, x, condition)
     joint = Joint(vae, x, condition, _without(vae.prior, index, len(x)), q.loc.dtype)
     z, log_q = _draw(q, num_samples, generator)
     kl = optional(joint.prior, "kl")
-    cost = log_q - joint.log_prior(z) if kl is None else kl(q.loc, q.scale)
+    cost = log_q() - joint.log_prior(z) if kl is None else kl(q.loc, q.scale)
     return (joint.log_likelihood(z) - beta * cost).mean(0).to(at_least_single(x.dtype))
 
 
@@ -121,13 +121,14 @@ def iwae_bound(
     """
     vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
-    _check_passes(vae, x, condition)
+    if not vae.training:  # in which two passes may differ, by dropout say
+        vae.check(x, condition)
     q = encode(vae, x, condition)
     joint, generator = Joint(vae, x, condition, dtype=q.loc.dtype), check_generator(generator, x.device)
 
     def log_weight(size: int) -> Tensor:
         z, log_q = _draw(q, size, generator)
-        return joint(z) - log_q
+        return joint(z) - log_q()
 
     size = joint.chunk if chunk_size is None else chunk_size
     return _log_mean(log_weight, num_samples, size).to(at_least_single(x.dtype))
@@ -232,13 +233,6 @@ def quadrature_log_prob(
         return log_evidence(joint, limit=limit, tolerance=tolerance, max_nodes=max_nodes)
 
 
-@torch.no_grad()
-def _check_passes(vae: AdaptedVAE, x: Tensor, condition: Condition) -> None:
-    """Compare two passes of a model in evaluation mode; in training mode they may differ, by dropout say."""
-    if not vae.training:
-        vae.check(x, condition)
-
-
 def _without(prior: Any, index: object, num: int) -> Any:
     """Return a prior that leaves out a component for each datum, or the prior itself where no index is given."""
     if index is None:
@@ -248,15 +242,18 @@ def _without(prior: Any, index: object, num: int) -> Any:
     return prior.leave_one_out(check_index("index", index, (num,)))
 
 
-def _draw(q: Normal, num_samples: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Return reparameterised z (S, B, D) and log q(z|x) (S, B), from the noise itself: (z - loc) / scale loses digits.
+def _draw(q: Normal, num_samples: int, generator: torch.Generator | None) -> tuple[Tensor, Callable[[], Tensor]]:
+    """Return reparameterised z (S, B, D), and log q(z|x) (S, B) for who asks; chunks do not change the noise.
 
-    The noise is drawn one sample at a time, so that it does not depend on how samples are chunked.
+    log q is computed from the noise itself: (z - loc) / scale loses digits.
     """
     generator = check_generator(generator, q.loc.device)
     noise = torch.stack([q.loc.new_empty(q.loc.shape).normal_(generator=generator) for _ in range(num_samples)])
-    log_q = -0.5 * noise.double().square() - q.scale.double().log() - 0.5 * math.log(2 * math.pi)
-    return q.loc + q.scale * noise, log_q.sum(-1)
+
+    def log_q() -> Tensor:
+        return (-0.5 * noise.double().square() - q.scale.double().log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    return q.loc + q.scale * noise, log_q
 
 
 def _log_mean(log_weight: Callable[[int], Tensor], num_samples: int, size: int) -> Tensor:

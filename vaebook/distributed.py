@@ -16,15 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaebook._checks import (
-    at_least_single,
-    check_all,
-    check_index,
-    check_int,
-    check_shape,
-    check_tensor,
-    check_type,
-)
+from vaebook._checks import at_least_single, check_all, check_index, check_int, check_shape, check_tensor, check_type
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.shards import Processes, cut
 from vaebook.sums import check_others, log_sum_of_others

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vaebook import bounds
-from vaebook._checks import check_all, check_generator, check_int, check_number, check_type
+from vaebook._checks import check_finite, check_generator, check_int, check_number, check_type
 from vaebook.adapters import AdaptedVAE, adapt_vae
 from vaebook.checkpoint import load, load_density, save, save_density
 from vaebook.evaluation import Condition, Data, blaming, take
@@ -176,7 +176,7 @@ def _epoch(
             try:
                 given = {"beta": beta, "index": index, "condition": condition, "generator": generator}
                 loss = -bounds.elbo(model, batch, **given).mean()
-                check_all("loss", loss.detach(), torch.isfinite(loss), "a finite value")
+                value = float(check_finite("loss", loss.detach()))
             except ValueError as error:  # elbo itself may be the one to meet the nan
                 told = str(error).splitlines()[0]
                 raise ValueError(f"fit: stopped in {where}, batch {number}: {told}; {_KEPT}") from error
@@ -184,8 +184,8 @@ def _epoch(
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
-            total, count = total + loss.detach().double() * len(batch), count + len(batch)
-    return float(total) / count
+            total, count = total + value * len(batch), count + len(batch)
+    return total / count
 
 
 def _check_exemplars(exemplars: Tensor, x: Tensor) -> None:

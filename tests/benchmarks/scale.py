@@ -1,12 +1,13 @@
 """How fast is log q_agg? This package against its peers, in one process, round by round; `make bench` runs it.
 
-`--device cuda` measures on a graphics card instead, and the card's peak; it writes book/results/scale-card.json.
+`--device cuda` measures on a graphics card instead, and the card's peak.
 
 Every method computes the log-density of the same points under the same mixtures; each peer at its fastest of the
 settings that were tried and whose values agree with a direct sum. The largest mixture of a kind is measured also with
 one scale for all components, for which scikit-learn has trees. A peer that fails is named and left out. A round runs
 all methods once, in turn, so that a busy machine slows all of them. Medians over the rounds go to a table and to
-book/results/scale.json, with what they were measured on.
+book/results/, with what they were measured on: scale-avx512.json on a processor with AVX-512, scale-avx2.json on one
+with AVX2 alone, scale-card.json on a graphics card.
 """
 
 from __future__ import annotations
@@ -438,7 +439,8 @@ def main() -> None:
     card = options.device != "cpu"
     if card:
         globals().update(CARD)
-    output = options.output or ROOT / "book" / "results" / ("scale-card.json" if card else "scale.json")
+    processor = "card" if card else torch.backends.cpu.get_cpu_capability().lower()
+    output = options.output or ROOT / "book" / "results" / f"scale-{processor}.json"
     rows: list[dict[str, Any]] = []
     for kind in KINDS:
         for dim in DIMS:

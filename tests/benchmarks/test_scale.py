@@ -7,30 +7,38 @@ import pytest
 import scale
 import torch
 
-STORED = json.loads((scale.ROOT / "book" / "results" / "scale.json").read_text())
-CARD = json.loads((scale.ROOT / "book" / "results" / "scale-card.json").read_text())
+KINDS = ("avx512", "avx2", "card")
+*PROCESSORS, CARD = (json.loads((scale.ROOT / "book" / "results" / f"scale-{kind}.json").read_text()) for kind in KINDS)
 OURS = ("vaebook", "vaebook, with score", "attention to all")
+on_processors = pytest.mark.parametrize("stored", PROCESSORS, ids=KINDS[:-1])
 
 
-def test_every_setting_was_measured():
-    settings = {(row["kind"], row["dim"], row["num"]) for row in STORED["rows"]}
+def test_each_result_is_of_the_kind_that_it_is_named_after():
+    assert [some["provenance"]["capability"].lower() for some in PROCESSORS] == list(KINDS[:-1])
+    assert "card" in CARD["provenance"]
+
+
+@on_processors
+def test_every_setting_was_measured(stored):
+    settings = {(row["kind"], row["dim"], row["num"]) for row in stored["rows"]}
     large = {(kind, dim, num) for kind in ("random", "Fashion-MNIST") for dim in scale.DIMS for num in scale.SIZES}
     equal = {(kind + scale.EQUAL, dim, scale.SIZES[-1]) for kind in ("random", "Fashion-MNIST") for dim in scale.DIMS}
     assert settings == large | equal | {("digits", dim, 1297) for dim in scale.DIMS}
     for setting in settings:
-        methods = {row["method"] for row in STORED["rows"] if (row["kind"], row["dim"], row["num"]) == setting}
+        methods = {row["method"] for row in stored["rows"] if (row["kind"], row["dim"], row["num"]) == setting}
         peers = {*scale.PEERS[:-1], *scale.TREES} if setting in equal else {*scale.PEERS}
         peers -= {"pomegranate"} if setting[2] > scale.SIZES[1] else set()
         assert methods >= {*peers, *OURS, "floor: GEMM and exp"}, setting
-    assert {"time", "commit", "machine", "threads", "versions", "seed", "points"} <= set(STORED["provenance"])
+    assert {"time", "commit", "machine", "threads", "versions", "seed", "points"} <= set(stored["provenance"])
 
 
-def test_medians_ratios_and_exponents_follow_from_the_rounds():
-    for row in STORED["rows"]:
+@on_processors
+def test_medians_ratios_and_exponents_follow_from_the_rounds(stored):
+    for row in stored["rows"]:
         assert len(row["rounds"]) >= 5 and row["pairs_per_second"] == statistics.median(row["rounds"])
-    assert STORED["ratios"] == scale.ratios(STORED["rows"])
-    assert STORED["exponents"] == scale.exponents(STORED["rows"])
-    assert json.loads(scale.as_json(STORED)) == STORED
+    assert stored["ratios"] == scale.ratios(stored["rows"])
+    assert stored["exponents"] == scale.exponents(stored["rows"])
+    assert json.loads(scale.as_json(stored)) == stored
 
 
 def test_what_a_graphics_card_did_follows_from_its_rounds():
@@ -45,29 +53,30 @@ def test_what_a_graphics_card_did_follows_from_its_rounds():
 
 
 def test_stored_errors():
-    for row in STORED["rows"] + CARD["rows"]:
+    for row in (row for some in (*PROCESSORS, CARD) for row in some["rows"]):
         if row["method"] in OURS:
             assert row["error"] <= 1e-8, row
         assert (row["error"] is None) == (row["method"] in scale.NO_DENSITY)
         assert row["error"] is None or row["error"] <= (1e-7 if row["settings"]["dtype"] == "float64" else scale.AGREES)
 
 
+@on_processors
 @pytest.mark.parametrize("dim", scale.DIMS)
-def test_slice_of_the_errors(dim):
+def test_slice_of_the_errors(dim, stored):
     """Density, oracle and settings of the stored rows, for the random mixture of a thousand components."""
     whole = scale.mixture("random", dim)
     q = scale.DiagGaussianMixture(whole.loc[:1000].clone(), whole.scale[:1000].clone())
     z = q.sample((scale.POINTS,), generator=torch.Generator().manual_seed(scale.SEED + 1))
     exact = scale.oracle(q, z[:50])
-    stored = {
+    errors = {
         row["method"]: row["error"]
-        for row in STORED["rows"]
+        for row in stored["rows"]
         if (row["kind"], row["dim"], row["num"]) == ("random", dim, 1000)
     }
     assert float((q.log_prob(z)[:50] - exact).abs().max()) < 1e-11
     rough = scale._attention(q, torch.float32)(z[:50]).double()
     error = float((rough - exact).abs().max())
-    assert stored["attention to all, float32"] / 4 < error < 4 * stored["attention to all, float32"]
+    assert errors["attention to all, float32"] / 4 < error < 4 * errors["attention to all, float32"]
 
 
 def test_each_peer_agrees():

@@ -91,7 +91,7 @@ def test_a_set_up_that_is_stopped_many_times_ends_as_if_undisturbed(tree):
     said, took = running.communicate()[1], time.monotonic() - begin
     assert running.returncode == 0, said
     undisturbed = content(tree)
-    moments, times = random.Random(0), 12
+    moments, times = random.Random(0), 20
     for turn in range(times):
         number = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL][turn % 3]
         if turn % 2:  # an update, then; otherwise from nothing

@@ -8,7 +8,8 @@ import drawings
 import numpy as np
 import pytest
 from fingerprint import chapters, read_ipynb
-from PIL import Image, ImageFilter
+from PIL import Image
+from scipy.ndimage import maximum_filter, minimum_filter
 
 NEAR, STEP, BUDGET = 11, 80, 100
 """A pixel must be as light as one in a square about it, of 255; how many need not: a PNG has its signs moved a bit."""
@@ -46,11 +47,11 @@ def shown(browser):
 def unlike(one, two):
     """What differs in two pictures: pixels unlike all that are near them in the other, or the ink in all."""
     count = 0
+    one, two = (np.asarray(picture).astype(int) for picture in (one, two))
     for a, b in ((one, two), (two, one)):
-        kinds = (ImageFilter.MinFilter, ImageFilter.MaxFilter)
-        least, most = (np.asarray(a.filter(kind(NEAR))).astype(int) for kind in kinds)
+        least, most = (near(a, (NEAR, NEAR, 1)) for near in (minimum_filter, maximum_filter))
         count += int(((b < least - STEP) | (b > most + STEP)).any(2).sum())
-    ink = [float((255 - np.asarray(picture).astype(int)).sum()) for picture in (one, two)]
+    ink = [float((255 - picture).sum()) for picture in (one, two)]
     share = ink[1] / ink[0]
     return {"pixels": count} if count > BUDGET else {} if LEAST < share < MOST else {"ink": share}
 
