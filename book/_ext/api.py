@@ -129,7 +129,7 @@ def as_rst(piece: str) -> str:
 
 
 def read_markdown(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
-    """Rewrite a docstring before napoleon takes its sections apart."""
+    """Rewrite a docstring before napoleon takes its sections apart; what stands before a colon is then no type."""
     text = TABLE.sub(
         lambda rows: f"{rows[1]}::\n\n" + re.sub("^", "    ", rows[0], flags=re.MULTILINE), "\n".join(lines)
     )
@@ -137,6 +137,10 @@ def read_markdown(app: Sphinx, what: str, name: str, thing: Any, options: Any, l
     pieces = [text] if shown is None else [text[: shown.start()], shown[0], text[shown.end() :]]
     rewritten = ["".join(map(as_rst, PIECES.split(piece))) for piece in pieces[::2]]
     lines[:] = (rewritten[0] if shown is None else shown[0].join(rewritten)).split("\n")
+    sentences = [0] if what in ("attribute", "property") else []
+    sentences += [number for number, line in enumerate(lines[:-1], 1) if line.strip() == "Returns:"]
+    for number in sentences:
+        lines[number] = re.sub(r"(?=\S)", ": ", lines[number], count=1)
 
 
 def link_names(app: Sphinx, doctree: nodes.document, page: str) -> None:
