@@ -62,7 +62,7 @@ class AdaptedVAE(nn.Module):
 
     @property
     def device(self) -> torch.device | None:
-        """Where its weights are, and data are brought; None where there are none to be seen."""
+        """The device of its weights, to which data are brought; None where no weights can be seen."""
         return getattr(evaluation.weight_of(*self.parts), "device", None)
 
     @property

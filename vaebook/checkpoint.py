@@ -1,7 +1,7 @@
 r"""Save a VAE or a density and load it: one safetensors file, no pickle. Public through `vaebook.training`.
 
-The file says which classes and arguments rebuild the model (`vaebook.storage` writes and verifies it). Its checksum
-proves no good will: what it declares is compared with its tensors before memory is taken for it.
+The file says which classes and arguments rebuild the model (`vaebook.storage` writes and verifies it). A right checksum
+does not make a file harmless: what it declares is compared with its tensors before memory is taken for it.
 """
 
 from __future__ import annotations

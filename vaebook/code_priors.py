@@ -170,8 +170,8 @@ class ExemplarPrior(_CodePrior):
     $p(z) = \frac1N\sum_{n=1}^N \mathcal N(z\mid\mu(x_n), s^2 I)$
 
     Unlike the aggregated posterior it shares one width s, learned jointly with the encoder. In training every datum
-    is scored without its own component (`log_prob_leave_one_out`), or the prior would learn to name the data; new
-    data are scored under all of it (`log_prob`).
+    is scored without its own component (`log_prob_leave_one_out`), or the encoder could set codes as far apart as
+    it likes for log N nats; new data are scored under all of it (`log_prob`).
 
     Args:
         encoder: the VAE's encoder, or a VAE that `vaebook.adapters.adapt` made; its means are used. The VAE owns it.

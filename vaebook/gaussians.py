@@ -139,7 +139,7 @@ class WeightedGaussians(Distribution):
             The mixture of the components chosen, in that order.
 
         Raises:
-            ValueError: none of positive weight is left.
+            ValueError: no chosen component has a positive weight.
 
         Example:
             >>> import torch
@@ -183,7 +183,7 @@ class WeightedGaussians(Distribution):
         return self._finite("covariance", covariance * unit * unit[:, None], self.loc.dtype)
 
     def average(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
-        r"""$\sum_n w_n f(\log w_n,\mu_n,\sigma_n)$, float64; f takes (n), (n, D), (n, D), of some of all, to n rows."""
+        r"""$\sum_n w_n f(\log w_n,\mu_n,\sigma_n)$, float64; f maps some of these, (n), (n, D), (n, D), to n rows."""
         some = max(1, 2**20 // self.latent_dim)  # 8 MiB an array: memory does not grow with N
         parts = zip(*(x.detach().split(some) for x in (self._log_weight, self.loc, self.scale)), strict=True)
         return sum(w.exp() @ function(w, loc.double(), scale.double()) for w, loc, scale in parts)

@@ -4,8 +4,8 @@ r"""What the KL term of the ELBO consists of: how much the code tells about the 
 
 For an aggregated posterior with components n of weight w_n, the *mutual information* I(n; z) between the index of
 a datum and its code is the average of log q(z|n) - log q_agg(z) over both. It lies between 0 (the codes are all
-the same) and the entropy of the weights of the distinct components (every code names its datum). The second equation
-needs a prior that factorises; TC is the total correlation, KL(q_agg | prod_j q_j).
+the same) and the entropy of the weights of the distinct components (every code identifies its datum). The second
+equation needs a prior that factorises; TC is the total correlation, KL(q_agg | prod_j q_j).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def decompose_kl(
 
     All parts are averages over the same S draws. Where the prior is one Gaussian with independent dimensions, R is
     exact, and there are two unbiased estimates of the mismatch: the mean b of log q_agg - log p, and R - a with a the
-    mean of log q(z|n) - log q_agg. The second is better where a code names its datum, the first where the codes fill
+    mean of log q(z|n) - log q_agg. The second is better where codes identify their data, the first where codes follow
     the prior. What is returned is their weighted mean of least variance, the weights for each half of the draws taken
     from the other half, so that it is unbiased too; information is what is left of R. Where the mean contradicts what
     is certain, max(0, R - H) <= KL(q_agg | p) <= R with H <= log N the entropy of the weights, the bound takes its
@@ -106,7 +106,7 @@ def decompose_kl(
 
 
 def kl_per_dimension(q_agg: Mixture, prior: Any = None) -> Tensor:
-    r"""Tell which latent dimensions training pays for: the rate of each, in closed form.
+    r"""Compute the rate of each latent dimension, in closed form: near 0 for one that is not in use.
 
     $R_j = \sum_n w_n\,\mathrm{KL}(\mathcal N(\mu_{nj},\sigma_{nj}^2)\,\|\,p_j)$, which sum to R
 

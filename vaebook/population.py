@@ -6,9 +6,10 @@ these data, drawn independently,
     E mean_n E_q_n log(q̂_{-n}/p)  <=  KL(q_∞ | p)  <=  E KL(q̂_N | p),
     E I(n; z)  <=  I(x; z)  <=  E mean_n E_q_n log(q_n/q̂_{-n}),
 
-and any density c made without the datum may take the place of q̂_{-n}: the smoother it is, the less it loses. A
-bracket is one end and the other, each widened by what chance can do as far as the sample shows it. What the sample
-does not hold, no interval can allow for: a kind of datum rarer than 3/N is missing from one sample in twenty or more.
+and any density c made without the datum may take the place of q̂_{-n}: the nearer it is to q_∞, the less it loses. A
+bracket reaches from the lower estimate to the upper, each widened for chance as far as the sample shows it. What the
+sample does not hold, no interval can allow for: a kind of datum rarer than 3/N is missing from one sample in twenty or
+more.
 """
 
 from __future__ import annotations
@@ -83,10 +84,10 @@ def bracket_mismatch(
     in expectation, for each candidate c
 
     The candidates c for the lower end are the mixture without the datum's own component, Gaussian mixtures fitted
-    without the datum's fold, and ``densities``. The largest is taken, each judged at a confidence that pays for the
-    choice. Standard errors and skewness of the ends that share components are jackknifed over the data. A limit moves
-    outwards, never inwards, by Johnson's correction for skewness; and each is drawn at a quarter of what the confidence
-    leaves, since all this is approximate in small samples.
+    without the datum's fold, and ``densities``. The largest is taken, each at a confidence corrected for the number of
+    candidates. Standard errors and skewness of the ends that share components are jackknifed over the data. A limit
+    moves outwards, never inwards, by Johnson's correction for skewness; and each end may err with a quarter of 1 -
+    confidence, instead of half, since all this is approximate in small samples.
 
     The confidence is that of samples that show the tails of their population. Of a kind of datum that the sample does
     not hold, a bracket knows nothing. Nor does it reach its confidence where log(q̂/p) has heavy tails: under

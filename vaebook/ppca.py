@@ -5,7 +5,7 @@ r"""Probabilistic PCA: the VAE whose encoder, decoder and likelihood are all clo
 With orthogonal columns in W (WᵀW = diag l²) the exact posterior is diagonal, as the encoder of a VAE is.
 Split x - c into y_j = W_jᵀ(x-c) / l_j, its coordinates in the column space of W, and the rest, which no z explains.
 Whatever diagonal Gaussian mixture takes the prior's place, the density of x is then a diagonal Gaussian mixture
-of y times a fixed Gaussian of the rest. That makes pPCA the oracle for everything else in this package.
+of y times a fixed Gaussian of the rest. So everything else in this package can be compared with exact values of pPCA.
 """
 
 from __future__ import annotations

@@ -88,14 +88,14 @@ def choose_prior(
     $(K,\text{covariance})=\arg\max\ \sum_f\sum_{n\in f}\mathbb E_{q(z\mid x_n)}\log c_{-f}(z)$ with $c_{-f}$ fitted
     without fold f
 
-    **Why no other choice.** On data sets that had no part in its design, the rule that stood here before, which chose
-    among prior, mixture and q_agg by gains on training data, fell short of always taking this mixture. With held-out
-    data at hand, compare the gains: those on held-out data are right to their standard errors, those on training data
-    are not; see the source.
+    **Why always the mixture.** A rule that chose among prior, mixture and q_agg by gains on training data lost more
+    likelihood, on data sets not used to design it, than always taking this mixture. With held-out data at hand,
+    compare the gains: those on held-out data are right to their standard errors, those on training data are not; see
+    the source.
 
-    **The gains** tell how much that is, on up to num_data data. With held-out data these are scored. Without, it is
-    training data: under q_agg without the datum's own component, under the mixture fitted (and its K chosen) without
-    the datum's fold.
+    **The gains** are log-likelihood less that under the model's prior, on up to num_data data. With held-out data
+    these are scored. Without, it is training data: under q_agg without the datum's own component, under the mixture
+    fitted (and its K chosen) without the datum's fold.
 
     *What is left out.* One component, the datum's own, even if the data contain copies of it. If copies come
     about by chance, new data are copies as often, and leaving out one is what makes the score that of new data; if
