@@ -106,7 +106,7 @@ def decompose_kl(
 
 
 def kl_per_dimension(q_agg: Mixture, prior: Any = None) -> Tensor:
-    r"""Compute the rate of each latent dimension, in closed form: near 0 for one that is not in use.
+    r"""Compute the rate of each latent dimension, in closed form: 0 where every Gaussian is the prior.
 
     $R_j = \sum_n w_n\,\mathrm{KL}(\mathcal N(\mu_{nj},\sigma_{nj}^2)\,\|\,p_j)$, which sum to R
 
