@@ -58,6 +58,7 @@ const settle = () => {
   widen();
   for (const box of document.querySelectorAll(BOXES)) {
     box.style.overflow = ""; // what it was at another width
+    box.classList.remove("has-more");
     const beyond = box.scrollWidth - box.clientWidth;
     if (beyond <= 0 || getComputedStyle(box).overflowX === "visible") {
       continue;

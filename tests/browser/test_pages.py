@@ -83,6 +83,8 @@ PAPER = """() => {
 }"""
 SETTLED = """() => Array.from(document.querySelectorAll("pre, .output, div.math, mjx-container")).every(box =>
     box.scrollWidth <= box.clientWidth + 1 || box.tabIndex === 0 || getComputedStyle(box).overflowX === "visible")"""
+FADED = """() => Array.from(document.querySelectorAll(".has-more"))
+    .filter(box => box.scrollWidth <= box.clientWidth + 4).map(box => box.outerHTML.slice(0, 120))"""
 READY = "() => !window.MathJax || (window.MathJax.startup?.promise && window.MathJax.startup.promise.then(() => true))"
 # Formulas have been looked at; without the thousands of boxes within them axe takes a fraction of the time.
 BARE = """() => document.querySelectorAll("mjx-container").forEach(box => {
@@ -167,7 +169,7 @@ def resize(page, width):
 @pytest.fixture(scope="module", params=pages())
 def seen(request, visit, site):
     """All that is checked of a page, from one visit: at every width, on paper, light on a desk and dark on a phone."""
-    shown = {"name": request.param, "hidden": {}}
+    shown = {"name": request.param, "hidden": {}, "faded": {}}
     with visit(request.param, late=True, size=PHONE) as page:
         page.evaluate(TWO_FRAMES)
         shown["shift"] = page.evaluate("() => window.shift")
@@ -183,6 +185,7 @@ def seen(request, visit, site):
         for width in SIZES:  # the last is that of a desk
             resize(page, width)
             shown["hidden"][width] = page.evaluate(HIDDEN)
+            shown["faded"][width] = page.evaluate(FADED)
         page.evaluate(BARE)
         shown["light"] = violations(page, "light")
         resize(page, 390)
@@ -233,6 +236,10 @@ def test_every_text_has_contrast(visit, name):
 @pytest.mark.parametrize("width", SIZES)
 def test_nothing_is_cut_off(seen, width):
     assert seen["hidden"][width] == []
+
+
+def test_a_window_made_wider_fades_nothing_that_is_whole(seen):
+    assert not any(seen["faded"].values())
 
 
 def test_page_is_whole_on_paper(seen):
