@@ -39,6 +39,8 @@ def test_other_seeds(id):
     evidences = [verify(id, seed=seed) for seed in range(1, 201 if KINDS[id] == "MC" else 21)]
     failed = [e.seed for e in evidences if not e.holds]
     assert len(failed) <= (1 if KINDS[id] == "MC" else 0), f"seeds {failed}"
+    if KINDS[id] == "MC" and evidences[0].measurement.relation == "==":  # or its standard error is too large
+        assert max(e.residual for e in evidences) > 1
     assert all(e.falsehood_rejected for e in evidences)
     passed = [e.seed for e in evidences if not e.neighbours_rejected]
     # neighbours of an MC claim may lie within its noise;

@@ -25,6 +25,7 @@ from fingerprint import (
     BrokenNotebookError,
     as_md,
     chapters,
+    digest,
     fingerprint,
     inputs,
     read_ipynb,
@@ -97,7 +98,9 @@ def _update(md: Path, force: bool, keep: str | None) -> str:
     normalise(md)
     notebook = read_md(md)
     marks = {"fingerprint": fingerprint(notebook), "source": source_hash(notebook)}
-    if force or stored is None or stored.metadata.get("vaebook", {}).get("fingerprint") != marks["fingerprint"]:
+    known = {} if stored is None else stored.metadata.get("vaebook", {})
+    edited = stored is not None and known.get("digest") != digest(stored)
+    if force or edited or known.get("fingerprint") != marks["fingerprint"]:
         run(notebook, md.parent)
         done = "executed"
     else:
@@ -182,7 +185,7 @@ def finish(notebook: NotebookNode, marks: dict[str, str]) -> None:
         seen[cell.source] = seen.get(cell.source, 0) + 1
         cell.id = hashlib.sha256(f"{seen[cell.source]}{cell.source}".encode()).hexdigest()[:8]
     notebook.metadata["language_info"] = dict(LANGUAGE)
-    notebook.metadata["vaebook"] = marks
+    notebook.metadata["vaebook"] = marks | {"digest": digest(notebook)}
     notebook.nbformat, notebook.nbformat_minor = 4, 5
 
 

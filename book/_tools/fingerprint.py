@@ -1,9 +1,10 @@
 """What a chapter's stored outputs depend on, and whether any of it has changed since they were computed.
 
 A chapter is a MyST file with a kernelspec, `NAME.md`, beside its executed twin, `NAME.ipynb`. Kept in the twin's
-metadata under `vaebook` are `source`, a hash of all cells, and `fingerprint`, one hash for each thing that the outputs
-depend on: the chapter's code, the lock, the modules that it reaches (see reach.py) and the data that it or they read
-(see reads.py). Of code the syntax tree counts: comments, docstrings and layout make nothing stale.
+metadata under `vaebook` are `source`, a hash of all cells, `digest`, one of all outputs (those that were edited were
+not computed), and `fingerprint`, one for each thing that the outputs depend on: the chapter's code, the lock, the
+modules that it reaches (see reach.py) and the data that it or they read (see reads.py). Of code the syntax tree
+counts: comments, docstrings and layout make nothing stale.
 """
 
 from __future__ import annotations
@@ -81,6 +82,12 @@ def source_hash(notebook: NotebookNode) -> str:
     return _hash([json.dumps(inputs(notebook), sort_keys=True, ensure_ascii=False)])
 
 
+def digest(notebook: NotebookNode) -> str:
+    """Hash of all outputs, byte for byte; of them other machines compute what is nearly the same."""
+    outputs = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return _hash([json.dumps(outputs, sort_keys=True, ensure_ascii=False)])
+
+
 def fingerprint(notebook: NotebookNode, root: Path = ROOT) -> dict[str, str]:
     """Hashes of everything that the outputs depend on, each under the name of the file or "code"."""
     cells = [_parse_cell(cell.source) for cell in notebook.cells if cell.cell_type == "code"]
@@ -114,6 +121,8 @@ def why_stale(md: Path, root: Path = ROOT) -> str | None:
         names = [n for n in present | recorded if recorded.get(n) != present.get(n)]
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         return f"changed: {', '.join(names[:4])}{more}"
+    if marks.get("digest") != digest(stored):
+        return "its outputs were edited"
     if marks.get("source") != source_hash(notebook) or inputs(notebook) != inputs(stored):
         return "its text changed"
     return None

@@ -7,10 +7,14 @@ import re
 import textwrap
 
 import torch
+from prose import FENCED
 
 STATEMENT = re.compile(r"^:::\{prf:(?!proof)\w+\}[^\n]*\n:label: (\S+)", re.MULTILINE)
-PROOF = re.compile(r"^:::\{prf:proof\}", re.MULTILINE)
+PROOF = re.compile(r"^:::\{prf:proof\}[^\n]*\n(.*?)^:::$", re.MULTILINE | re.DOTALL)
 SEEDS, WHOLE = range(24), 1e-9
+LOOSE, NEEDED, FAR = 1e-6, 0.01, 100
+"""The largest tolerance, in sizes of the claim, that need not be needed; what part of it a residual then uses; and the
+largest size of a falsehood, in sizes of the claim."""
 
 
 def labels(notebook) -> list[str]:
@@ -54,6 +58,20 @@ def compares_with_itself(evidence_of) -> list[str]:
     return [f"{same} of {always.numel()} entries are the same bits on both sides"] if same else []
 
 
+def loose(found) -> list[str]:
+    """Describe why a claim's evidence could hardly have been against it: a wide tolerance, a falsehood out of reach."""
+    m = found.measurement
+    falsehood = (m.lhs if m.falsehood_lhs is None else m.falsehood_lhs, m.falsehood_rhs)
+    own, other = (
+        max(float(torch.as_tensor(s).detach().abs().max()) for s in sides) for sides in ((m.lhs, m.rhs), falsehood)
+    )
+    wide = m.tolerance is not None and m.tolerance > LOOSE * own and found.residual < NEEDED
+    problems = [
+        f"a tolerance of {m.tolerance} for numbers of size {own:.3g}, which agree to {found.residual:.1g} of it"
+    ]
+    return problems * wide + [f"a falsehood of size {other:.3g} for a claim of size {own:.3g}"] * (other > FAR * own)
+
+
 def derived(check) -> list[str]:
     """Describe where, in a check's code, one side of its measurement is made from the other."""
     function = ast.parse(textwrap.dedent(inspect.getsource(check))).body[0]
@@ -76,8 +94,9 @@ def _events(notebook) -> list[tuple[str, str]]:
         if cell.cell_type == "code":
             events += [("evidence", label) for label in _shown(cell)]
             continue
-        found = [(m.start(), "statement", m[1]) for m in STATEMENT.finditer(cell.source)]
-        found += [(m.start(), "proof", "") for m in PROOF.finditer(cell.source)]
+        text = FENCED.sub("", cell.source)
+        found = [(m.start(), "statement", m[1]) for m in STATEMENT.finditer(text)]
+        found += [(m.start(), "proof", "") for m in PROOF.finditer(text) if len(m[1].split()) >= 10]
         events += [(kind, what) for _, kind, what in sorted(found)]
     return events
 

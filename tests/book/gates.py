@@ -13,9 +13,15 @@ MAX_LINES, MAX_CELL_LINES, MAX_WIDTH = 120, 18, 90
 MAX_DIGITS = 6
 DISPLAYS = {"plt.show()": "image/png", "verify(": "text/markdown", "table(": "text/markdown"}
 FLOAT = re.compile(r"(?<![\w.])(\d+\.\d+|\d+(?=[eE][-+]?\d))(?:[eE][-+]?\d+)?")
+KINDS = {"text/plain", "text/markdown", "image/png", "image/svg+xml"}
+"""What an output may hold: the rest is compared by nobody, or shown by the site in place of what is."""
 TAGS = {"hide-input"}
 """Tags that a code cell may have: they change how it looks, not whether it is run, compared or shown."""
-HIDING = {"capture_output", "clear_output", "redirect_stdout", "redirect_stderr", "get_ipython"}
+METADATA = {"kernelspec", "language_info", "jupytext", "vaebook"}
+CELL_METADATA = {"mystnb.figure.caption", "mystnb.figure.name", "mystnb.image.alt", "mystnb.markdown_format"}
+"""Other metadata of a notebook and of a code cell; more of them may hide code or outputs, or show them otherwise."""
+HIDING = {"capture_output", "clear_output", "redirect_stdout", "redirect_stderr", "get_ipython", "update_display"}
+HIDING |= {"exec", "eval", "setattr", "delattr", "globals", "__import__", "import_module", "patch"}
 SHOWING = {"print", "table", "verify", "display", "Markdown"}
 EFFECTS = {"append", "extend", "update", "fit", "print", "set_num_threads", "manual_seed", "use_style"}
 """What a statement may call for its effect alone; besides, whatever ends in _, and all that draws."""
@@ -54,6 +60,11 @@ def stored_outputs(ipynb: Path) -> list[str]:
             problems.append(f"code cell {number} stores an error")
         if any(output.get("name") == "stderr" for output in cell.outputs):
             problems.append(f"code cell {number} stores text from stderr")
+        for data in (output.get("data", {"text/plain": ""}) for output in cell.outputs):
+            odd = {*data} - KINDS or {"image/svg+xml"} & {*data} - ({"image/svg+xml"} if "image/png" in data else set())
+            problems += [f"code cell {number} stores {mime}, which nothing compares" for mime in sorted(odd)]
+        if any(output.get("metadata") for output in cell.outputs):
+            problems.append(f"code cell {number} stores an output with metadata")
         mimes = {mime for output in cell.outputs for mime in output.get("data", {})}
         lines = cell.source.strip().splitlines() or [""]
         for call, mime in DISPLAYS.items():
@@ -104,7 +115,10 @@ def shown_text(cell) -> str:
 
 def hidden(notebook, allowed=()) -> list[str]:
     """No cell asks not to be compared: no marker of nbval's, no other tag, no magic, nothing that swallows output."""
-    problems = []
+    problems = [f"the notebook has the metadata {key}" for key in sorted({*notebook.metadata} - METADATA)]
+    for number, cell in enumerate(notebook.cells, start=1):
+        if cell.cell_type == "raw" or (cell.cell_type == "markdown" and cell.metadata):
+            problems.append(f"cell {number} is raw, or text with metadata")
     for number, cell in enumerate(_code(notebook), start=1):
         if number in allowed:
             continue
@@ -114,14 +128,41 @@ def hidden(notebook, allowed=()) -> list[str]:
         tags = cell.metadata.get("tags", [])
         tags = tags if isinstance(tags, list) else [tags]
         problems += [f"code cell {number} has the tag {tag!r}" for tag in tags if tag not in TAGS]
+        odd = sorted({*_paths(cell.metadata)} - CELL_METADATA - {"tags"})
+        problems += [f"code cell {number} has the metadata {key}" for key in odd]
         try:
             tree = ast.parse(cell.source)
         except SyntaxError:
             problems.append(f"code cell {number} is not plain Python: a magic?")
             continue
-        names = {getattr(n, "id", None) or getattr(n, "attr", None) or getattr(n, "name", None) for n in ast.walk(tree)}
+        names = {getattr(n, "id", None) or getattr(n, "name", None) for n in ast.walk(tree)}
+        names |= {getattr(n, "attr", None) for n in ast.walk(tree)} - {"eval"}  # of a network
         problems += [f"code cell {number} uses {name}, which can hide output" for name in sorted(HIDING & names)]
+        if any(isinstance(node, (ast.Try, ast.TryStar)) for node in ast.walk(tree)):
+            problems.append(f"code cell {number} goes on after an error")
     return problems
+
+
+def typed(notebook) -> list[str]:
+    """No result is typed into the code: a decimal fraction of three digits or more that a cell shows is computed."""
+    problems, digits = [], re.compile(r"(?<![\w.])\d*\.\d+(?![\w.]*\d)")
+    shown = {n for cell in _code(notebook) for n in digits.findall(shown_text(cell))}
+    for number, cell in enumerate(_code(notebook), start=1):
+        for node in ast.walk(ast.parse(cell.source)):
+            value = node.value if isinstance(node, ast.Constant) else None
+            written = digits.findall(value if isinstance(value, str) else repr(value))
+            found = [n for n in written if n in shown and len(n.replace(".", "").lstrip("0")) > 2]
+            problems += [f"code cell {number} types {n}, which is shown as a result" for n in found]
+    return problems
+
+
+def exercises(text: str) -> list[str]:
+    """Every exercise is followed by its solution."""
+    asked, solved = (
+        re.findall(rf"^`{{3,}}\{{{kind}", text, re.MULTILINE)
+        for kind in (r"exercise\}[^\n]*\n:label: (\S+)", r"solution(?:-start)?\} *(\S+)")
+    )
+    return [] if asked == solved else [f"exercises {asked} have the solutions {solved}"]
 
 
 def silent(notebook) -> list[str]:
@@ -173,6 +214,14 @@ def _long(digits: str) -> bool:
     return len(digits.replace(".", "").lstrip("0")) > MAX_DIGITS
 
 
+def _paths(metadata: dict, above: str = "") -> list[str]:
+    """Every entry of nested metadata, as figure.caption."""
+    found = [
+        _paths(value, f"{above}{key}.") if isinstance(value, dict) else [above + key] for key, value in metadata.items()
+    ]
+    return [path for paths in found for path in paths]
+
+
 def _code(notebook) -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
@@ -206,22 +255,28 @@ def _bound_alone(node: ast.AST) -> list[str]:
 
 
 def _rebound(notebook) -> list[str]:
-    """What shows is what it says: none of its names stands for something else in this chapter."""
-    problems = []
-    for number, cell in enumerate(_code(notebook), start=1):
-        for node in ast.walk(ast.parse(cell.source)):
-            names = {getattr(node, "id", None)} if isinstance(getattr(node, "ctx", None), ast.Store) else set()
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-                names = {node.name}
-            if isinstance(node, (ast.Import, ast.ImportFrom)):
-                names = {a.asname for a in node.names if a.asname} | {
-                    a.name
-                    for a in node.names
-                    if not str(getattr(node, "module", "")).startswith(("vaebook", "IPython"))
-                }
-            if isinstance(node, ast.arg):
-                names = {node.arg}
-            problems += [f"code cell {number} gives {name} another meaning" for name in sorted(SHOWING & names)]
+    """What is imported, and what shows, is what it says: no name stands for something else, and nothing is changed."""
+    trees = [ast.parse(cell.source) for cell in _code(notebook)]
+    origins: dict[str, set[str]] = {name: set() for name in SHOWING}
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            whole = "" if isinstance(node, ast.Import) else f"{node.module}."
+            for name in node.names:
+                origin = f"{whole}{name.name}" if whole or name.asname else name.name.partition(".")[0]
+                origins.setdefault(name.asname or origin.rpartition(".")[2], set()).add(origin)
+    problems = [f"{name} has two meanings: {sorted(found)}" for name, found in origins.items() if len(found) > 1]
+    for name in SHOWING:
+        strange = [o for o in origins[name] if not re.fullmatch(rf"(vaebook|IPython)\..*\b{name}", o)]
+        problems += [f"{name} is {origin}" for origin in strange]
+    for number, tree in enumerate(trees, start=1):
+        for node in ast.walk(tree):
+            name = getattr(node, "name", None) or getattr(node, "arg", None)
+            if isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)):
+                name = ast.unparse(node) if isinstance(node, ast.Name) or _root(node) in origins else None
+            elif not isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.arg)):
+                continue
+            if name is not None and (name in origins or not name.isidentifier()):
+                problems.append(f"code cell {number} gives {name} another meaning")
     return problems
 
 

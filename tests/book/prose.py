@@ -1,21 +1,35 @@
 """The gates on a page's text: numbers and their sources, the code that is shown, and the lists of chapters."""
 
 import ast
+import io
 import json
 import re
+import tokenize
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 
 SOURCED = re.compile(r"(\S*(?:\s%)?)\s*<!-- ([\w-]+\.json):(\S+) -->")
-NUMBER = re.compile(r"[-−+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?$")
-DECIMAL = re.compile(r"(?<![\w.,/])[-−+]?(?:\d{1,3}(?:,\d{3})+|\d+)\.\d+(?![\w.]*\d)")
+NUMBER = re.compile(r"(?<![\w.,])(?:(?<!\d)[-−–+])?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?$")
+TYPED = re.compile(
+    r"(?<![\w.,/#–-])(?<!Python )(?<!CC BY )([-−+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?![\w.,/]*\d)( ?%)?"
+)
+GLUED = re.compile(r"-->(?:[\w.,]*\d|\s*[%‰^×⁻⁰¹²³⁴-⁹])")
+"""What is read as part of the number before a source."""
 # What is left of a source that is misspelt: it is no comment, or it is one that names no source.
 REMAINS = re.compile(r"<\s*!|<\s*-+|-\s*!?>|&lt;|\.json\b")
 FORMULA = re.compile(r"\$\$.*?\$\$|\$[^$]*\$", re.DOTALL)
-FENCED = re.compile(
-    r"^(`{3,})(?!\{(?:exercise|solution|dropdown|note|admonition))[^\n]*\n.*?^\1\s*$", re.MULTILINE | re.DOTALL
-)
-EXERCISES = re.compile(r"^(`{3,})\{(?:exercise|solution)\}.*?^\1\s*$", re.MULTILINE | re.DOTALL)
+CODE = r"(?:(?!\{)[^\n]*|\{(?:code-cell|literalinclude|bibliography)\}[^\n]*)"
+FENCED = re.compile(rf"^ *(`{{3,}}){CODE}\n.*?^ *\1\s*$", re.MULTILINE | re.DOTALL)
+EXERCISES = re.compile(r"^(`{3,})\{exercise\}.*?^\1\s*$", re.MULTILINE | re.DOTALL)
+DIRECTIVES = {"code-cell", "literalinclude", "bibliography", "glossary", "figure", "dropdown", "exercise"}
+DIRECTIVES |= {"solution", "solution-start", "solution-end", "prf:theorem", "prf:proof"}
+FOREIGN = {
+    "a directive": re.compile(r"^ *[`:~]{3,} *\{([^}]*)\}", re.MULTILINE),
+    "a class": re.compile(r"^ *:class: *(.*)|\{([.#][^}]*|[^}`$]*=[\"'][^}`$]*)\}", re.MULTILINE),
+    "HTML": re.compile(r"(</?[a-zA-Z][^>\n]*>)"),
+}
+CLASSES = {"dropdown", ".cards", ".cards .verdicts"}
 DROPDOWN = re.compile(r"^(`{3,})\{dropdown\} *([^\n]*)\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
 INCLUDE = re.compile(r"\{literalinclude\} *(\S+)\n((?:^:.*\n)*)", re.MULTILINE)
 
@@ -36,11 +50,12 @@ def sources(text: str, results: Path) -> list[str]:
         except (OSError, KeyError, IndexError, ValueError, TypeError) as error:
             problems.append(f"{file}:{path} cannot be read: {error!r}")
             continue
-        number = Decimal(shown.group().replace("−", "-").replace(",", ""))
+        number = _decimal(shown.group())
         exact = Decimal(repr(value)) * (100 if "%" in typed else 1)
         half_a_unit = Decimal(5).scaleb(number.as_tuple().exponent - 1)
         if abs(number - exact) > half_a_unit:
             problems.append(f"{shown.group()} is typed where {file}:{path} is {value}")
+    problems += [f"{m.group()!r} goes on after the source of a number" for m in GLUED.finditer(rest)]
     problems += [f"a comment inside the formula {f!r}" for f in FORMULA.findall(rest) if "<!" in f]
     rest = SOURCED.sub(" ", FORMULA.sub(" ", rest))
     for left in REMAINS.finditer(rest):
@@ -49,21 +64,45 @@ def sources(text: str, results: Path) -> list[str]:
     return problems
 
 
-def unsourced(text: str, known: str) -> list[str]:
-    """A decimal fraction in a chapter's prose names its source, or stands in its outputs or its code.
+def captions(notebook) -> str:
+    """What code cells say in words: captions, alternative texts and comments."""
+    texts = []
+    for cell in (cell for cell in notebook.cells if cell.cell_type == "code"):
+        own = cell.metadata.get("mystnb", {})
+        texts += [own.get("figure", {}).get("caption", ""), own.get("image", {}).get("alt", "")]
+        tokens = tokenize.generate_tokens(io.StringIO(cell.source).readline)
+        texts += [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return "\n\n".join(map(str, texts))
 
-    Exempt are exercises, which make up numbers, and formulas that hold more than the one number.
+
+def unsourced(text: str, known: str, elsewhere: str = "") -> list[str]:
+    """A fraction or a share in prose names its source, or stands in the chapter's outputs or code, with its sign.
+
+    A whole number of three digits or more may stand elsewhere in the book's outputs or code: it is a size or a setting.
+    Exempt are exercises, which make up numbers, versions, and formulas that hold more than the one number.
     """
     prose = plain(EXERCISES.sub(" ", SOURCED.sub(" ", text)))
     prose = FORMULA.sub(lambda m: m.group().strip("$") if NUMBER.fullmatch(m.group().strip("$ ")) else " ", prose)
-    shown = [abs(Decimal(n.replace(",", ""))) for n in re.findall(r"\d[\d,]*(?:\.\d+)?", known)]
-    problems = []
-    for match in DECIMAL.finditer(prose):
-        number = abs(Decimal(match.group().replace("−", "-").replace(",", "")))
+    shown, anywhere = _numbers(known), _numbers(known) | _numbers(elsewhere)
+    shares, problems = {100 * value for value in shown}, []
+    for match in TYPED.finditer(prose):
+        number, fraction, share = _decimal(match[1]), "." in match[1], match[2] and match[1] != "95"
+        year = match[1].isdigit() and 1900 <= number < 2100
+        if not (fraction or share) and (len(match[1].strip("-−+")) < 3 or year):
+            continue
         half_a_unit = Decimal(5).scaleb(number.as_tuple().exponent - 1)
-        if not any(abs(value - number) <= half_a_unit for value in shown):
-            problems.append(f"{match.group()} has no source, and is in no output")
+        pool = anywhere if not (fraction or share) else shown | shares if share else shown
+        if not any(abs(value - number) <= half_a_unit for value in pool):
+            problems.append(f"{match[1]} has no source, and is in no output")
     return problems
+
+
+def foreign(text: str) -> list[str]:
+    """A page holds nothing that the other gates cannot read, or that its readers cannot see."""
+    allowed, rest = {"a directive": DIRECTIVES, "a class": CLASSES, "HTML": set()}, plain(text)
+    found = {(kind, next(filter(None, m.groups()), "")) for kind, form in FOREIGN.items() for m in form.finditer(rest)}
+    found |= {("a directive", m[1]) for m in FOREIGN["a directive"].finditer(text)}
+    return [f"{kind} that pages do not have: {what!r}" for kind, what in sorted(found) if what not in allowed[kind]]
 
 
 def plain(text: str) -> str:
@@ -122,6 +161,17 @@ def _objects(tree: ast.Module, prefix: str = "") -> set[str]:
             found |= {prefix + node.name}
             found |= _objects(node, f"{prefix}{node.name}.") if isinstance(node, ast.ClassDef) else set()
     return found
+
+
+def _decimal(text: str) -> Decimal:
+    return Decimal(re.sub("[−–]", "-", re.sub("[,_]", "", text)))
+
+
+@cache
+def _numbers(text: str) -> set[Decimal]:
+    """All numbers in a text, and their sizes: a loss of 2 is a gain of −2."""
+    found = {_decimal(n) for n in re.findall(r"(?:(?<![\w.])[-−])?\d[\d,_]*(?:\.\d+)?", text)}
+    return found | {abs(value) for value in found}
 
 
 def _look_up(data: object, path: str) -> float:

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from functools import cache
 
 import evidence
 import pytest
@@ -48,11 +49,12 @@ def test_an_edited_statement_is_noticed(tmp_path):
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_no_claim_compares_a_number_with_itself(claim):
-    problems = evidence.compares_with_itself(lambda seed: verify(claim.id, seed=seed))
+    evidence_of = cache(lambda seed: verify(claim.id, seed=seed))
+    problems = evidence.compares_with_itself(evidence_of)
     if claim.id in SAME_BITS:
         assert problems and problems[0][0].isdigit(), f"{claim.id} needs no exception"
         problems = []
-    assert problems + evidence.derived(claim.check) == []
+    assert problems + evidence.derived(claim.check) + evidence.loose(evidence_of(0)) == []
 
 
 def test_ledger_shows_every_claim_once():
@@ -153,6 +155,21 @@ def test_a_self_comparison_is_noticed(check):
     assert problems_of(check) != []
 
 
+def with_allowance(tolerance, falsehood, error=1e-13):
+    m = Measurement(lhs=2.0, rhs=2.0 + error, falsehood_rhs=falsehood, tolerance=tolerance)
+    return evidence.loose(Evidence(CLAIMS[0], 0, m))
+
+
+@pytest.mark.parametrize("fitting", [(1e-10, 3.0), (1e-6, 3.0), (1e-4, 3.0, 5e-5), (1e-10, 150.0)])
+def test_a_fitting_allowance_passes(fitting):
+    assert with_allowance(*fitting) == []
+
+
+@pytest.mark.parametrize("unfit", [(1e-3, 3.0), (1e-3, 3.0, 1e-9), (10.0, 1e9), (1e-10, 1e9), (1e-10, -300.0)])
+def test_a_wide_tolerance_or_a_distant_falsehood_is_noticed(unfit):
+    assert with_allowance(*unfit) != []
+
+
 GOOD = """\
 **Check of `a/one`** (exact)
 
@@ -162,7 +179,7 @@ GOOD = """\
 | falsehood | 1 = 2 | rejected |
 """
 STATED = ":::{prf:theorem} One\n:label: a/one\n\nOne is one.\n:::\n"
-PROVED = f"{STATED}\n:::{{prf:proof}}\nYes.\n:::\n"
+PROVED = f"{STATED}\n:::{{prf:proof}}\nSubtract one from both sides: what is left is nought on either side.\n:::\n"
 
 
 def chapter(text=PROVED, code='verify("a/one")', shown=GOOD, after=()):
@@ -179,6 +196,9 @@ def test_a_statement_with_proof_and_evidence_passes():
     "changed",
     [
         {"text": STATED},
+        {"text": f"{STATED}\n:::{{prf:proof}}\nClear.\n:::\n\n{'Many words follow, of which none proves it. ' * 3}"},
+        {"text": f"{STATED}\n```text\n{PROVED.removeprefix(STATED)}```\n"},
+        {"text": f"```text\n{STATED}```\n{PROVED.removeprefix(STATED)}", "after": [v4.new_markdown_cell(STATED)]},
         {"code": '# verify("a/one")'},
         {"code": "print(\"verify('a/one')\")"},
         {"code": '"""\nverify("a/one")\n"""'},

@@ -45,7 +45,7 @@ def test_good_chapter_passes(chapter):
     assert gates.pairing(chapter) == []
     assert gates.stored_outputs(chapter.with_suffix(".ipynb")) == []
     assert gates.unrounded(chapter.with_suffix(".ipynb")) == []
-    for gate in (gates.hidden, gates.silent, gates.alt_texts):
+    for gate in (gates.hidden, gates.silent, gates.alt_texts, gates.typed):
         assert gate(nbformat.read(chapter.with_suffix(".ipynb"), as_version=4)) == []
 
 
@@ -70,6 +70,14 @@ def test_pairing_rejects_a_missing_notebook(chapter):
 
 
 ERROR = v4.new_output("error", ename="E", evalue="", traceback=[])
+WIDGET = "application/vnd.jupyter.widget-view+json"
+DRAWING = v4.new_output("display_data", data={"image/svg+xml": "<svg/>", "text/plain": "0.5"})
+
+
+def data(cell, kind):
+    cell.outputs[0]["data"][kind] = {} if kind.endswith("json") else "0.7"
+
+
 STDERR = v4.new_output("stream", name="stderr", text="warning")
 
 
@@ -82,6 +90,11 @@ STDERR = v4.new_output("stream", name="stderr", text="warning")
         (lambda cells: cells[2].update(outputs=[]), "code cell 2 ends in plt.show() but stores no image/png"),
         (lambda cells: cells[1].outputs.append(ERROR), "code cell 1 stores an error"),
         (lambda cells: cells[1].outputs.append(STDERR), "code cell 1 stores text from stderr"),
+        (lambda cells: data(cells[2], "text/html"), "code cell 2 stores text/html, which nothing compares"),
+        (lambda cells: data(cells[2], "text/latex"), "code cell 2 stores text/latex, which nothing compares"),
+        (lambda cells: data(cells[2], WIDGET), f"code cell 2 stores {WIDGET}, which nothing compares"),
+        (lambda cells: cells[1].update(outputs=[DRAWING]), "code cell 1 stores image/svg+xml, which nothing compares"),
+        (lambda cells: cells[2].outputs[0].update(metadata={"a": 1}), "code cell 2 stores an output with metadata"),
     ],
 )
 def test_stored_outputs_rejects(chapter, edit, words):
@@ -133,6 +146,7 @@ def results(tmp_path):
         "43 %<!-- ppca.json:32.share -->, 43.2%<!-- ppca.json:32.share -->",
         "−20.0<!-- ppca.json:32.runs.1 -->, 1,297<!-- ppca.json:n -->, 1.30e3<!-- ppca.json:n -->",
         "| 8 |26.72<!-- ppca.json:32.q_agg -->|",
+        "1.50–26.72<!-- ppca.json:32.q_agg -->, and 27<!-- ppca.json:32.q_agg --> of 9",
     ],
 )
 def test_prose_numbers_accepts(text, results):
@@ -168,6 +182,16 @@ def test_prose_numbers_accepts(text, results):
         ("27.1<!-- results/ppca.json:32.q_agg -->", "names no source"),
         ("$26.72<!-- ppca.json:32.q_agg -->$", "inside the formula"),
         ("26.72<!-- ppca.json:32.q_agg.more -->", "cannot be read"),
+        ("26.72<!-- ppca.json:32.q_agg -->5 nats", "goes on"),
+        ("26.72<!-- ppca.json:32.q_agg -->,000 nats", "goes on"),
+        ("26.72<!-- ppca.json:32.q_agg -->e3 nats", "goes on"),
+        ("0.43<!-- ppca.json:32.share --> %", "goes on"),
+        ("26.72<!-- ppca.json:32.q_agg -->² nats", "goes on"),
+        ("1,26.72<!-- ppca.json:32.q_agg -->", "no number before"),
+        ("1.26.72<!-- ppca.json:32.q_agg -->", "no number before"),
+        ("–26.72<!-- ppca.json:32.q_agg -->", "–26.72 is typed"),
+        ("```{tip}\n26.73<!-- ppca.json:32.q_agg -->\n```", "26.73 is typed"),
+        ("```{figure} a.png\n:alt: A\n\n26.73<!-- ppca.json:32.q_agg -->\n```", "26.73 is typed"),
     ],
 )
 def test_prose_numbers_rejects(text, words, results):
@@ -182,6 +206,19 @@ def test_prose_numbers_rejects(text, words, results):
         ("It gains 3.24 nats.", "| 3.2512 |", False),
         ("It gains 3.24 nats.", "", False),
         ("It gains −3.2 nats.", "-3.24", True),
+        ("It gains −3.2 nats.", "3.24", False),
+        ("It loses 3.2 nats.", "-3.24", True),
+        ("```{tip}\nIt gains 3.24 nats.\n```\n", "", False),
+        ("```{figure} a.png\n:alt: It gains 3.24 nats.\n\nA.\n```\n", "", False),
+        ("```{solution} ex-a\nIt gains 3.24 nats.\n```\n", "", False),
+        ("In 43 % of them.", "0.431", True),
+        ("In 43 % of them.", "0.441", False),
+        ("In 43% of them.", "43.1", True),
+        ("A 95 % interval of 12 draws, in 2026.", "", True),
+        ("All 1,297 digits.", "len(x) == 1297", True),
+        ("All 1,279 digits.", "len(x) == 1297", False),
+        ("All 1279 digits.", "1.279", False),
+        ("In CC BY 4.0 and Python 3.11 or newer.", "", True),
         ("It gains $3.24$ nats.", "", False),
         ("For $x=3.24$ and `3.24` see [this](other-3.24.md).", "", True),
         ("It gains 3.24<!-- ppca.json:a --> nats.", "", True),
@@ -192,6 +229,62 @@ def test_prose_numbers_rejects(text, words, results):
 )
 def test_unsourced(text, known, accepted):
     assert (prose.unsourced(text, known) == []) is accepted
+
+
+def test_what_stands_elsewhere_is_a_setting_and_no_result():
+    assert prose.unsourced("Of 60,000 images.", "", "num = 60_000") == []
+    assert prose.unsourced("It gains 3.24 nats.", "", "3.24") != []
+
+
+def test_words_in_code_cells_are_prose():
+    own = {"figure": {"caption": "Of 3.1"}, "image": {"alt": "Of 3.2"}}
+    cell = v4.new_code_cell("x = 3.4  # of 3.3\nprint(x)", metadata={"mystnb": own})
+    said = prose.captions(v4.new_notebook(cells=[cell]))
+    assert [n in said for n in ("3.1", "3.2", "3.3", "3.4")] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "accepted"),
+    [
+        ("```{exercise}\n:label: ex-a\n```\n:::{prf:proof}\n:::\n{.cards}\n| $a<b$ | `<b>` |", True),
+        ("```html\n<b>x</b>\n```\n<!-- a.json:b -->", True),
+        ("```{raw} html\n<b>1</b>\n```", False),
+        ("~~~{eval-rst}\n.. literalinclude:: a.py\n~~~", False),
+        (":::{include} a.md\n:::", False),
+        ("1. a\n\n   ```{glue} x\n   ```", False),
+        ("<span style='display:none'>not</span>", False),
+        ("<details>not</details>", False),
+        ("```{exercise}\n:class: d-none\n```", False),
+        ("{.d-none}\nNot.", False),
+        ("{style='color: white'}\nNot.", False),
+    ],
+)
+def test_foreign(text, accepted):
+    assert (prose.foreign(text) == []) is accepted
+
+
+@pytest.mark.parametrize(
+    ("code", "shown", "accepted"),
+    [
+        ("print(x)", "0.123", True),
+        ("print(0.5, 12, 0.25)", "0.5 12 0.25", True),  # settings
+        ("print(f'{x:.3f} of {123}')", "0.123", True),
+        ("print(0.123)", "0.123", False),
+        ("print('TC = 0.123 nats')", "TC = 0.123 nats", False),
+        ("values = [26.72]\nprint(*values)", "26.72", False),
+        ("print(f'{x} is above 1.253')", "1 is above 1.253", False),
+    ],
+)
+def test_typed(code, shown, accepted):
+    cell = v4.new_code_cell(code, outputs=[v4.new_output("stream", name="stdout", text=shown)])
+    assert (gates.typed(v4.new_notebook(cells=[cell])) == []) is accepted
+
+
+def test_exercises():
+    asked, answer = "```{exercise}\n:label: ex-a\n```\n", "````{solution-start} ex-a\n````\n````{solution-end}\n````\n"
+    assert gates.exercises(asked + answer) == gates.exercises(asked + "```{solution} ex-a\n```") == []
+    for spoilt in (asked, answer, asked + answer.replace("ex-a", "ex-b"), asked + answer + answer):
+        assert gates.exercises(spoilt) != []
 
 
 @pytest.mark.parametrize(
@@ -245,10 +338,33 @@ def test_hidden_rejects_tags(tags):
         "clear_output()",
         "get_ipython().run_line_magic('capture', '')",
         "import contextlib\nwith contextlib.redirect_stdout(None):\n    print(1)",
+        "exec('print(1)')",
+        "eval('print(1)')",
+        "setattr(torch, 'sqrt', str)",
+        "from unittest.mock import patch",
+        "try:\n    x = f()\nexcept ValueError:\n    x = 1",
     ],
 )
 def test_hidden_rejects_what_swallows_output(code):
     assert gates.hidden(v4.new_notebook(cells=[v4.new_code_cell(code)])) != []
+
+
+@pytest.mark.parametrize(
+    ("metadata", "of"),
+    [
+        ({"mystnb": {"remove_code_outputs": True}}, "code"),
+        ({"mystnb": {"figure": {"caption": "A", "classes": "d-none"}}}, "code"),
+        ({"jupyter": {"outputs_hidden": True}}, "code"),
+        ({"tags": ["remove-cell"]}, "markdown"),
+        ({"mystnb": {"execution_mode": "off"}}, "notebook"),
+        ({}, "raw"),
+    ],
+)
+def test_hidden_rejects_metadata(metadata, of):
+    make = {"raw": v4.new_raw_cell, "markdown": v4.new_markdown_cell}.get(of, v4.new_code_cell)
+    cell = make("print(1)", metadata=metadata if of != "notebook" else {})
+    notebook = v4.new_notebook(cells=[cell], metadata=metadata if of == "notebook" else {})
+    assert gates.hidden(notebook) != []
 
 
 SHOWN = [v4.new_output("stream", name="stdout", text="1\n")]
@@ -279,6 +395,15 @@ SHOWN = [v4.new_output("stream", name="stdout", text="1\n")]
         ("from builtins import str as print\nprint(1)", True, False),
         ("def table(x): return x\ntable(1)", True, False),
         ("[verify := str]\nverify(1)", True, False),
+        ("from vaebook.tables import number as table\ntable(1)", True, False),
+        ("from vaebook.tables import table\nfrom other import table\ntable(1)", True, False),
+        ("from vaebook.tables import table\ntable(1)", True, True),
+        ("import torch\ntorch.sqrt = str\nprint(torch)", True, False),
+        ("from vaebook import plots\nplots.COLORS[0] = 'red'\nprint(plots)", True, False),
+        ("import vaebook.claims.evidence as e\ne.MARGIN_TOLERANCE = 0\nprint(e)", True, False),
+        ("from vaebook import likelihood\nlikelihood = lambda x: 3\nprint(likelihood(1))", True, False),
+        ("from vaebook import likelihood\ndef likelihood(x): return 3\nprint(likelihood(1))", True, False),
+        ("x = {}\nx['a'] = 1\nprint(x)", True, True),
         ("figure, axes = plt.subplots()\naxes.set(xlabel='x')\nplt.show()", True, True),
         ("figure, axes = plt.subplots()\naxes.get_title()\nplt.show()", True, False),
         ("figure, panels = plt.subplots(1, 2)\nfor p in panels:\n    p.plot([1])\nplt.show()", True, True),

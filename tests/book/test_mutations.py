@@ -12,7 +12,7 @@ import nbformat
 import pytest
 from build import build
 from compare import Output
-from fingerprint import ROOT, as_md, chapters, read_ipynb, read_md
+from fingerprint import ROOT, as_md, chapters, digest, read_ipynb, read_md
 
 CHAPTER = "mixture/index"
 CHAPTERS = {md.relative_to(ROOT / "book").with_suffix("").as_posix(): md for md in chapters()}
@@ -44,6 +44,11 @@ def code(cells):
     return [cell for cell in cells if cell.cell_type == "code"]
 
 
+def shown_in(chapter):
+    cells = code(read_ipynb(ROOT / "book" / f"{chapter}.ipynb").cells)
+    return "\n".join(map(gates.shown_text, cells))
+
+
 def of_text(cells, text):
     return next(cell for cell in cells if text in cell.source)
 
@@ -51,7 +56,8 @@ def of_text(cells, text):
 def all_gates(md):
     notebook = read_ipynb(md.with_suffix(".ipynb"))
     found = {"pairing": gates.pairing(md), "stored_outputs": gates.stored_outputs(md.with_suffix(".ipynb"))}
-    found |= {gate.__name__: gate(notebook) for gate in (gates.hidden, gates.silent, gates.alt_texts)}
+    found |= {gate.__name__: gate(notebook) for gate in (gates.hidden, gates.silent, gates.alt_texts, gates.typed)}
+    found |= {"digest": digest(notebook) != notebook.metadata["vaebook"]["digest"]}
     return {name for name, problems in (found | {"unproved": evidence.unproved(notebook)}).items() if problems}
 
 
@@ -100,9 +106,44 @@ def compute_without_showing(cells):
         cell.outputs = []
 
 
+def hide_output(cells):
+    code(cells)[1].metadata["mystnb"] = {"remove_code_outputs": True}
+
+
+def type_the_result(cells):
+    cell = next(c for c in code(cells) if c.source.startswith("table(") or "\ntable(" in c.source)
+    number = re.search(r"\d+\.\d{3}\b", shown_in(CHAPTER))[0]
+    cell.source += f"\nprint({number!r})"
+
+
+def swap_signs(cells):
+    """Of a drawing: the last two kinds of signs, as another legend or another digit would."""
+    data = next(o.data for c in code(cells) for o in c.outputs if "image/svg+xml" in o.get("data", {}))
+    one, two = sorted(set(re.findall(r'href="#(DejaVuSans-\w+)"', data["image/svg+xml"])))[-2:]
+    data["image/svg+xml"] = data["image/svg+xml"].replace(f'href="#{one}"', f'href="#{two}"')
+
+
+def nudge_number(cells):
+    data = next(
+        o.data for c in code(cells) for o in c.outputs if re.search(r"\d\.\d{3}\b", o.data.get("text/markdown", ""))
+    )
+    for kind in ("text/markdown", "text/plain"):
+        data[kind] = re.sub(r"(\d\.\d\d)(\d)\b", lambda m: m[1] + str((int(m[2]) + 1) % 10), data[kind], count=1)
+
+
+def shift_red(cells):
+    data = next(o.data for c in code(cells) for o in c.outputs if "image/png" in o.get("data", {}))
+    data["image/png"] = data["image/png"][:-8] + "AAAAAAA="
+
+
 @pytest.mark.parametrize(
     ("edit", "files", "gate"),
     [
+        (hide_output, "md ipynb", "hidden"),
+        (type_the_result, "md ipynb", "typed"),
+        (swap_signs, "ipynb", "digest"),
+        (nudge_number, "ipynb", "digest"),
+        (shift_red, "ipynb", "digest"),
         (add_tag, "ipynb", "pairing"),
         (edit_text, "md", "pairing"),
         (edit_text, "ipynb", "pairing"),

@@ -61,6 +61,7 @@ def test_fresh(root):
         ("vaebook/mixture.py", "x = 1", "x = 2", "changed: vaebook/mixture.py"),
         ("requirements.txt", "2.13.0", "2.13.1", "changed: requirements.txt"),
         ("book/toy.ipynb", "A title", "Another title", "its text changed"),
+        ("book/toy.ipynb", "42\\n", "43\\n", "its outputs were edited"),
     ],
 )
 def test_stale(root, file, old, new, reason):
@@ -115,6 +116,9 @@ def test_a_second_run_is_byte_identical_and_new_text_needs_no_run(chapter, monke
     edit(chapter, "A title", "Another title")
     assert execute.update(chapter) == "text only"
     assert read_ipynb(chapter.with_suffix(".ipynb")).cells[1].outputs[0].text == "42\n"
+    edit(chapter.with_suffix(".ipynb"), '"42\\n"', '"43\\n"')
+    with pytest.raises(pytest.fail.Exception):  # an edited output is no computed one, and is not kept
+        execute.update(chapter)
 
 
 def test_lines_are_stored_as_svg_too_the_same_in_every_run_and_no_images_or_clouds(tmp_path):
