@@ -124,7 +124,7 @@ AXE = """async ({ texts, off }) => {
     return violations.flatMap(({ id, nodes }) => nodes.map(({ html }) => [id, html.slice(0, 200)]));
 }"""
 SPOIL = """where => {
-    const own = box => Array.from(box.childNodes).some(node => node.nodeType === Node.TEXT_NODE && node.data.length > 9);
+    const own = box => Array.from(box.childNodes).some(part => part.nodeType === Node.TEXT_NODE && part.length > 9);
     const texts = Array.from(document.querySelectorAll("article :is(p, td)")).filter(own);
     texts[Math.round(where * (texts.length - 1))].style.color = "#555";
 }"""
