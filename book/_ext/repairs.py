@@ -43,6 +43,13 @@ def leave_room(formula: re.Match) -> str:
     return f'{formula[1]} style="--room: {room(unescape(formula[2])):.1f}em">\\({formula[2]}\\)'
 
 
+def keep_together(formula: re.Match) -> str:
+    """Let no line break part a formula from the signs around it, where there are any."""
+    return (
+        formula[1] if formula[1][0] == "<" and formula[1][-1] == ">" else f'<span class="unbroken">{formula[1]}</span>'
+    )
+
+
 MENDED = [  # in the HTML of every page: what is wrong, what should stand there
     # A notebook link should download; a browser would show JSON.
     (re.compile(r'(<a href="[^"]*_sources/[^"]*\.ipynb")(?: target="_blank")?'), r"\1 download"),
@@ -52,8 +59,8 @@ MENDED = [  # in the HTML of every page: what is wrong, what should stand there
     (re.compile(r"Solution to(<a [^>]*>) "), r"Solution to \1"),
     # docutils gives references a role that ARIA has withdrawn, inside a list that wants items.
     (re.compile(r'(<div class="citation" id="[^"]*") role="doc-biblioentry"'), r'\1 role="listitem"'),
-    # A line must not start with the comma that follows a formula.
-    (re.compile(r'(<span class="math[^"]*">[^<]*</span>[.,;:!?)]+)'), r'<span class="unbroken">\1</span>'),
+    # A line must not start with the comma that follows a formula, or end with the bracket that opens before it.
+    (re.compile(r'([(“]*<span class="math[^"]*">[^<]*</span>[.,;:!?)”]*)'), keep_together),
     (re.compile(r'(<span class="math[^"]*")>\\\((.*?)\\\)', re.DOTALL), leave_room),
     # sphinx-proof and sphinx-exercise give one id to all proofs, one to the insides of all statements, and some twice.
     (re.compile(r'(<section(?: class="[a-z]+-content")?) id="(?:proof|exercise|solution)-content"'), r"\1"),

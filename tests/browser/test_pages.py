@@ -329,6 +329,7 @@ def test_reference_has_every_public_name_and_notation_links_to_it(site):
     names = [f"vaebook.{module}.{name}" for row, _ in api.layers() for module in row for name in api.public(module)]
     assert len(names) > 100
     assert [name for name in names if f'id="{name}"' not in page] == []
+    assert not re.search(r"<dt[^>]*>Type<", page), "what stands before a colon was taken for a type"
     notation = (site / "book" / "notation.html").read_text(encoding="utf-8")
     assert 'href="appendix/api.html#vaebook.mixture.DiagGaussianMixture"' in notation
 
