@@ -13,13 +13,13 @@ from vaebook.tables import number
 SURE = 3
 """A difference counts if it exceeds this many standard errors: chance makes one of 700 do so."""
 CLEAR = 2
-"""A gain counts from here on: what is wrongly chosen in one case of 40 gains nothing, and loses next to nothing."""
+"""Standard errors from which on a gain counts: where there is none, chance makes one of 40 do so, at hardly any loss."""
 SMALL = 0.5
 """A mismatch, in nats, at which one code can be told from one draw of the prior in at most three of four cases, by
 Pinsker's inequality, where guessing is right in two of four."""
 LARGE = 2.0
-"""A mismatch, in nats, from which on codes lie where they are, in the geometric mean, e² = 7 times as dense as draws
-of the prior."""
+"""A mismatch, in nats, from which on q_agg is, in the geometric mean over its own draws, e² = 7 times as dense as the
+prior."""
 LARGE_HOLE = 0.05
 """A hole with more than this share of the prior spoils more than one sample of twenty."""
 UNSEEN = 0.1
@@ -30,14 +30,14 @@ STATIONARY = 0.1
 It is 5/√N if that is larger. The moments of N draws from N(0, 1) have standard errors 1/√N and √(2/N), so that 5/√N
 is at least 3.5 of them."""
 BLUNT = 0.5
-"""Where 5/√N is larger than this, moments pass that are off by half of what they are: they tell nothing."""
+"""Where 5/√N is larger than this, second moments half or one and a half times as large as they should be would pass."""
 NOTHING = 1e-6
-"""A rate, in nats, below which every code counts as the prior itself: so much comes of rounding in float32."""
+"""A rate, in nats, below which every Gaussian counts as the prior itself: so much comes of rounding in float32."""
 TELL = 0.05
-"""Information, in nats, below which exp(I) < 1.06: of each code one can hardly tell that it is not another."""
+"""Information, in nats, below which exp(I) < 1.06: hardly any code can be told from another."""
 VAGUE = 5.0
-"""A standard error, in nats a datum, above which nothing is known: of a true difference of 15 nats, a factor of three
-million in likelihood, it would be said that chance could have made it."""
+"""A standard error, in nats a datum, above which no answer is given: a true difference of 15 nats, a factor of three
+million in likelihood, could not be told from chance."""
 COPIES = 0.2
 """A larger share of samples near training data is a problem: 0.05 is what new data would give, and this is four times
 as much."""
