@@ -13,7 +13,7 @@ from vaebook.tables import number
 SURE = 3
 """A difference counts if it exceeds this many standard errors: chance makes one of 700 do so."""
 CLEAR = 2
-"""Standard errors from which on a gain counts: where there is none, chance makes one of 40 do so, at hardly any loss."""
+"""Standard errors at which a gain counts: chance makes one of 40 do so where there is none, at hardly any loss."""
 SMALL = 0.5
 """A mismatch, in nats, at which one code can be told from one draw of the prior in at most three of four cases, by
 Pinsker's inequality, where guessing is right in two of four."""
@@ -30,7 +30,7 @@ STATIONARY = 0.1
 It is 5/√N if that is larger. The moments of N draws from N(0, 1) have standard errors 1/√N and √(2/N), so that 5/√N
 is at least 3.5 of them."""
 BLUNT = 0.5
-"""Where 5/√N is larger than this, second moments half or one and a half times as large as they should be would pass."""
+"""Where 5/√N is larger than this, second moments of half their proper size would pass, so that nothing is shown."""
 NOTHING = 1e-6
 """A rate, in nats, below which every Gaussian counts as the prior itself: so much comes of rounding in float32."""
 TELL = 0.05
