@@ -261,17 +261,22 @@ def read(name: str) -> Data:
     return json.loads(text.split(" = ", 1)[1].removesuffix(";\n"))
 
 
+def drawing(picture: Callable[[Data], Figure], name: str) -> str:
+    """Draw the static picture of a figure from its stored data, as SVG."""
+    plots.use_style()
+    svg = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": "vaebook"}):
+        picture(read(name)).savefig(svg, format="svg")
+    plt.close("all")
+    return shorten(svg.getvalue())
+
+
 def main() -> None:
     """Write all figures anew."""
-    plots.use_style()
-    plt.rcParams["svg.hashsalt"] = "vaebook"
     for name, (data, picture) in FIGURES.items():
         text = json.dumps(data(), separators=(",", ":"))
         write_atomically(TARGET / f"{name}.data.js", f"figures.data.{name} = {text};\n".encode())
-        svg = io.StringIO()
-        picture(read(name)).savefig(svg, format="svg")
-        plt.close("all")
-        write_atomically(TARGET / f"{name}.svg", shorten(svg.getvalue()).encode())
+        write_atomically(TARGET / f"{name}.svg", drawing(picture, name).encode())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import re
 import textwrap
 
 import torch
-from prose import FENCED
+from prose import unfenced
 
 STATEMENT = re.compile(r"^:::\{prf:(?!proof)\w+\}[^\n]*\n:label: (\S+)", re.MULTILINE)
 PROOF = re.compile(r"^:::\{prf:proof\}[^\n]*\n(.*?)^:::$", re.MULTILINE | re.DOTALL)
@@ -25,6 +25,10 @@ def labels(notebook) -> list[str]:
 def unproved(notebook) -> list[str]:
     """After each statement, and before the next, come its proof and the shown evidence of its check."""
     problems, events = [], _events(notebook)
+    text = "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    for form in re.findall(r"^.*[`:~]{3,} *\{prf:.*(?:\n:.*)?", text, re.MULTILINE):
+        if not STATEMENT.match(form) and not form.startswith(":::{prf:proof}"):
+            problems.append(f"{form!r} is no statement with a label, nor a proof")
     starts = [i for i, (kind, _) in enumerate(events) if kind == "statement"]
     for start, end in zip(starts, [*starts[1:], len(events)], strict=False):
         own, label = events[start + 1 : end], events[start][1]
@@ -94,7 +98,7 @@ def _events(notebook) -> list[tuple[str, str]]:
         if cell.cell_type == "code":
             events += [("evidence", label) for label in _shown(cell)]
             continue
-        text = FENCED.sub("", cell.source)
+        text = unfenced(cell.source)
         found = [(m.start(), "statement", m[1]) for m in STATEMENT.finditer(text)]
         found += [(m.start(), "proof", "") for m in PROOF.finditer(text) if len(m[1].split()) >= 10]
         events += [(kind, what) for _, kind, what in sorted(found)]

@@ -21,7 +21,7 @@ METADATA = {"kernelspec", "language_info", "jupytext", "vaebook"}
 CELL_METADATA = {"mystnb.figure.caption", "mystnb.figure.name", "mystnb.image.alt", "mystnb.markdown_format"}
 """Other metadata of a notebook and of a code cell; more of them may hide code or outputs, or show them otherwise."""
 HIDING = {"capture_output", "clear_output", "redirect_stdout", "redirect_stderr", "get_ipython", "update_display"}
-HIDING |= {"exec", "eval", "setattr", "delattr", "globals", "__import__", "import_module", "patch"}
+HIDING |= {"environ", "getenv", "exec", "eval", "setattr", "delattr", "globals", "__import__", "import_module", "patch"}
 SHOWING = {"print", "table", "verify", "display", "Markdown"}
 EFFECTS = {"append", "extend", "update", "fit", "print", "set_num_threads", "manual_seed", "use_style"}
 """What a statement may call for its effect alone; besides, whatever ends in _, and all that draws."""
@@ -66,6 +66,8 @@ def stored_outputs(ipynb: Path) -> list[str]:
         if any(output.get("metadata") for output in cell.outputs):
             problems.append(f"code cell {number} stores an output with metadata")
         mimes = {mime for output in cell.outputs for mime in output.get("data", {})}
+        if {"figure", "image"} & {*cell.metadata.get("mystnb", {})} and "image/png" not in mimes:
+            problems.append(f"code cell {number} describes a picture but stores none")
         lines = cell.source.strip().splitlines() or [""]
         for call, mime in DISPLAYS.items():
             if lines[-1].startswith(call) and mime not in mimes:
@@ -146,23 +148,31 @@ def hidden(notebook, allowed=()) -> list[str]:
 def typed(notebook) -> list[str]:
     """No result is typed into the code: a decimal fraction of three digits or more that a cell shows is computed."""
     problems, digits = [], re.compile(r"(?<![\w.])\d*\.\d+(?![\w.]*\d)")
-    shown = {n for cell in _code(notebook) for n in digits.findall(shown_text(cell))}
+    shown = {n for cell in _code(notebook) for n in digits.findall(shown_text(cell)) if _long(n, 2)}
     for number, cell in enumerate(_code(notebook), start=1):
         for node in ast.walk(ast.parse(cell.source)):
             value = node.value if isinstance(node, ast.Constant) else None
             written = digits.findall(value if isinstance(value, str) else repr(value))
-            found = [n for n in written if n in shown and len(n.replace(".", "").lstrip("0")) > 2]
+            rounded = {
+                n: {f"{float(n):.{d}f}" for d in range(len(n.partition(".")[2]) + 1)} for n in written if _long(n, 2)
+            }
+            found = [n for n, forms in rounded.items() if forms & shown]
             problems += [f"code cell {number} types {n}, which is shown as a result" for n in found]
     return problems
 
 
 def exercises(text: str) -> list[str]:
-    """Every exercise is followed by its solution."""
+    """Every exercise is followed by its solution, of some words or a cell."""
     asked, solved = (
         re.findall(rf"^`{{3,}}\{{{kind}", text, re.MULTILINE)
         for kind in (r"exercise\}[^\n]*\n:label: (\S+)", r"solution(?:-start)?\} *(\S+)")
     )
-    return [] if asked == solved else [f"exercises {asked} have the solutions {solved}"]
+    problems = [] if asked == solved else [f"exercises {asked} have the solutions {solved}"]
+    body = r"^(`{3,})\{solution\} *(\S+)\n(?::[^\n]*\n)*(.*?)^\1$"
+    between = r"^(`{3,})\{solution-start\} *(\S+)\n.*?^\1$(.*?)^`{3,}\{solution-end\}"
+    bodies = [found for form in (body, between) for found in re.findall(form, text, re.MULTILINE | re.DOTALL)]
+    written = [label for _, label, words in bodies if len(words.split()) >= 5]
+    return problems + [f"{label} has an empty solution" for label in solved if label not in written]
 
 
 def silent(notebook) -> list[str]:
@@ -204,14 +214,16 @@ def alt_texts(notebook) -> list[str]:
                 (tag, "".join(re.findall(r"alt=[\"']([^\"']*)", tag))) for tag in re.findall(r"<img[^>]*>", cell.source)
             ]
     for place, alt in texts:
+        if [other for _, other in texts].count(alt) > 1:
+            problems.append(f"{place} has the alternative text of another picture")
         words = re.findall(r"\w+", alt)
         if len(" ".join(alt.split())) < MIN_ALT or len(set(words)) < 5:
             problems.append(f"{place} has an alternative text of {len(alt)} characters, fewer than {MIN_ALT}")
     return problems
 
 
-def _long(digits: str) -> bool:
-    return len(digits.replace(".", "").lstrip("0")) > MAX_DIGITS
+def _long(digits: str, most: int = MAX_DIGITS) -> bool:
+    return len(digits.replace(".", "").lstrip("0")) > most
 
 
 def _paths(metadata: dict, above: str = "") -> list[str]:

@@ -12,15 +12,17 @@ from pathlib import Path
 SOURCED = re.compile(r"(\S*(?:\s%)?)\s*<!-- ([\w-]+\.json):(\S+) -->")
 NUMBER = re.compile(r"(?<![\w.,])(?:(?<!\d)[-−–+])?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?$")
 TYPED = re.compile(
-    r"(?<![\w.,/#–-])(?<!Python )(?<!CC BY )([-−+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?)(?![\w.,/]*\d)( ?%)?"
+    r"(?<![\w.,/#–-])(?<!Python )(?<!CC BY )([-−+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+))"
+    r"(?![\w.,/]*\d)(\s?%|\sper\scent)?"
 )
 GLUED = re.compile(r"-->(?:[\w.,]*\d|\s*[%‰^×⁻⁰¹²³⁴-⁹])")
 """What is read as part of the number before a source."""
 # What is left of a source that is misspelt: it is no comment, or it is one that names no source.
 REMAINS = re.compile(r"<\s*!|<\s*-+|-\s*!?>|&lt;|\.json\b")
 FORMULA = re.compile(r"\$\$.*?\$\$|\$[^$]*\$", re.DOTALL)
-CODE = r"(?:(?!\{)[^\n]*|\{(?:code-cell|literalinclude|bibliography)\}[^\n]*)"
-FENCED = re.compile(rf"^ *(`{{3,}}){CODE}\n.*?^ *\1\s*$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^ *(`{3,}) *([^\n`]*)\n(.*?)^ *\1 *$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"(?!\{)|\{(?:code-cell|literalinclude|bibliography)\}")
+"""What stands between fences and is no prose: all that is no directive, and these."""
 EXERCISES = re.compile(r"^(`{3,})\{exercise\}.*?^\1\s*$", re.MULTILINE | re.DOTALL)
 DIRECTIVES = {"code-cell", "literalinclude", "bibliography", "glossary", "figure", "dropdown", "exercise"}
 DIRECTIVES |= {"solution", "solution-start", "solution-end", "prf:theorem", "prf:proof"}
@@ -28,6 +30,7 @@ FOREIGN = {
     "a directive": re.compile(r"^ *[`:~]{3,} *\{([^}]*)\}", re.MULTILINE),
     "a class": re.compile(r"^ *:class: *(.*)|\{([.#][^}]*|[^}`$]*=[\"'][^}`$]*)\}", re.MULTILINE),
     "HTML": re.compile(r"(</?[a-zA-Z][^>\n]*>)"),
+    "a comment": re.compile(r"^(%.*)", re.MULTILINE),
 }
 CLASSES = {"dropdown", ".cards", ".cards .verdicts"}
 DROPDOWN = re.compile(r"^(`{3,})\{dropdown\} *([^\n]*)\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
@@ -99,15 +102,21 @@ def unsourced(text: str, known: str, elsewhere: str = "") -> list[str]:
 
 def foreign(text: str) -> list[str]:
     """A page holds nothing that the other gates cannot read, or that its readers cannot see."""
-    allowed, rest = {"a directive": DIRECTIVES, "a class": CLASSES, "HTML": set()}, plain(text)
+    allowed = {"a directive": DIRECTIVES, "a class": CLASSES, "HTML": set(), "a comment": {"% modules", "% costs"}}
+    rest = FORMULA.sub(" ", plain(text))
     found = {(kind, next(filter(None, m.groups()), "")) for kind, form in FOREIGN.items() for m in form.finditer(rest)}
     found |= {("a directive", m[1]) for m in FOREIGN["a directive"].finditer(text)}
     return [f"{kind} that pages do not have: {what!r}" for kind, what in sorted(found) if what not in allowed[kind]]
 
 
+def unfenced(text: str) -> str:
+    """Text without code, with what stands in directives."""
+    return FENCED.sub(lambda block: " " if CODE.match(block[2]) else unfenced(block[3]), text)
+
+
 def plain(text: str) -> str:
     """Text without front matter, code, addresses and roles."""
-    text = FENCED.sub(" ", re.sub(r"\A---\n.*?\n---\n", " ", text, flags=re.DOTALL))
+    text = unfenced(re.sub(r"\A---\n.*?\n---\n", " ", text, flags=re.DOTALL))
     text = re.sub(r"\{[\w:]+\}`[^`]*`|``.+?``|`[^`\n]*`", " ", text)
     return re.sub(r"\]\([^)]*\)", "] ", text)
 

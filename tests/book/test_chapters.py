@@ -33,7 +33,7 @@ def known(md):
     """Outputs and code of a chapter, without comments; of another page, the code and the addresses in it."""
     if md not in CHAPTERS.values():
         text = md.read_text(encoding="utf-8")
-        return "\n".join([m.group() for m in prose.FENCED.finditer(text)] + re.findall(r"\]\([^)]*\)", text))
+        return "\n".join([block[3] for block in prose.FENCED.finditer(text)] + re.findall(r"\]\([^)]*\)", text))
     code = [cell for cell in notebook(md).cells if cell.cell_type == "code"]
     return "\n".join(f"{gates.shown_text(cell)}\n{ast.unparse(ast.parse(cell.source))}" for cell in code)
 

@@ -197,6 +197,9 @@ def test_a_statement_with_proof_and_evidence_passes():
     [
         {"text": STATED},
         {"text": f"{STATED}\n:::{{prf:proof}}\nClear.\n:::\n\n{'Many words follow, of which none proves it. ' * 3}"},
+        {"text": PROVED + "\n:::{prf:theorem} Two\n\nTwo is one.\n:::\n"},
+        {"text": PROVED + "\n```{prf:theorem} Two\n:label: a/two\n\nTwo is one.\n```\n"},
+        {"text": PROVED + "\n::::{prf:lemma} Two\n:label: a/two\n\nTwo is one.\n::::\n"},
         {"text": f"{STATED}\n```text\n{PROVED.removeprefix(STATED)}```\n"},
         {"text": f"```text\n{STATED}```\n{PROVED.removeprefix(STATED)}", "after": [v4.new_markdown_cell(STATED)]},
         {"code": '# verify("a/one")'},

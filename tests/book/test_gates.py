@@ -94,6 +94,7 @@ STDERR = v4.new_output("stream", name="stderr", text="warning")
         (lambda cells: data(cells[2], "text/latex"), "code cell 2 stores text/latex, which nothing compares"),
         (lambda cells: data(cells[2], WIDGET), f"code cell 2 stores {WIDGET}, which nothing compares"),
         (lambda cells: cells[1].update(outputs=[DRAWING]), "code cell 1 stores image/svg+xml, which nothing compares"),
+        (lambda cells: cells[2].update(outputs=[]), "code cell 2 describes a picture but stores none"),
         (lambda cells: cells[2].outputs[0].update(metadata={"a": 1}), "code cell 2 stores an output with metadata"),
     ],
 )
@@ -214,6 +215,10 @@ def test_prose_numbers_rejects(text, words, results):
         ("In 43 % of them.", "0.431", True),
         ("In 43 % of them.", "0.441", False),
         ("In 43% of them.", "43.1", True),
+        ("In 43 per cent of them.", "44.1", False),
+        ("It gains .324 nats.", "", False),
+        ("````{solution-start} ex-a\n````\n\nIt gains 3.24 nats.\n\n````{solution-end}\n````\n", "", False),
+        ("```{solution} ex-a\n```\n\nIt gains 3.24 nats.\n\n```text\n3.24\n```\n", "", False),
         ("A 95 % interval of 12 draws, in 2026.", "", True),
         ("All 1,297 digits.", "len(x) == 1297", True),
         ("All 1,279 digits.", "len(x) == 1297", False),
@@ -256,6 +261,10 @@ def test_words_in_code_cells_are_prose():
         ("<details>not</details>", False),
         ("```{exercise}\n:class: d-none\n```", False),
         ("{.d-none}\nNot.", False),
+        ("This is [not]{.d-none} so.", False),
+        ("````{solution-start} ex-a\n````\n\n<b>x</b>\n\n````{solution-end}\n````\n", False),
+        ("% not shown", False),
+        ("If $a<b$ and $c>d$.", True),
         ("{style='color: white'}\nNot.", False),
     ],
 )
@@ -272,6 +281,8 @@ def test_foreign(text, accepted):
         ("print(0.123)", "0.123", False),
         ("print('TC = 0.123 nats')", "TC = 0.123 nats", False),
         ("values = [26.72]\nprint(*values)", "26.72", False),
+        ("table({'a': [26.7249]})", "26.72", False),
+        ("table({'a': [26.7249]})", "26.73", True),
         ("print(f'{x} is above 1.253')", "1 is above 1.253", False),
     ],
 )
@@ -281,9 +292,12 @@ def test_typed(code, shown, accepted):
 
 
 def test_exercises():
-    asked, answer = "```{exercise}\n:label: ex-a\n```\n", "````{solution-start} ex-a\n````\n````{solution-end}\n````\n"
-    assert gates.exercises(asked + answer) == gates.exercises(asked + "```{solution} ex-a\n```") == []
-    for spoilt in (asked, answer, asked + answer.replace("ex-a", "ex-b"), asked + answer + answer):
+    asked, words = "```{exercise}\n:label: ex-a\n```\n", "It is what the theorem says.\n"
+    answer = f"````{{solution-start}} ex-a\n:class: dropdown\n````\n{words}\n````{{solution-end}}\n````\n"
+    short = f"```{{solution}} ex-a\n:class: dropdown\n\n{words}```\n"
+    assert gates.exercises(asked + answer) == gates.exercises(asked + short) == []
+    empty = [asked + text.replace(words, "") for text in (answer, short)]
+    for spoilt in (asked, answer, asked + answer.replace("ex-a", "ex-b"), asked + answer + answer, *empty):
         assert gates.exercises(spoilt) != []
 
 
@@ -339,6 +353,7 @@ def test_hidden_rejects_tags(tags):
         "get_ipython().run_line_magic('capture', '')",
         "import contextlib\nwith contextlib.redirect_stdout(None):\n    print(1)",
         "exec('print(1)')",
+        "import os\nif 'CI' in os.environ:\n    print(1)",
         "eval('print(1)')",
         "setattr(torch, 'sqrt', str)",
         "from unittest.mock import patch",
@@ -431,6 +446,7 @@ def test_alt_texts_rejects(chapter, alt):
     ("text", "accepted"),
     [
         (f"![{ALT}](a.png)", True),
+        (f"![{ALT}](a.png) ![{ALT}](b.png)", False),
         ("![](a.png)", False),
         (f"```{{figure}} a.png\n:alt: {ALT}\n\nCaption.\n```", True),
         ("```{figure} a.png\n:name: fig-a\n\nCaption.\n```", False),

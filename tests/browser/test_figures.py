@@ -1,6 +1,7 @@
 """The interactive figures: real keys and a real mouse, and the numbers that they show are the package's."""
 
 import math
+import re
 from contextlib import contextmanager
 
 import figures
@@ -293,6 +294,24 @@ def test_data_are_what_the_package_gives(name):
             torch.testing.assert_close(*codes, rtol=1e-4, atol=1e-4)
         else:
             assert value == new[key]  # images
+
+
+def unlike(one, two):
+    """Whether two drawings differ in more than coordinates by a little, names of clips, and images."""
+    frames = [re.sub(r"\b[mpC][0-9a-f]{8,}\w*|base64,[\w+/=\s]+|-?\d+\.\d+", "", svg) for svg in (one, two)]
+    numbers = [re.sub(r"base64,[\w+/=\s]+", "", svg) for svg in (one, two)]
+    numbers = [torch.tensor([float(n) for n in re.findall(r"(?<![\w.])-?\d+\.\d+", svg)]) for svg in numbers]
+    return frames[0] != frames[1] or not torch.allclose(*numbers, rtol=0.0, atol=0.1)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "sample")) for n in PAGES])
+def test_static_pictures_are_what_is_drawn(name):
+    stored = (STATIC / f"{name}.svg").read_text(encoding="utf-8")
+    assert not unlike(stored, figures.drawing(figures.FIGURES[name][1], name))
+    sign = re.findall(r'href="#(DejaVuSans-\w+)"', stored)
+    path = re.search(r'd="M (\d+)', stored)
+    for old, new in ((f'href="#{sign[0]}"', f'href="#{sign[-1]}"'), (path[0], f'd="M {int(path[1]) + 1}')):
+        assert unlike(stored, stored.replace(old, new, 1))
 
 
 def test_colours_are_those_of_the_book():
