@@ -196,6 +196,15 @@ def test_no_more_is_unpacked_than_the_files_may_hold(miniature, monkeypatch):
         data.fashion_mnist(miniature)
 
 
+def test_streams_without_end_are_left(miniature):
+    packed = miniature / "t10k-labels-idx1-ubyte.gz"
+    packed.write_bytes(gzip.compress(b"") * 200_000)
+    start = time.process_time()
+    with pytest.raises(ValueError, match=rf"^{packed}: expected .*, got 0 bytes"):
+        data.fashion_mnist(miniature)
+    assert time.process_time() - start < 1
+
+
 def test_bad_files_in_the_system_folder_are_named_and_left_alone(miniature, monkeypatch):
     monkeypatch.setattr(data, "FASHION_SYSTEM_FOLDER", miniature)
     bad = miniature / "train-images-idx3-ubyte.gz"

@@ -6,11 +6,13 @@ Each is one ValueError that names the file, on one line, within a second and a h
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import sys
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vaebook import checkpoint, storage
+from vaebook.__main__ import main
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.priors import GaussianMixture, StandardNormal, VampPrior
@@ -246,16 +249,105 @@ def test_no_reader_runs_what_a_file_holds(tmp_path):
     }
     for write in writers.values():
         write()
-        for read in (load, load_density, storage.read_arrays):
+        for read in (load, load_density, arrays):
             with contextlib.suppress(ValueError):
                 held = read(path)
-                assert read is storage.read_arrays and not any(isinstance(x, np.ndarray) for x in held.values())
+                assert read is arrays and not any(isinstance(x, np.ndarray) for x in held.values())
             assert not mark.exists()
     with pytest.raises(ValueError, match=r"expected an npz or safetensors file of arrays"):
-        storage.read_arrays(path)  # the npz
+        arrays(path)  # the npz
     function, arguments = Bomb(mark).__reduce__()
     function(*arguments)
     assert mark.exists()  # it would have gone off
+
+
+# Arrays, of which few are wanted
+
+
+def arrays(path):
+    return storage.read_arrays(path, ("loc", "scale"))
+
+
+CODES = {"loc": np.zeros((3, 2)), "scale": np.ones((3, 2))}
+
+
+def zipped(path, *members):
+    with (
+        warnings.catch_warnings(action="ignore"),
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file,
+    ):
+        for name, value in (*CODES.items(), *members):
+            packed = io.BytesIO()
+            np.save(packed, value, allow_pickle=True)
+            file.writestr(f"{name}.npy", packed.getvalue())
+
+
+BESIDE = {
+    "a bomb": [("labels", np.broadcast_to(np.zeros(1), 14 * 10**6))],
+    "a pickle": [("labels", np.array([object], dtype=object))],
+    "many": [(f"a{i}", np.zeros(0)) for i in range(300)],
+}
+
+
+@pytest.mark.parametrize("members", BESIDE.values(), ids=BESIDE)
+def test_what_lies_beside_the_codes_is_not_read(members, tmp_path):
+    zipped(path := tmp_path / "codes.npz", *members)
+    with bounded():
+        held = arrays(path)
+    assert {name for name, value in held.items() if value is not None} == {"loc", "scale"} < set(held)
+    assert np.array_equal(held["loc"], CODES["loc"])
+
+
+def raw(header, body=b""):
+    return len(header).to_bytes(8, "little") + header + body
+
+
+TWICE = b'"scale":{"dtype":"F32","shape":[1],"data_offsets":[%d,%d]}'
+
+
+def test_a_name_that_occurs_twice_is_no_name(tmp_path):
+    path = tmp_path / "codes"
+    for name in CODES:
+        zipped(path, (name, np.ones((3, 2))))
+        assert "a key that occurs twice" in refused(path, arrays)
+    path.write_bytes(raw(b"{" + TWICE % (0, 4) + b"," + TWICE % (0, 4) + b"}", bytes(4)))
+    for read in (arrays, load, load_density):
+        assert "a key that occurs twice" in refused(path, read)
+
+
+@pytest.mark.parametrize("num", [10**5, 10**6])
+def test_names_beyond_all_measure_are_not_read(num, tmp_path):
+    one = b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    (tmp_path / "codes").write_bytes(raw(b"{" + b",".join(one % i for i in range(num)) + b"}"))
+    assert "a header of" in refused(tmp_path / "codes", arrays)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[31m", "\x00", "\u202e", "a" * 6 * 10**4])
+def test_what_a_file_holds_does_not_steer_the_terminal(name, tmp_path, capsys):
+    path, density = tmp_path / "file.npz", DiagGaussianMixture(torch.zeros(2, 3), torch.ones(2, 3))
+    np.savez(path, **{name: np.zeros(1)})
+    assert main(["diagnose", str(path)]) == 2
+    said = [capsys.readouterr().err[:-1]]
+    tensors = dict(zip(("log_weight", "loc", "scale"), density.components(), strict=True))
+    for content in ({"density": "DiagGaussianMixture"}, {"density": name}, {name: 1}):
+        forge(path, content, tensors | {name: torch.zeros(1)})
+        said.append(refused(path, load_density))
+    assert all(text.isprintable() and len(text) < 1000 for text in said)
+
+
+def test_weights_that_no_network_computes_with_are_refused(tmp_path):
+    with warnings.catch_warnings(action="error"):
+        for dtype in (torch.float8_e5m2, torch.float8_e4m3fn, torch.complex64, torch.int64, torch.bool):
+            tensors = {name: tensor.to(dtype) for name, tensor in vae().state_dict().items()}
+            forge(tmp_path / "vae", {"model": checkpoint._describe(vae()), "config": {}}, tensors)
+            refused(tmp_path / "vae", load)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_what_is_not_json_is_refused(number, tmp_path):
+    text = f'{{"format": 1, "density": "StandardNormal", "x": {number}, "sha256": "DIGEST"}}'
+    forge(tmp_path / "density", {"density": NORMAL}, {"loc": torch.zeros(1, 2)}, text)
+    assert f"{number}, which is not JSON" in refused(tmp_path / "density", load_density)
 
 
 # Whatever comes

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from vaebook.storage import write_atomically
+from vaebook.storage import check_path, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 WRITER = """
@@ -211,6 +211,23 @@ def test_a_device_is_written_to_and_stays_one(tmp_path):
         "from pathlib import Path; from vaebook.storage import write_atomically as w; w(Path('/dev/stdout'), b'told')"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout == b"told"
+
+
+@pytest.mark.parametrize("name", ["loop", "/dev/full"])
+def test_a_name_under_which_nothing_can_be_written_is_named(name, tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    path = tmp_path / name
+    if path.is_absolute() and not path.exists() and name != "loop":
+        pytest.skip("there is no such device here")
+    with pytest.raises(OSError, match=re.escape(repr(str(path)))):
+        write_atomically(path, b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["loop"] and (tmp_path / "loop").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\0", Path("a\0")])
+def test_a_name_that_no_file_can_have_is_shown(name):
+    with pytest.raises(ValueError, match=r"path: expected a name without null characters, got '.*\\x00"):
+        check_path(name)
 
 
 def test_a_folder_in_the_way_is_said(tmp_path):

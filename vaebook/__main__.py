@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from vaebook._checks import one_line
 from vaebook.aggregate import SPREADS, as_codes
 from vaebook.checkpoint import load_density
 from vaebook.diagnosis import diagnose
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             report = _diagnose(given)
         except (TypeError, ValueError, OSError, MemoryError) as error:
-            told = " ".join(str(error).split()) or type(error).__name__
+            told = one_line(error) or type(error).__name__
             print(f"error: {told}", file=sys.stderr)
             return 2
     for warning in caught:
@@ -75,10 +76,10 @@ def _diagnose(given: argparse.Namespace) -> Any:
 
 def _codes(path: str) -> DiagGaussianMixture:
     """Read codes; errors name the file. Leave out what else the file holds, labels for instance."""
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, CODES)
     codes = {name: value for name, value in arrays.items() if name in CODES}
     if "loc" not in codes or sum(key in codes for key in SPREADS) != 1:
-        held = ", ".join(arrays) or "nothing"
+        held = one_line(", ".join(arrays))[:500] or "nothing"
         raise ValueError(f"{path}: expected loc and exactly one of {', '.join(SPREADS)}, got {held}")
     try:
         return as_codes("codes", codes)
@@ -87,7 +88,7 @@ def _codes(path: str) -> DiagGaussianMixture:
 
 
 def _prior(path: str) -> Any:
-    arrays = read_arrays(path)
+    arrays = read_arrays(path, ())
     return _codes(path) if "loc" in arrays and any(key in arrays for key in SPREADS) else load_density(path)
 
 

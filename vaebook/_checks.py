@@ -37,9 +37,15 @@ def explained(name: object, wanted: str, *, within: bool = False) -> Iterator[No
         own = isinstance(error, TypeError | ValueError) and ": expected" in str(error)
         if own and not within:
             raise
-        told = next(iter(str(error).strip().splitlines()), "")[:500]  # torch's go on, and what a file holds may be long
+        first = next(iter(str(error).strip().splitlines()), "")  # torch's go on
+        told = one_line(first)[:500]  # what a file holds may be long
         kind = "" if within and isinstance(error, ValueError) else f"{type(error).__name__}: "  # of files that is usual
         raise ValueError(f"{name}: {told if own else f'expected {wanted}, got {kind}{told}'}") from error
+
+
+def one_line(text: object) -> str:
+    """Write on one line what somebody's file may hold, without what steers a terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
 
 
 def check_tensor(

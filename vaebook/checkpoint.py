@@ -241,6 +241,8 @@ def _of(part: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _network(part: str, description: dict[str, Any], tensors: dict[str, Tensor]) -> nn.Module:
     """Build an encoder or a decoder without memory of its own; the tensors bring theirs, once they fit."""
+    for name, tensor in tensors.items():
+        check_tensor(f"{part}.{name}", tensor, ("...",), empty=True)
     if (depth := len(description["arguments"].get("hidden", ()))) > _DEEPEST:
         raise ValueError(f"{part}: expected at most {_DEEPEST} hidden layers, got {depth}; {_REMEDY}")
     with torch.device("meta"):

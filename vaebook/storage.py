@@ -6,13 +6,15 @@ with the first, and no byte can change unnoticed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import zipfile
-from contextlib import suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -37,7 +39,9 @@ _PART = ".vaebook-"  # begins the name of a file that is not complete
 
 def check_path(path: Any) -> Path:
     """Check for a path."""
-    return Path(check_type("path", path, str | os.PathLike))
+    if "\0" in str(found := Path(check_type("path", path, str | os.PathLike))):
+        raise ValueError(f"path: expected a name without null characters, got {str(found)!r}")
+    return found
 
 
 def check_fits(wanted: dict[str, Tensor], got: dict[str, Tensor], prefix: str = "") -> None:
@@ -79,12 +83,8 @@ def read(source: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not source.is_file():
         raise FileNotFoundError(f"path: expected {expected}, got {source}, which is no file")
     with explained(source, expected, within=True):
-        with source.open("rb") as start:
-            if (size := int.from_bytes(start.read(8), "little")) > MOST_HEADER:
-                raise ValueError(f"a header of {size:,} bytes where at most {MOST_HEADER:,} are read")
-        with safetensors.safe_open(source, framework="pt") as file:
-            header = (file.metadata() or {}).get("vaebook", "{}")
-            content = dict(json.loads(header, object_pairs_hook=_without_repetition))
+        with _opened(source) as file:
+            content = dict(parse_json((file.metadata() or {}).get("vaebook", "{}")))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         stored, found = str(content.pop("sha256", None)), digest(content, tensors)
         if not same_json(content.get("format"), _FORMAT):
@@ -96,27 +96,50 @@ def read(source: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return content, tensors
 
 
+@contextmanager
+def _opened(source: Path) -> Iterator[Any]:
+    """Open a safetensors file whose header is short and names nothing twice."""
+    with source.open("rb") as start:
+        if (size := int.from_bytes(start.read(8), "little")) > MOST_HEADER:
+            raise ValueError(f"a header of {size:,} bytes where at most {MOST_HEADER:,} are read")
+        header = start.read(size)
+    with safetensors.safe_open(source, framework="pt") as file:
+        parse_json(header)
+        yield file
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Read JSON on which no two readers could disagree: no key occurs twice, and no number is nan or infinite."""
+    return json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_refuse)
+
+
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dict of what JSON holds; two readers could disagree on a key that occurs twice."""
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError("a key that occurs twice")
     return found
 
 
-def read_arrays(path: Any) -> dict[str, Any]:
-    """Read the arrays of an npz, which must hold no pickled objects, or the tensors of a safetensors file."""
-    source, wanted = check_path(path), "an npz or safetensors file of arrays"
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant}, which is not JSON")
+
+
+def read_arrays(path: Any, wanted: Collection[str]) -> dict[str, Any]:
+    """Read arrays of an npz or safetensors file, none of pickled objects; None stands for one that is not wanted."""
+    source, expected = check_path(path), "an npz or safetensors file of arrays"
     if not source.is_file():
-        raise ValueError(f"{source}: expected {wanted}, got no file")
-    with explained(source, wanted, within=True):
+        raise ValueError(f"{source}: expected {expected}, got no file")
+    with explained(source, expected, within=True):
         if not zipfile.is_zipfile(source):
-            return safetensors.torch.load_file(source)
+            with _opened(source) as file:
+                return {name: file.get_tensor(name) if name in wanted else None for name in file.keys()}  # noqa: SIM118
         with zipfile.ZipFile(source) as archive:
-            size, memory = sum(part.file_size for part in archive.infolist()), _memory()
+            parts = [(part.filename.removesuffix(".npy"), part.file_size) for part in archive.infolist()]
+        _without_repetition(parts)
+        size, memory = sum(size for name, size in parts if name in wanted), _memory()
         if 4 * size > memory:
             raise ValueError(f"arrays of {size / 1e9:.1f} GB where there are {memory / 1e9:.1f} GB of memory")
         with np.load(source, allow_pickle=False) as arrays:
-            return dict(arrays)
+            return {name: arrays[name] if name in wanted else None for name in arrays.files}
 
 
 def _memory() -> float:
@@ -143,10 +166,21 @@ def write_atomically(target: Path, content: bytes) -> None:
     content lies beside the target, under a name of its own. What a writer that was killed leaves, the next one in the
     same folder removes.
     """
-    if target.exists() and not target.is_file():  # such as /dev/stdout; of a folder, this is the error
-        target.write_bytes(content)
-        return
-    target = Path(os.path.realpath(target))
+    try:
+        if target.exists() and not target.is_file():  # such as /dev/stdout; of a folder, this is the error
+            target.write_bytes(content)
+        else:
+            _replace(Path(os.path.realpath(target)), content)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(target)) from None  # the name that the caller knows
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Replace what is no link."""
+    if target.is_symlink():  # one that leads to itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
     part = target.with_name(_PART + secrets.token_hex(8))
     try:
         _remove_left(target.parent)
@@ -159,10 +193,6 @@ def write_atomically(target: Path, content: bytes) -> None:
             if fcntl is None:
                 file.close()  # Windows moves no file that is open; elsewhere it is moved while it is locked
             os.replace(part, target)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(target)) from None  # the name that the caller knows
     finally:
         with suppress(OSError):
             part.unlink()

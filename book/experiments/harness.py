@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from vaebook.storage import same_json, write_atomically
+from vaebook.storage import parse_json, same_json, write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS, RESULTS, SCRATCH = ROOT / "book" / "experiments", ROOT / "book" / "results", ROOT / "_build" / "experiments"
@@ -114,9 +114,10 @@ class Experiment:
         if not path.exists():
             return None
         try:
-            made = json.loads(path.read_bytes())
+            made = parse_json(path.read_bytes())
             stored = made.pop("sha256")
             mine = same_json([made["config"], made["key"]], [self.config, key]) and stored == _digest(made)
+            mine = mine and made["value"]["seconds"] >= 0 and made["made"].keys() == self._made().keys()
         except (ValueError, AttributeError, LookupError, TypeError, RecursionError):
             mine = False
         if mine:
@@ -157,7 +158,7 @@ def read_result(name: str, config: dict[str, Any] | None = None) -> dict[str, An
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected {expected}, got none; {remedy}")
     try:
-        result = json.loads(path.read_bytes())
+        result = parse_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected {expected}, got a truncated or changed one ({error}); {remedy}") from None
     parts = ("provenance", "config")
@@ -235,7 +236,7 @@ def _difference(wanted: dict[str, Any], got: dict[str, Any]) -> str:
     for key in sorted(wanted.keys() | got.keys()):
         one, other = (group.get(key, "nothing") for group in (wanted, got))
         if not same_json(one, other):
-            return f"{key} = {one}, got {other}"
+            return f"{key} = {str(one)[:200]}, got {str(other)[:200]}"
     return ""
 
 

@@ -117,6 +117,41 @@ def test_a_truncated_or_changed_piece_is_computed_anew(capsys):
         assert experiment.piece("a", failing(AssertionError())) == again
 
 
+PARTS = [("value", None), ("value", [1]), ("value", {}), ("made", None), ("made", {}), ("made", [])]
+PARTS += [("value", {"value": 1.5, "seconds": seconds}) for seconds in ("x", None, float("nan"), [], -1)]
+
+
+@pytest.mark.parametrize(("part", "other"), PARTS)
+def test_a_piece_that_lacks_a_part_is_computed_anew_although_its_digest_is_right(part, other, capsys):
+    experiment = Experiment("some", CONFIG)
+    experiment.piece("a", lambda: {"value": 1.5})
+    (path,) = experiment.folder.iterdir()
+    made = {name: value for name, value in json.loads(path.read_bytes()).items() if name != "sha256"}
+    for forged in (made | {part: other}, {name: value for name, value in made.items() if name != part}):
+        path.write_bytes(json.dumps(forged | {"sha256": harness._digest(forged)}).encode())
+        assert experiment.piece("a", lambda: {"value": 2.5})["value"] == 2.5
+        assert "computed anew" in capsys.readouterr().err
+    experiment.write({})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"provenance": {}, "config": {"a": 2, "a": 1}}', "a key that occurs twice"),
+        ('{"provenance": {}, "config": {"a": 1}, "x": 1, "x": 2}', "a key that occurs twice"),
+        ('{"provenance": {}, "config": {"a": 1}, "x": NaN}', "NaN, which is not JSON"),
+        ('{"provenance": {}, "config": {"a": "' + "a" * 10**5 + '"}}', "a = 1, got aaa"),
+        ('{"provenance": {}, "config": {"a": ' + "[" * 900 + "]" * 900 + "}}", "a = 1, got [[["),
+    ],
+)
+def test_results_on_which_readers_could_disagree_or_that_go_on_for_ever(text, words):
+    harness.RESULTS.mkdir(exist_ok=True)
+    (harness.RESULTS / "some.json").write_text(text)
+    with pytest.raises(ValueError) as error:
+        read_result("some", {"a": 1})
+    assert words in str(error.value) and len(str(error.value)) < 1000
+
+
 def test_no_flipped_byte_of_a_piece_goes_unnoticed(capsys):
     experiment = Experiment("some", {"a": 1})
     experiment.piece("a", lambda: {"v": 1.5})
