@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,22 @@ class ByUnit(LoadFileScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         return unit(nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let a worker write no summary: nobody sees it, and after Ctrl-C it takes seconds."""
+    if hasattr(config, "workerinput"):
+        config.pluginmanager.unregister(name="terminalreporter")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> Iterator[None]:
+    """After an interruption, end once fixtures are torn down and all is said: torch takes seconds to end."""
+    yield
+    if exitstatus == pytest.ExitCode.INTERRUPTED:
+        sys.stdout.flush()
+        os._exit(exitstatus)
 
 
 @pytest.hookimpl(tryfirst=True)

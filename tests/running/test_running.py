@@ -106,6 +106,43 @@ def alive(process):
     return True
 
 
+SLOW_TO_END = """
+import atexit, os, time
+import pytest
+def say(word):
+    with open("{log}", "a") as log:
+        log.write(word)
+@pytest.fixture
+def held():
+    yield
+    say("torn down")
+def test_long(held):
+    atexit.register(time.sleep, 60)  # as a large library takes its time
+    say("begun, ")
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_interrupted_tests_tear_down_and_then_end_at_once(workers, tmp_path):
+    log, test = tmp_path / "log", tmp_path / "test_it.py"
+    test.write_text(SLOW_TO_END.format(log=log))
+    plugins = ["-p", "tests.running.parallel", "-p", "no:cacheprovider", "-n", str(workers)]
+    command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(tmp_path), *plugins, str(test)]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    await_(lambda: log.exists() and log.read_text())
+    os.killpg(running.pid, signal.SIGINT)
+    assert running.wait(20) == 2
+    assert log.read_text() == "begun, torn down"
+
+
+def test_a_worker_writes_no_summary_that_nobody_sees(request):
+    if not hasattr(request.config, "workerinput"):
+        pytest.skip("this process is no worker")
+    assert not request.config.pluginmanager.has_plugin("terminalreporter")
+
+
 def test_unknown_files_come_first_and_then_the_longest(monkeypatch, tmp_path):
     seconds = tmp_path / "seconds.json"
     seconds.write_text('{"a.py": 1.0, "b.py": 20.0}')
