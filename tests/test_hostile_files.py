@@ -343,13 +343,6 @@ def test_weights_that_no_network_computes_with_are_refused(tmp_path):
             refused(tmp_path / "vae", load)
 
 
-@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
-def test_what_is_not_json_is_refused(number, tmp_path):
-    text = f'{{"format": 1, "density": "StandardNormal", "x": {number}, "sha256": "DIGEST"}}'
-    forge(tmp_path / "density", {"density": NORMAL}, {"loc": torch.zeros(1, 2)}, text)
-    assert f"{number}, which is not JSON" in refused(tmp_path / "density", load_density)
-
-
 # Whatever comes
 
 JSON = st.recursive(

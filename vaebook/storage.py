@@ -109,18 +109,14 @@ def _opened(source: Path) -> Iterator[Any]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Read JSON on which no two readers could disagree: no key occurs twice, and no number is nan or infinite."""
-    return json.loads(text, object_pairs_hook=_without_repetition, parse_constant=_refuse)
+    """Read JSON on which no two readers could disagree: no key occurs twice."""
+    return json.loads(text, object_pairs_hook=_without_repetition)
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found := dict(pairs)) < len(pairs):
         raise ValueError("a key that occurs twice")
     return found
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant}, which is not JSON")
 
 
 def read_arrays(path: Any, wanted: Collection[str]) -> dict[str, Any]:
@@ -166,23 +162,14 @@ def write_atomically(target: Path, content: bytes) -> None:
     content lies beside the target, under a name of its own. What a writer that was killed leaves, the next one in the
     same folder removes.
     """
-    try:
-        if target.exists() and not target.is_file():  # such as /dev/stdout; of a folder, this is the error
-            target.write_bytes(content)
-        else:
-            _replace(Path(os.path.realpath(target)), content)
-    except OSError as error:
-        if error.errno is None:
-            raise
-        raise OSError(error.errno, error.strerror, str(target)) from None  # the name that the caller knows
-
-
-def _replace(target: Path, content: bytes) -> None:
-    """Replace what is no link."""
-    if target.is_symlink():  # one that leads to itself
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+    given, target = target, Path(os.path.realpath(target))
     part = target.with_name(_PART + secrets.token_hex(8))
     try:
+        if given.exists() and not given.is_file():  # such as /dev/stdout; of a folder, this is the error
+            given.write_bytes(content)
+            return
+        if target.is_symlink():
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         _remove_left(target.parent)
         with _open_part(part) as file:
             if target.exists():
@@ -193,6 +180,10 @@ def _replace(target: Path, content: bytes) -> None:
             if fcntl is None:
                 file.close()  # Windows moves no file that is open; elsewhere it is moved while it is locked
             os.replace(part, target)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(given)) from None  # the name that the caller knows
     finally:
         with suppress(OSError):
             part.unlink()

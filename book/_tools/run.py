@@ -16,6 +16,7 @@ import runpy
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE}
@@ -49,8 +50,16 @@ def main() -> int:
 
     for number in ENDING:
         signal.signal(number, ask)
+
+    def watch(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
     ear = threading.Thread(target=listen, daemon=True)
     ear.start()
+    if os.environ.get("MAKELEVEL"):  # a make that was killed cannot ask
+        threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     code = os.waitstatus_to_exitcode(os.waitpid(script, 0)[1])
     with contextlib.suppress(ProcessLookupError):

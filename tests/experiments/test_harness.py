@@ -139,7 +139,6 @@ def test_a_piece_that_lacks_a_part_is_computed_anew_although_its_digest_is_right
     [
         ('{"provenance": {}, "config": {"a": 2, "a": 1}}', "a key that occurs twice"),
         ('{"provenance": {}, "config": {"a": 1}, "x": 1, "x": 2}', "a key that occurs twice"),
-        ('{"provenance": {}, "config": {"a": 1}, "x": NaN}', "NaN, which is not JSON"),
         ('{"provenance": {}, "config": {"a": "' + "a" * 10**5 + '"}}', "a = 1, got aaa"),
         ('{"provenance": {}, "config": {"a": ' + "[" * 900 + "]" * 900 + "}}", "a = 1, got [[["),
     ],

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from typing import IO
 
 PATIENCE = 10  # seconds that an interrupted part gets to end by itself
+PARENT = os.getppid()
+LIVES, HELD = os.pipe()  # who reads the first notices the end of this process, which alone has the second
 asked_to_end: list[int] = []  # signals that came: an exception at any moment could forget a part that has just begun
 
 
@@ -31,13 +33,15 @@ class Part:
     name: str
     output: IO[bytes] | None
     start: float = field(default_factory=time.monotonic)
+    asked: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Start it in a group of processes of its own, which can be ended as a whole."""
         command = [os.environ.get("MAKE", "make"), "--no-print-directory", f"check-{self.name}"]
         streams = {"stdin": subprocess.DEVNULL, "stdout": self.output or subprocess.PIPE, "stderr": subprocess.STDOUT}
         colours = {"PY_COLORS": "1"} if self.output is None and sys.stdout.isatty() else {}
-        self.process = subprocess.Popen(command, start_new_session=True, env=os.environ | colours, **streams)
+        environment = os.environ | colours | {"VAEBOOK_LIVES": str(LIVES)}
+        self.process = subprocess.Popen(command, start_new_session=True, env=environment, pass_fds=[LIVES], **streams)
         self.shown = threading.Thread(target=self.show, daemon=True)
         if self.output is None:
             self.shown.start()
@@ -49,13 +53,18 @@ class Part:
                 sys.stdout.buffer.write(piece)
                 sys.stdout.flush()
 
+    def ask(self, number: int) -> None:
+        """If it still runs, ask the whole group to end, each time in another way."""
+        if self.process.poll() is None and number not in self.asked:
+            self.asked.append(number)
+            os.killpg(self.process.pid, number)
+
     def end(self) -> None:
-        """If it still runs, ask the whole group to end and insist; then end what is left of the group."""
+        """Ask it to end and insist; then end what is left of the group."""
         for number in (signal.SIGINT, signal.SIGTERM):
-            if self.process.poll() is None:
-                os.killpg(self.process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(PATIENCE)
+            self.ask(number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(PATIENCE)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
@@ -92,7 +101,11 @@ def run(names: list[str]) -> list[str]:
                 parts.remove(part)
                 told.append(part.report())
                 say(told[-1])
+            if os.environ.get("MAKELEVEL") and os.getppid() != PARENT:  # make was killed
+                asked_to_end.append(signal.SIGHUP)
             time.sleep(0.05)
+        for part in parts:  # all of them, before one is waited for
+            part.ask(signal.SIGINT)
     return told
 
 

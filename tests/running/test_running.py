@@ -83,6 +83,21 @@ def test_an_interruption_ends_everything_that_was_started(environment, tmp_path,
     await_(lambda: not alive(int(child.read_text())))
 
 
+@pytest.mark.parametrize("tool", ["parts", "run"])
+def test_what_a_make_that_is_killed_had_started_ends(environment, tmp_path, tool):
+    """A shell stands in for make."""
+    child, script = tmp_path / "child", tmp_path / "script.py"
+    script.write_text(f"import os, time\nopen({str(child)!r}, 'w').write(str(os.getpid()))\ntime.sleep(60)\n")
+    runner = [sys.executable, str(ROOT / "book" / "_tools" / "run.py"), str(script)]
+    line = ["sh", "-c", '"$@"; true', "sh", *({"parts": [*PARTS, "long"], "run": runner}[tool])]
+    streams = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    shell = subprocess.Popen(line, env=environment | {"MAKELEVEL": "1"}, **streams)
+    await_(lambda: child.exists() and child.read_text().strip())
+    shell.kill()
+    shell.wait()
+    await_(lambda: not alive(int(child.read_text())))
+
+
 def test_what_make_is_asked_to_end_is_what_works():
     """A shell between the two would end alone."""
     said = subprocess.run(["make", "-n", "-B", *COMMANDS], cwd=ROOT, capture_output=True, text=True, check=True).stdout
@@ -124,15 +139,19 @@ def test_long(held):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
-def test_interrupted_tests_tear_down_and_then_end_at_once(workers, tmp_path):
+@pytest.mark.parametrize(("workers", "how"), [(0, "Ctrl-C"), (1, "Ctrl-C"), (1, "parts.py is killed")])
+def test_interrupted_tests_tear_down_and_then_end_at_once(workers, how, tmp_path):
     log, test = tmp_path / "log", tmp_path / "test_it.py"
     test.write_text(SLOW_TO_END.format(log=log))
     plugins = ["-p", "tests.running.parallel", "-p", "no:cacheprovider", "-n", str(workers)]
     command = [sys.executable, "-m", "pytest", "-c", os.devnull, "--rootdir", str(tmp_path), *plugins, str(test)]
-    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
+    lives, held = os.pipe()
+    settings = {"stdout": subprocess.DEVNULL, "start_new_session": True, "pass_fds": [lives]}
+    running = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"VAEBOOK_LIVES": str(lives)}, **settings)
     await_(lambda: log.exists() and log.read_text())
-    os.killpg(running.pid, signal.SIGINT)
+    if how == "Ctrl-C":
+        os.killpg(running.pid, signal.SIGINT)
+    os.close(held)
     assert running.wait(20) == 2
     assert log.read_text() == "begun, torn down"
 
