@@ -47,7 +47,7 @@ class ShardedMixture:
 
     Raises:
         TypeError: an argument is of the wrong kind.
-        ValueError: shapes do not agree, no process has a component, or processes gave different points.
+        ValueError: shapes or the arguments of two processes differ, no process has a component, or all weights are 0.
         RuntimeError: another process has ended, or did not answer within the time that the group allows.
 
     Example:
@@ -75,8 +75,12 @@ class ShardedMixture:
             raise ValueError("loc: expected at least one component in some process, got none")
         if told[:, 2].min() != self.latent_dim:
             raise ValueError(f"loc: expected one D everywhere, got {int(told[:, 2].min())} and {self.latent_dim}")
+        total = float(told[:, 3].logsumexp(0))
+        if not math.isfinite(total):
+            wanted = "numbers below infinity, not all of them -inf"
+            raise ValueError(f"log_weight: expected {wanted}, got a sum of weights of {math.exp(total)}")
         self._first = told[:, 0].cumsum(0).long() - told[:, 0].long()
-        self._log_mass, self._log_total = told[:, 3].log_softmax(0), float(told[:, 3].logsumexp(0))
+        self._log_mass, self._log_total = told[:, 3].log_softmax(0), total
 
     def __repr__(self) -> str:
         """Show the sizes."""
@@ -125,6 +129,7 @@ class ShardedMixture:
         """Log-density, (*s), of one component each, log N(z | mu_n, sigma_n²), for z (*s, D) and numbers n (*s)."""
         flat = check_index("index", index, z.shape[:-1], size=self.num_components).reshape(-1)
         value, points = torch.zeros(len(flat), dtype=torch.float64), z.reshape(-1, self.latent_dim)
+        self.processes.agree("z and index", points.double(), flat)
         for q, _, first in self.parts():
             own = _inside(flat - first, q)
             value[own] = q.log_prob_given(points[own], flat[own] - first)
@@ -153,7 +158,8 @@ class ShardedMixture:
             z, (*s, D), float64, and n, (*s), long.
         """
         shape = check_shape("sample_shape", sample_shape)
-        generator, num = self.processes.common(generator), shape.numel()
+        num = shape.numel()
+        generator = self.processes.common(generator, num)
         place = torch.rand(num, generator=generator, dtype=torch.float64)  # among the cumulated weights
         noise = torch.randn(num, self.latent_dim, generator=generator, dtype=torch.float64)
         z, index = torch.zeros_like(noise), torch.zeros_like(place)
@@ -172,6 +178,7 @@ class ShardedMixture:
     def __getitem__(self, index: Tensor) -> DiagGaussianMixture:
         """Return the mixture of the chosen components, (K) numbers, in this process's memory."""
         check_index("index", index, torch.as_tensor(index).shape[:1], size=self.num_components)
+        self.processes.agree("index", index)
         rows = torch.zeros(len(index), 1 + 2 * self.latent_dim, dtype=torch.float64)
         for q, log_mass, first in self.parts():
             own = _inside(index - first, q)
@@ -218,28 +225,25 @@ class ShardedMixture:
         """
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
         points, results = z.detach().double().reshape(-1, self.latent_dim), []
+        self.processes.agree("z and index" if beside else "z", logarithms, averages, points, *beside)
         for block in zip(*(x.split(POINTS) for x in (points, *beside)), strict=True):
             local = points.new_zeros(len(block[0]), logarithms + averages)
             local[:, :logarithms] = -torch.inf
             for q, log_mass, first in self.parts():
                 part = of(q, block[0], first, *block[1:])
                 local = _added(local, part[:, :logarithms] + log_mass, part[:, logarithms:])
-            results.append(self._joined(block[0], local, logarithms))
+            results.append(self._joined(local, logarithms))
         joined = torch.cat(results).to(at_least_single(z.dtype))
         logs = [column.reshape(z.shape[:-1]) for column in joined[:, :logarithms].unbind(1)]
         return (*logs, joined[:, logarithms:]) if averages else tuple(logs)
 
-    def _joined(self, z: Tensor, local: Tensor, logarithms: int) -> Tensor:
-        """Add up what all processes have of points z, (S, D): one maximum and one sum of each point.
+    def _joined(self, local: Tensor, logarithms: int) -> Tensor:
+        """Add up what all processes have of some points: one maximum and one sum of each point.
 
         ``local``, (S, C), begins with so many logarithms of sums; averages under the first of them follow.
         """
         logs = local[:, :logarithms]
-        mark = torch.stack([z.sum(), -z.sum()]).nan_to_num()  # both are largest at once only if all are equal
-        top = self.processes.reduced(torch.cat([logs.flatten(), mark]), largest=True)
-        if top[-1] != -top[-2]:
-            raise ValueError("z: expected the same points in all processes, got different ones")
-        top = top[:-2].reshape(logs.shape)
+        top = self.processes.reduced(logs.clone(), largest=True)
         shares = (logs - top.clamp(min=LOWEST)).exp()  # 0 where no process has anything
         sums = self.processes.reduced(torch.cat([shares, local[:, logarithms:] * shares[:, :1]], 1))
         return torch.cat([sums[:, :logarithms].log() + top, sums[:, logarithms:] / sums[:, :1]], 1)

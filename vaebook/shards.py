@@ -7,7 +7,8 @@ safetensors file, are read a part at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,9 @@ from torch import Tensor, distributed
 
 from vaebook._checks import check_generator, new_seed
 from vaebook.mixture import DiagGaussianMixture
+
+TOLD = 2**20
+"""How many checksums a seed can carry along: with it a float64 still holds 30 bits of randomness exactly."""
 
 
 class Processes:
@@ -46,12 +50,22 @@ class Processes:
         table[self.rank] = mine
         return self.reduced(table)
 
-    def common(self, generator: torch.Generator | None) -> torch.Generator | None:
-        """Return a source of randomness that is the same in all: seeded by that of process 0."""
+    def agree(self, name: str, *values: object) -> None:
+        """Refuse arguments that are not the same in all, before results of different sizes are added up."""
+        mark = self.several and float(_checksum(values))
+        top = self.reduced(torch.tensor([mark, -mark], dtype=torch.float64), largest=True)
+        if top[0] != -top[1]:  # both are largest at once only if all are equal
+            raise ValueError(f"{name}: expected the same in all processes, got different ones")
+
+    def common(self, generator: torch.Generator | None, num: int = 0) -> torch.Generator | None:
+        """Return a source of randomness that is the same in all, seeded by that of process 0, for so many draws."""
         if self.group is False:  # as if there were no shards
             return check_generator(generator, torch.device("cpu"))
-        draw = torch.tensor([new_seed(check_generator(generator), 2**50)], dtype=torch.float64)
-        return torch.Generator().manual_seed(int(self.gather(draw)[0]))
+        seed, told = new_seed(check_generator(generator), 2**30), _checksum([num]) % TOLD
+        seeds = self.gather(torch.tensor([seed * TOLD + told], dtype=torch.float64))[:, 0].long()
+        if bool((seeds % TOLD != told).any()):
+            raise ValueError("sample_shape: expected as many draws in all processes, got different numbers")
+        return torch.Generator().manual_seed(int(seeds[0]) // TOLD)
 
 
 class Part(NamedTuple):
@@ -96,6 +110,15 @@ def cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:
                 mass = float(_tensor(one[2][rows]).double().logsumexp(0))
             yield Part(*one, rows, first + start, mass, rows.stop - start, dim)
         first += num
+
+
+def _checksum(values: Iterable[object]) -> int:
+    """Return a number that tells values apart, up to chance: by bytes and shape of tensors, by print of others."""
+    told = 0
+    for value in values:
+        dense = value.detach().contiguous().numpy() if isinstance(value, Tensor) else b""
+        told = zlib.crc32(dense, zlib.crc32(str(getattr(value, "shape", value)).encode(), told))
+    return told
 
 
 def _shape(rows: Any) -> tuple[int, ...]:
