@@ -338,6 +338,15 @@ class TestQuadrature:
         with pytest.raises(ValueError, match=r"x: expected dtype torch.float64 .* use decoder.double\(\)"):
             quadrature_log_prob(model.likelihood, StandardNormal(1), x.float())
 
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_half_precision_is_refused_before_the_finest_grid_was_tried_in_vain(self, dtype):
+        back, x = torch.nn.Linear(1, 3).to(dtype), torch.zeros(1, 3)
+        decoder = lambda z: torch.distributions.Normal(back(z), 1.0)  # noqa: E731
+        with pytest.raises(ValueError, match=r"^decoder: expected dtype torch.float64 .*single precision"):
+            quadrature_log_prob(decoder, StandardNormal(1), x, tolerance=1e-2)
+        with pytest.raises(ValueError, match=r"^x: expected dtype torch.float64"):
+            quadrature_log_prob(toy(d=1)[1].likelihood, StandardNormal(1), x.to(dtype), tolerance=1e-2)
+
     def test_more_limit_finds_what_the_box_cut_off(self):
         model = PPCA(torch.zeros(1), torch.ones(1, 1), 1e-4)
         far = torch.tensor([[9.0]], dtype=torch.float64)  # its posterior is N(9, 0.01²)

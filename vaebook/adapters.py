@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from vaebook import evaluation
-from vaebook._checks import check_generator, check_int, check_tensor
+from vaebook._checks import at_least_single, check_generator, check_int, check_tensor
 from vaebook.evaluation import Condition, Data, take
 from vaebook.outputs import Likelihood, Spread, check_spread
 from vaebook.parts import PROBE, Decoder, Encoder, Prior, adapt_prior, check_event
@@ -78,7 +78,7 @@ class AdaptedVAE(nn.Module):
         if self._prior is None:
             if self.latent_dim is None:
                 raise ValueError("prior: expected one, or latent_shape, where no data tell D, got None")
-            zero = torch.zeros(self.latent_dim, dtype=self.dtype, device=self.device)
+            zero = torch.zeros(self.latent_dim, dtype=self.dtype and at_least_single(self.dtype), device=self.device)
             self._prior = adapt_prior(Independent(Normal(zero, torch.ones_like(zero)), 1))
         return self._prior
 

@@ -133,10 +133,11 @@ def _named(output: object, likelihood: str) -> Distribution:
     if len(parts) != 1 + pair or not all(isinstance(part, Tensor) for part in parts):
         wanted = "(mean, standard deviation)" if pair else "one tensor"
         raise TypeError(f"decoder: expected it to return {wanted} for {likelihood!r}, got {type(output).__name__}")
-    mean = check_tensor("decoder's output", parts[0], ("...",))
+    mean = check_tensor("decoder's output", parts[0], ("...",)).to(at_least_single(parts[0].dtype))
     if pair:
         with explained("decoder's scale", f"a standard deviation for a mean of shape {tuple(mean.shape)}"):
-            each = Normal(mean, check_positive("decoder's scale", parts[1]).expand_as(mean), validate_args=False)
+            scale = check_positive("decoder's scale", parts[1]).to(mean).expand_as(mean)
+            each = Normal(mean, scale, validate_args=False)
     else:
         logits = likelihood.endswith("_logits")
         if not logits:
@@ -171,13 +172,17 @@ class Decoded:
             rows, batch = x.expand(*front, *x.shape).reshape(-1, *x.shape[1:]), (num,)
         else:  # all data at each code
             rows, batch = x[:, None], (len(x), num)
+        source = self.source
+        while type(source) is Independent and source.batch_shape:  # its terms are added up below, not in half precision
+            source = source.base_dist
         with explained("x", "data of the decoder's distribution"):
-            base = getattr(self.source, "base_dist", None) if len(batch) == 2 else None
-            value = base.log_prob_of_all(x) if isinstance(base, GreyBernoulli) else self.source.log_prob(rows)
+            each = len(batch) == 1 or not isinstance(source, GreyBernoulli)
+            value = source.log_prob(rows) if each else source.log_prob_of_all(x)
         shape = tuple(getattr(value, "shape", ()))
         if shape[: len(batch)] != batch:
             raise ValueError(f"decoder: expected log_prob of shape {batch}, got {shape or type(value).__name__}")
-        value = value.flatten(len(batch)).sum(-1) if value.ndim > len(batch) else value
+        if value.ndim > len(batch):
+            value = value.flatten(len(batch)).sum(-1, dtype=at_least_single(value.dtype))
         return value.mT.reshape(*front, len(x)) if len(batch) == 2 else value.reshape(self.batch_shape)
 
     @property
