@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 
 import numpy as np
@@ -71,6 +72,24 @@ def closure(net):
         return net(x).chunk(2, 1)
 
     return lambda x: encode(x)
+
+
+@pytest.mark.slow  # torch's compiler takes seconds to import
+@pytest.mark.parametrize("way", [lambda net: net, lambda net: lambda x: net(x), lambda net: net.forward])
+def test_compiled_modules_run_in_evaluation_mode_without_a_warning(way):
+    """Torch warns of the hook that finds hidden modules at each call of a compiled one."""
+    net = Net()
+    before, call = net.state(), way(torch.compile(net, backend="eager"))
+    vae = adapt(lambda x: call(x).chunk(2, 1), spread="log_var")
+    with warnings.catch_warnings(action="error"):
+        q = aggregated_posterior(vae, X)
+    assert_same_state(before, net.state())
+    torch.testing.assert_close(q.loc, net.eval()(X)[:, :D].detach())
+
+
+def test_what_a_model_warns_of_is_still_heard():
+    with evaluation_mode(), pytest.warns(UserWarning, match="of somebody's own"):
+        warnings.warn("of somebody's own", stacklevel=1)
 
 
 HIDDEN = {}

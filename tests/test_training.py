@@ -209,6 +209,25 @@ def test_training_is_reproducible_to_the_last_bit_and_leaves_the_global_state():
     assert torch.equal(before[0], torch.get_rng_state()) and before[1] == torch.get_default_dtype()
 
 
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.5), nn.AlphaDropout(0.3), nn.RReLU()], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("scripted", [False, True])
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_dropout_too_draws_from_the_generator(dropout, scripted):
+    """It knows torch's global one alone, whose state changed, so that no training was the same again."""
+    runs, before = [], torch.get_rng_state()
+    for seed in (0, 0, 1):
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            net = nn.Sequential(nn.Linear(6, 8), dropout, nn.Linear(8, 2))
+            back = nn.Linear(1, 6)
+        net = torch.jit.script(net) if scripted else net
+        vae = adapt(lambda x, net=net: net(x).chunk(2, 1), back, spread="log_var", likelihood="bernoulli_logits")
+        quick(vae, generator=generator(seed), num_epochs=2)
+        runs.append({name: value.clone() for name, value in vae.state_dict().items()})
+    assert torch.equal(before, torch.get_rng_state())
+    assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
+
+
 def test_without_a_generator_torch_s_global_one_is_used():
     results = []
     with torch.random.fork_rng():

@@ -40,7 +40,8 @@ def elbo(
     $\mathrm{ELBO}_\beta(x) = \mathbb E_{q(z\mid x)}\log p(x\mid z) - \beta\,\mathrm{KL}(q(z\mid x)\,\Vert\,p)$
 
     The KL is closed form under a prior that offers it (`kl`, as the `StandardNormal` does), otherwise the mean of
-    log q - log p over the same samples. The model runs in the mode, training or evaluation, in which it is.
+    log q - log p over the same samples. The model runs in the mode, training or evaluation, in which it is; dropout in
+    training mode draws from torch's global generator.
 
     Args:
         vae: encoder, decoder and prior, as above.

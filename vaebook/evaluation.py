@@ -7,6 +7,7 @@ whichever function takes that name. A tensor without a name has the name "" and 
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +21,8 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from vaebook._checks import check_finite, check_int, explained, new_seed
 
 Condition = dict[str, Tensor] | None
+COMPILED = "Using `torch.compile"
+"""How torch begins to warn that hooks, as that of `evaluation_mode`, are called inside of compiled modules as well."""
 Data = Tensor | np.ndarray | Iterable[Any]
 
 
@@ -42,7 +45,9 @@ def evaluation_mode(*sources: object) -> Iterator[None]:
         for module in modules_of(*sources):
             for part in module.modules():
                 see(part)
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", COMPILED)
+            yield
     finally:
         hook.remove()
         for module in changed:

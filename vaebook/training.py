@@ -18,7 +18,7 @@ from vaebook import bounds
 from vaebook._checks import check_finite, check_generator, check_int, check_number, check_type
 from vaebook.adapters import AdaptedVAE, adapt_vae
 from vaebook.checkpoint import load, load_density, save, save_density
-from vaebook.evaluation import Condition, Data, blaming, take
+from vaebook.evaluation import Condition, Data, blaming, seeded, take
 from vaebook.parts import optional
 
 __all__ = ["History", "fit", "load", "load_density", "save", "save_density"]
@@ -71,7 +71,7 @@ def fit(
         batch_size: B; the last batch of an epoch may be smaller.
         learning_rate: of Adam.
         beta: weight of the KL term.
-        generator: the source of the order and the noise; None means torch's global one. With the
+        generator: the source of the order and the noise, dropout's too; None means torch's global one. With the
             same one and the same initial weights training is the same to the last bit.
         validation: data for the choice of the best epoch, (M, …). It does not change the course of training.
         patience: stop after so many epochs without a better validation loss.
@@ -171,7 +171,8 @@ def _epoch(
     """Average −ELBO over batches; with an optimizer, step after each. Where it is not finite, a ValueError says so."""
     model.train(optimizer is not None)
     total, count = 0.0, 0
-    with torch.set_grad_enabled(optimizer is not None):
+    own = generator and generator.clone_state()  # for dropout and the like, which draw from torch's global generator
+    with torch.set_grad_enabled(optimizer is not None), seeded(own):
         for number, (batch, condition, index) in enumerate(batches, start=1):
             try:
                 given = {"beta": beta, "index": index, "condition": condition, "generator": generator}

@@ -8,7 +8,6 @@ import re
 import shutil
 import subprocess
 import sys
-import types
 
 import nbformat
 import pytest
@@ -173,24 +172,11 @@ def test_the_gates_name_nothing_of_this_project():
         assert not re.search(r"vaebook|book/|experiments|chapters", text), file
 
 
-@pytest.fixture
-def conftest():
-    """The one at the root; tests/browser has one, too."""
-    made = importlib.util.spec_from_file_location("own_conftest", ROOT / "conftest.py")
-    module = importlib.util.module_from_spec(made)
-    made.loader.exec_module(module)
-    return module
-
-
-def test_all_that_readers_see_is_compared_but_drawings_which_have_a_picture_beside_them(conftest, monkeypatch):
-    monkeypatch.setattr(conftest, "_nbval_collect", lambda notebook: set(notebook.skip_compare))
-    default = ("metadata", "traceback", "output_type", "name", "execution_count", "image/png", "image/jpeg")
-    skipped = conftest._collect(types.SimpleNamespace(skip_compare=default))
-    assert skipped == {*default, "image/svg+xml", "stderr"} - {"image/png", "image/jpeg"}
-
-
 @pytest.mark.parametrize(("deaths", "starts"), [(0, 1), (1, 2), (2, 2)])
-def test_a_kernel_that_dies_at_its_start_is_started_once_more(deaths, starts, conftest, monkeypatch):
+def test_a_kernel_that_dies_at_its_start_is_started_once_more(deaths, starts, monkeypatch):
+    made = importlib.util.spec_from_file_location("own_conftest", ROOT / "conftest.py")  # tests/browser has one, too
+    conftest = importlib.util.module_from_spec(made)
+    made.loader.exec_module(conftest)
     calls = []
 
     def start(name, *, cwd):
