@@ -50,7 +50,7 @@ const widen = () => {
     const around = box.parentElement.closest(BLOCK);
     const { paddingLeft, paddingRight } = getComputedStyle(around);
     const room = around.clientWidth - parseFloat(paddingLeft) - parseFloat(paddingRight);
-    return room > 0 && (box.closest(".unbroken") ?? box).getBoundingClientRect().width > room;
+    return room > 0 && (box.closest(".unbroken") ?? box).getBoundingClientRect().width > room + 1; // clientWidth is rounded
   };
   inline.filter(beyond).forEach((box) => box.classList.add("wide"));
 };

@@ -243,6 +243,12 @@ def test_a_window_made_wider_fades_nothing_that_is_whole(seen):
     assert not any(seen["faded"].values())
 
 
+def test_a_desk_shows_all_columns_and_symbols_of_the_notation(visit):
+    with visit("book/notation") as page:
+        assert page.locator("table.cards").count() > 0
+        assert page.locator(".has-more:has(table.cards), table.cards .has-more").count() == 0
+
+
 def test_page_is_whole_on_paper(seen):
     assert seen["paper"] == []
 
