@@ -228,6 +228,20 @@ def test_dropout_too_draws_from_the_generator(dropout, scripted):
     assert same(runs[0], runs[1]) and not same(runs[0], runs[2])
 
 
+def test_inside_of_inference_mode_training_is_refused_and_without_gradients_it_runs():
+    vae = small_vae()
+    before = {name: value.clone() for name, value in state(vae).items()}
+    with (
+        torch.inference_mode(),
+        pytest.raises(ValueError, match=r"^fit: expected a call outside of torch.inference_mode"),
+    ):
+        quick(vae)
+    assert same(state(vae), before)
+    with torch.no_grad():
+        quick(vae)
+    assert not same(state(vae), before)
+
+
 def test_without_a_generator_torch_s_global_one_is_used():
     results = []
     with torch.random.fork_rng():

@@ -118,6 +118,8 @@ def fit(
     trained, holder = [p for p in model.parameters() if p.requires_grad], model.holder
     if not trained:
         raise ValueError("vae: expected parameters that require gradients, got none")
+    if torch.is_inference_mode_enabled():
+        raise ValueError("fit: expected a call outside of torch.inference_mode(), which trains nothing, got one inside")
     optimizer = torch.optim.Adam(trained, lr=learning_rate, fused=True)
     history = History([], [], 0)
     best, was_training = copy.deepcopy(holder.state_dict()), {module: module.training for module in model.modules()}
