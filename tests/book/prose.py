@@ -12,7 +12,7 @@ from pathlib import Path
 SOURCED = re.compile(r"(\S*(?:\s%)?)\s*<!-- ([\w-]+\.json):(\S+) -->")
 NUMBER = re.compile(r"(?<![\w.,])(?:(?<!\d)[-−–+])?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?$")
 TYPED = re.compile(
-    r"(?<![\w.,/#–-])(?<!Python )(?<!CC BY )([-−+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+))"
+    r"(?<![\w.,/#–-])(?<!Python )(?<!CC BY )([-−+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?)"
     r"(?![\w.,/]*\d)(\s?%|\sper\scent)?"
 )
 GLUED = re.compile(r"-->(?:[\w.,]*\d|\s*[%‰^×⁻⁰¹²³⁴-⁹])")
@@ -117,6 +117,7 @@ def unfenced(text: str) -> str:
 def plain(text: str) -> str:
     """Text without front matter, code, addresses and roles."""
     text = unfenced(re.sub(r"\A---\n.*?\n---\n", " ", text, flags=re.DOTALL))
+    text = re.sub(r"\{[\w:]+\}`([^`<]*)<[^`>]*>`", r" \1 ", text)
     text = re.sub(r"\{[\w:]+\}`[^`]*`|``.+?``|`[^`\n]*`", " ", text)
     return re.sub(r"\]\([^)]*\)", "] ", text)
 
@@ -179,7 +180,7 @@ def _decimal(text: str) -> Decimal:
 @cache
 def _numbers(text: str) -> set[Decimal]:
     """All numbers in a text, and their sizes: a loss of 2 is a gain of −2."""
-    found = {_decimal(n) for n in re.findall(r"(?:(?<![\w.])[-−])?\d[\d,_]*(?:\.\d+)?", text)}
+    found = {_decimal(n) for n in re.findall(r"(?:(?<![\w.])[-−])?\d[\d,_]*(?:\.\d+)?(?:e[-+]?\d\d?(?!\w))?", text)}
     return found | {abs(value) for value in found}
 
 

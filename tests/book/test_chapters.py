@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -43,6 +44,16 @@ def elsewhere():
     """Everything that any chapter computes or shows, and the code of the package and the experiments."""
     files = [*(ROOT / "vaebook").rglob("*.py"), *(ROOT / "book" / "experiments").glob("*.py")]
     return "\n".join([*map(known, CHAPTERS.values()), *(ast.unparse(ast.parse(f.read_text("utf-8"))) for f in files)])
+
+
+def test_no_setting_keeps_a_chapter_or_a_test_from_being_run(pytestconfig):
+    files = [*(ROOT / "book").rglob("*.ipynb"), *(ROOT / "tests").rglob("test_*.py")]
+    folders = {part for file in files for part in file.relative_to(ROOT).parts[:-1]} - {".ipynb_checkpoints"}
+    assert [f for f in folders for form in pytestconfig.getini("norecursedirs") if fnmatch(f, form)] == []
+    assert pytestconfig.getini("addopts") == ["-ra", "--strict-markers"]
+    settings = [ROOT / "conftest.py", ROOT / "tests" / "conftest.py", ROOT / "Makefile"]
+    for word in ("collect_ignore", "nbval-lax", "nbval-sanitize", "--ignore", "--deselect"):
+        assert [file.name for file in settings if word in file.read_text(encoding="utf-8")] == []
 
 
 def test_md_and_ipynb_hold_the_same_cells(md):
