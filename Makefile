@@ -80,10 +80,11 @@ experiments: setup  ## run the long experiments again, hours in all (ONLY=name: 
 	@$(RUN) book/experiments/harness.py $(if $(ONLY),"$$ONLY")
 
 bench: setup  ## time log q_agg, shards and training against other libraries (40 minutes; DEVICE=cuda: log q_agg on a graphics card); writes book/results/scale-….json, shards.json, training.json
-	@mkdir -p _build && $(RUN) book/_tools/alone.py _build sh -c '[ -d _build/bench ] || { rm -rf _build/.bench && \
-		$(PY) -m pip install -q --disable-pip-version-check --target _build/.bench -c requirements.txt $(PEERS) && \
-		$(PY) -m pip install -q --disable-pip-version-check --target _build/.bench --no-deps $(ALONE) && \
-		mv _build/.bench _build/bench; }'
+	@mkdir -p _build && $(RUN) book/_tools/alone.py _build sh -c 'trap "exit 130" INT TERM HUP; run() { "$$@" & wait $$!; }; \
+		export TMPDIR="$$PWD/_build/.bench/tmp"; [ -d _build/bench ] || { rm -rf _build/.bench && mkdir -p "$$TMPDIR" && \
+		run $(PY) -m pip install -q --disable-pip-version-check --target _build/.bench -c requirements.txt $(PEERS) && \
+		run $(PY) -m pip install -q --disable-pip-version-check --target _build/.bench --no-deps $(ALONE) && \
+		rm -rf "$$TMPDIR" && mv _build/.bench _build/bench; }'
 	@unset OMP_NUM_THREADS; export PYTHONPATH=_build/bench; $(RUN) tests/benchmarks/scale.py $(if $(DEVICE),--device $(DEVICE))
 	@$(if $(DEVICE),,$(RUN) tests/benchmarks/shards.py)
 	@$(if $(DEVICE),,export PYTHONPATH=_build/bench; $(RUN) tests/benchmarks/training.py)

@@ -287,6 +287,8 @@ def test_a_process_that_dies_is_one_error_within_a_minute(tmp_path):
         ({"scale": -torch.ones(3, 2)}, ValueError, "scale: expected positive values"),
         ({"part_size": 0}, ValueError, "part_size: expected an int at least 1"),
         ({"loc": 3}, TypeError, "loc: expected rows"),
+        ({"loc": None}, TypeError, "loc: expected rows"),
+        ({"scale": None}, TypeError, "loc: expected rows"),
         ({"loc": [torch.zeros(3, 2)], "scale": []}, ValueError, "scale: expected as many"),
         (
             {"loc": [torch.zeros(3, 2), torch.zeros(3, 1)], "scale": [torch.ones(3, 2), torch.ones(3, 1)]},
@@ -310,6 +312,12 @@ def test_bad_numbers_of_components():
         q.log_prob_given(torch.zeros(1, 2), torch.tensor([3]))
     with pytest.raises(ValueError, match="z: expected shape"):
         q.log_prob(torch.zeros(1, 3))
+    for density in (q.log_prob_given, q.log_prob_leave_one_out):
+        for z in (None, "z", [[0.0, 0.0]], torch.zeros(1, 2).to_sparse()):
+            with pytest.raises(TypeError, match="z: expected a"):
+                density(z, torch.tensor([0]))
+        with pytest.raises(TypeError, match=r"index: expected a tensor of dtype torch\.int64, got"):
+            density(torch.zeros(1, 2), torch.tensor([0]).to_sparse())
 
 
 def test_chosen_components_come_into_memory():

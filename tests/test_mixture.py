@@ -825,3 +825,15 @@ def test_leaving_one_out_is_the_same_where_derivatives_are_wanted():
     got = q.log_prob_leave_one_out(z.clone().requires_grad_(), index)
     torch.testing.assert_close(got.detach(), wanted, rtol=0, atol=1e-12)
     assert torch.autograd.gradcheck(lambda z: q.log_prob_leave_one_out(z, index), z.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("z", [1e154, 1e200, 1e308, -1e308, torch.finfo(torch.float64).max])
+@pytest.mark.parametrize("scale", [1e-3, 0.7, 10.0])
+@pytest.mark.parametrize("tracked", ["loc", "scale", "z"])
+def test_at_the_end_of_the_numbers_a_density_with_derivatives_is_that_without(z, scale, tracked):
+    loc = torch.linspace(-2, 2, 10, dtype=torch.float64).reshape(5, 2)
+    given = {"loc": loc, "scale": torch.full_like(loc, scale), "z": loc.new_tensor([[z, 1.0], [1.0, z], [z, -z]])}
+    plain = DiagGaussianMixture(given["loc"], given["scale"]).log_prob(given["z"])
+    given[tracked].requires_grad_()
+    found = DiagGaussianMixture(given["loc"], given["scale"]).log_prob(given["z"])
+    assert found.requires_grad and torch.allclose(found, plain, rtol=1e-12)

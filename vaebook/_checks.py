@@ -119,8 +119,8 @@ def check_index(
     name: str, value: object, shape: Sequence[int], like: Tensor | None = None, size: int | None = None
 ) -> Tensor:
     """Check for a tensor of indices of a given shape, on the device of another tensor, each below a size."""
-    if not isinstance(value, Tensor) or value.dtype != torch.long:
-        got = getattr(value, "dtype", type(value).__name__)
+    if not isinstance(value, Tensor) or value.dtype != torch.long or value.layout != torch.strided:
+        got = f"{value.dtype} {value.layout}" if isinstance(value, Tensor) else type(value).__name__
         raise TypeError(f"{name}: expected a tensor of dtype torch.int64, got {got}")
     if value.shape != tuple(shape):
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
@@ -217,7 +217,7 @@ def check_number(
 def check_choice(name: str, value: object, choices: Sequence[str], wanted: str = "one of") -> Any:
     """Check for one of several words."""
     if not isinstance(value, str) or value not in choices:
-        raise ValueError(f"{name}: expected {wanted} {', '.join(choices)}, got {value!r}")
+        raise ValueError(f"{name}: expected {wanted} {', '.join(choices)}, got {one_line(repr(value))[:100]}")
     return value
 
 

@@ -120,14 +120,18 @@ class ShardedMixture:
         Returns:
             The log-density, (*s); see `DiagGaussianMixture.log_prob_leave_one_out`.
         """
-        flat = check_index("index", index, z.shape[:-1], size=self.num_components).reshape(-1)
+        flat = self._checked(z, index)
         of = lambda q, rows, first, chosen: sums_without(q, rows, chosen - first)  # noqa: E731
         density, rest = self.sums(z, of, flat, logarithms=2)
         return density - check_others(rest, self.num_components)
 
+    def _checked(self, z: Tensor, index: Tensor) -> Tensor:
+        check_tensor("z", z, ("...", self.latent_dim), empty=True)
+        return check_index("index", index, z.shape[:-1], size=self.num_components).reshape(-1)
+
     def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
         """Log-density, (*s), of one component each, log N(z | mu_n, sigma_n²), for z (*s, D) and numbers n (*s)."""
-        flat = check_index("index", index, z.shape[:-1], size=self.num_components).reshape(-1)
+        flat = self._checked(z, index)
         value, points = torch.zeros(len(flat), dtype=torch.float64), z.reshape(-1, self.latent_dim)
         self.processes.agree("z and index", points.double(), flat)
         for q, _, first in self.parts():

@@ -256,14 +256,14 @@ def log_terms(z: Tensor, components: Components, exclude: Any = None, apart: boo
     top = terms.detach().amax(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).min)
     if not (apart and bool((top < FAR).any())):
         return terms - top, top
-    x = (z[:, None] - loc) / scale
+    x = ((z[:, None] - loc) / scale).nan_to_num()  # inf - inf would be nan
     # The nearest, by squares that do not overflow, of those that have weight.
     near = (2.0**-510 * x.detach()).square().sum(-1).masked_fill(offset.isneginf(), torch.inf).argmin(-1, keepdim=True)
     for _ in range(2):  # the second time from the largest term, which rounding may have hidden from the first
         y, own = x.gather(1, near[..., None].expand(-1, -1, x.shape[-1])), offset.gather(-1, near)
         unit = y.detach().abs().amax(-1).clamp(min=1.0)
         change = ((loc[near] - loc) + y * (scale[near] - scale)) / scale  # x - y
-        terms = offset - own - 0.5 * (change * ((x + y) / unit[..., None])).sum(-1) * unit
+        terms = offset - own - ((change * ((0.5 * x + 0.5 * y) / unit[..., None])).sum(-1) * unit).nan_to_num()
         near = terms.detach().argmax(-1, keepdim=True)
     return terms, own - 0.5 * y.square().sum(-1)
 

@@ -98,7 +98,7 @@ def cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:
         )
     first = 0
     for one in zip(locs, scales, weights, strict=True):
-        shapes = [_shape(x) for x in one if x is not None]
+        shapes = [_shape(x) for x in (one if one[2] is not None else one[:2])]
         if len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2:] not in ([], [shapes[0][:1]]):
             raise ValueError(f"loc, scale, log_weight: expected (N, D), (N, D) and (N), got {shapes}")
         num, dim = shapes[0]
