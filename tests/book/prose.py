@@ -25,7 +25,7 @@ CODE = re.compile(r"(?!\{)|\{(?:code-cell|literalinclude|bibliography)\}")
 """What stands between fences and is no prose: all that is no directive, and these."""
 EXERCISES = re.compile(r"^(`{3,})\{exercise\}.*?^\1\s*$", re.MULTILINE | re.DOTALL)
 DIRECTIVES = {"code-cell", "literalinclude", "bibliography", "glossary", "figure", "dropdown", "exercise"}
-DIRECTIVES |= {"solution", "solution-start", "solution-end", "prf:theorem", "prf:proof"}
+DIRECTIVES |= {"solution", "solution-start", "solution-end", "prf:theorem", "prf:proof", "prf:lemma", "prf:proposition"}
 FOREIGN = {
     "a directive": re.compile(r"^ *[`:~]{3,} *\{([^}]*)\}", re.MULTILINE),
     "a class": re.compile(r"^ *:class: *(.*)|\{([.#][^}]*|[^}`$]*=[\"'][^}`$]*)\}", re.MULTILINE),

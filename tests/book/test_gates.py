@@ -3,12 +3,13 @@
 import copy
 import json
 
+import evidence
 import gates
 import nbformat
 import prose
 import pytest
 from execute import finish
-from fingerprint import as_md, read_md
+from fingerprint import ROOT, as_md, read_md
 from nbformat import v4
 
 ALT = "Two curves that cross near the middle; the left one is higher at first."
@@ -293,6 +294,13 @@ def test_foreign(text, accepted):
 def test_typed(code, shown, accepted):
     cell = v4.new_code_cell(code, outputs=[v4.new_output("stream", name="stdout", text=shown)])
     assert (gates.typed(v4.new_notebook(cells=[cell])) == []) is accepted
+
+
+def test_what_a_new_chapter_is_laid_out_with_passes():
+    text = (ROOT / "book" / "_tools" / "new" / "chapter.md.in").read_text(encoding="utf-8")
+    assert prose.foreign(text) + gates.exercises(text) == []
+    (proof,) = evidence.PROOF.findall(text)
+    assert len(proof.split()) >= 10
 
 
 def test_exercises():
