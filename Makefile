@@ -80,7 +80,8 @@ experiments: setup  ## run the long experiments again, hours in all (ONLY=name: 
 	@$(RUN) book/experiments/harness.py $(if $(ONLY),"$$ONLY")
 
 bench: setup  ## time log q_agg, shards and training against other libraries (40 minutes; DEVICE=cuda: log q_agg on a graphics card); writes book/results/scale-….json, shards.json, training.json
-	@mkdir -p _build && $(RUN) book/_tools/alone.py _build sh -c 'trap "exit 130" INT TERM HUP; run() { "$$@" & wait $$!; }; \
+	@mkdir -p _build && $(RUN) book/_tools/alone.py _build sh -c 'trap "exit 130" INT TERM HUP; \
+		trap "trap \"\" INT TERM HUP; kill -TERM 0; wait; rm -rf _build/.bench" EXIT; run() { "$$@" & wait $$!; }; \
 		export TMPDIR="$$PWD/_build/.bench/tmp"; [ -d _build/bench ] || { rm -rf _build/.bench && mkdir -p "$$TMPDIR" && \
 		run $(PY) -m pip install -q --disable-pip-version-check --target _build/.bench -c requirements.txt $(PEERS) && \
 		run $(PY) -m pip install -q --disable-pip-version-check --target _build/.bench --no-deps $(ALONE) && \

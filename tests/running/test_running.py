@@ -106,6 +106,13 @@ def test_what_make_is_asked_to_end_is_what_works():
     assert [line for line in lines if not re.search(r"(^|&& |; )exec |setup\.sh", line)] == []
 
 
+def test_what_bench_installs_does_not_make_an_interruption_wait():
+    """A shell that waits for a command hears of nothing; in the background it is ended with the shell."""
+    said = subprocess.run(["make", "-n", "-B", "bench"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = [line.strip() for line in said.splitlines() if " pip install" in line]
+    assert len(lines) == 2 and all(line.startswith("run ") for line in lines)
+
+
 def await_(condition, seconds=30):
     end = time.monotonic() + seconds
     while not condition():
