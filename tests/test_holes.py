@@ -133,3 +133,13 @@ def test_what_is_refused():
         hole_mass(perfect(0, 59, 2, 0.5), StandardNormal(2))
     with pytest.raises(ValueError, match="prior: expected dimension 2, got 3"):
         hole_mass(perfect(0, 60, 2, 0.5), StandardNormal(3))
+
+
+@pytest.mark.parametrize("last", [-1e-3, -20.0, -torch.inf])
+def test_weights_that_differ_are_refused_and_not_taken_for_equal(last):
+    """Half of the prior without codes was no hole: each component counted as one datum."""
+    loc = torch.randn(100, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    log_weight = torch.where(loc[:, 0] > 0, 0.0, last).double().log_softmax(0)
+    q = DiagGaussianMixture(loc, torch.full_like(loc, 0.3), log_weight)
+    with pytest.raises(ValueError, match=r"^q_agg: expected components of equal weight, one for each datum"):
+        hole_mass(q, StandardNormal(2))
