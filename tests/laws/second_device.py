@@ -116,6 +116,10 @@ class Generator(_GENERATOR):
         super().manual_seed(MARK * self.there + seed)
         return self
 
+    def clone_state(self) -> Generator:
+        """Make another one in the same state, on the same device."""
+        return Generator(self.device).set_state(self.get_state())
+
 
 def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operation on what the tensors hold, or refuse it as a graphics card would."""
