@@ -73,8 +73,7 @@ def elbo(
     x, condition = vae.data(x, condition)
     check_int("num_samples", num_samples, minimum=1, maximum=MOST)
     beta = check_number("beta", beta, minimum=0)
-    if not vae.training:  # in which two passes may differ, by dropout say
-        vae.check(x, condition)
+    vae.check(x, condition)
     q = encode(vae, x, condition)
     joint = Joint(vae, x, condition, _without(vae.prior, index, len(x)), q.loc.dtype)
     z, log_q = _draw(q, num_samples, generator)
@@ -122,8 +121,7 @@ def iwae_bound(
     """
     vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
-    if not vae.training:  # in which two passes may differ, by dropout say
-        vae.check(x, condition)
+    vae.check(x, condition)
     q = encode(vae, x, condition)
     joint, generator = Joint(vae, x, condition, dtype=q.loc.dtype), check_generator(generator, x.device)
 

@@ -27,6 +27,7 @@ from vaebook.population import FEWEST, Interval, bracket_both
 from vaebook.priors import StandardNormal, on_cpu
 from vaebook.report import Diagnosis, Moments, Sampling
 from vaebook.sampling import decode_candidates
+from vaebook.shards import has_equal_weights
 from vaebook.verdicts import verdicts
 
 PAIRS = 1e10
@@ -179,7 +180,7 @@ def _found(
     work.bar.update()
     merged = merged.double()  # what is prepared for its sums is shared by all below
     distinct = DiagGaussianMixture(merged.loc, merged.scale, validate_args=False)
-    equal = bool((q_agg.log_weight + math.log(num)).abs().max() < 1e-5)
+    equal = has_equal_weights(q_agg)
     sample = other if other is not None and other.num_components >= ENOUGH else distinct
     mismatch = information = holes = None
     if work.enough("The population", sample.num_components, FEWEST, equal):

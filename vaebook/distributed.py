@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vaebook._checks import at_least_single, check_all, check_index, check_int, check_shape, check_tensor, check_type
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.shards import Processes, cut
+from vaebook.shards import Processes, cut, has_equal_weights
 from vaebook.sums import check_others, log_sum_of_others
 
 POINTS = 2**14
@@ -256,11 +256,13 @@ class ShardedMixture:
 Mixture = DiagGaussianMixture | ShardedMixture
 
 
-def in_shards(name: str, q: Any) -> ShardedMixture:
-    """Return a mixture in the form that serves both: one that is not spread is a shard of its own."""
+def in_shards(name: str, q: Any, *, equal: bool = False) -> ShardedMixture:
+    """Return a mixture, of ``equal`` weights if need be, in the form that serves both: one not spread is one shard."""
     if isinstance(check_type(name, q, Mixture), DiagGaussianMixture):
         log_weight, *rest = (part.detach().cpu() for part in q.components())
-        return ShardedMixture(*rest, log_weight, group=False)
+        q = ShardedMixture(*rest, log_weight, group=False)
+    if equal and not has_equal_weights(q):
+        raise ValueError(f"{name}: expected components of equal weight, one for each datum, got others")
     return q
 
 

@@ -19,7 +19,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from vaebook._checks import NORMALISATION, check_all, check_int, new_seed
+from vaebook._checks import check_all, check_int, new_seed
 from vaebook.adapters import adapt_prior
 from vaebook.distributed import Mixture, in_shards
 from vaebook.mixture import DiagGaussianMixture
@@ -111,7 +111,7 @@ def hole_mass(
     Source: Neyman & Pearson (1933) for the sets; Kim et al., Classification accuracy as a proxy for two-sample testing
     (2021); what a divergence allows: this book, claim agg/hole-mass.
     """
-    q_agg = in_shards("q_agg", q_agg)
+    q_agg = in_shards("q_agg", q_agg, equal=True)
     check_int("num_samples", num_samples, minimum=100)
     generator = q_agg.processes.common(generator)
     if q_agg.num_components < LEAST:
@@ -119,8 +119,6 @@ def hole_mass(
     prior, num = on_cpu(adapt_prior(prior, q_agg.latent_dim)), min(q_agg.num_components, MOST)
     order = torch.randperm(q_agg.num_components, generator=generator)[:num]
     chosen = q_agg[order]
-    if not chosen.log_weight.max() - chosen.log_weight.min() < 2 * NORMALISATION:  # nan where all weights are 0
-        raise ValueError("q_agg: expected components of equal weight, one for each datum, got others")
     q_agg = DiagGaussianMixture(chosen.loc, chosen.scale)
     z = q_agg.loc + q_agg.scale * torch.randn(q_agg.loc.shape, generator=generator, dtype=torch.float64)
     reference, fresh = (prior.sample((num_samples,), generator=generator).to("cpu", torch.float64) for _ in range(2))

@@ -40,11 +40,7 @@ class DiscretePrior(NamedTuple):
 
 
 def fit_npmle(
-    log_likelihood: LogLikelihood,
-    candidates: Tensor,
-    *,
-    tolerance: float = 1e-4,
-    separation: float = 1e-3,
+    log_likelihood: LogLikelihood, candidates: Tensor, *, tolerance: float = 1e-4, separation: float = 1e-3
 ) -> DiscretePrior:
     r"""Find the best of all priors: the number of its atoms, their places and their weights.
 

@@ -39,8 +39,6 @@ FEWEST = 10
 """Fewest data from which a bracket is made."""
 MOST = 100_000
 """Most components that a Gaussian mixture is fitted to."""
-UNEQUAL = 1e-5
-"""Difference of log-weights from which on they are not equal."""
 
 
 class Interval(NamedTuple):
@@ -168,11 +166,8 @@ class _Drawn:
 
     def __init__(self, q_agg: Mixture, num_samples: int, generator: torch.Generator | None) -> None:
         check_int("num_samples", num_samples, minimum=2 * GROUPS)
-        q = self.mixture = in_shards("q_agg", q_agg)
+        q = self.mixture = in_shards("q_agg", q_agg, equal=True)
         num, self.generator = q.num_components, q.processes.common(generator)
-        unequal = q.average(lambda weight, loc, scale: ((weight + math.log(num)).abs() >= UNEQUAL) / weight.exp())
-        if unequal != 0:  # nan where a weight is 0
-            raise ValueError("q_agg: expected components of equal weight, one for each datum, got others")
         if num < FEWEST:
             raise ValueError(f"q_agg: expected at least {FEWEST} components, one for each datum, got {num}")
         groups = min(GROUPS, num // 2)

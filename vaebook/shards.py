@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from vaebook._checks import check_generator, new_seed
+from vaebook._checks import NORMALISATION, check_generator, new_seed
 from vaebook.mixture import DiagGaussianMixture
 
 TOLD = 2**20
@@ -110,6 +110,13 @@ def cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:
                 mass = float(_tensor(one[2][rows]).double().logsumexp(0))
             yield Part(*one, rows, first + start, mass, rows.stop - start, dim)
         first += num
+
+
+def has_equal_weights(q: Any) -> bool:
+    """Tell whether the components of a mixture, spread or not, have one weight but for rounding."""
+    log_num = math.log(q.num_components)
+    apart = q.average(lambda weight, loc, scale: ((weight + log_num).abs() >= NORMALISATION) / weight.exp())
+    return bool(apart == 0)  # nan where a weight is 0
 
 
 def _checksum(values: Iterable[object]) -> int:

@@ -32,11 +32,7 @@ SHARE = 0.1
 
 @torch.no_grad()
 def assert_density_matches_sampler(
-    distribution: Any,
-    *,
-    num_samples: int = 20_000,
-    false_alarm: float = 1e-3,
-    generator: torch.Generator | None = None,
+    distribution: Any, *, num_samples: int = 20_000, false_alarm: float = 1e-3, generator: torch.Generator | None = None
 ) -> None:
     r"""Raise AssertionError if draws of a distribution do not follow its density, or are not independent.
 
