@@ -39,6 +39,32 @@ def test_table_as_markdown_and_as_text():
 
 
 @pytest.mark.parametrize(
+    ("entries", "right"),
+    [
+        ([1.5, 2e-9], True),
+        ([-3, "exact"], True),
+        (["none", "0.15 to 1.50"], True),
+        (["-0.42 to 7.69"], True),
+        (["< 1"], True),
+        (["[3, 4, 4]"], True),
+        ([math.nan, -math.inf], True),
+        (["VAE (IWAE, k = 1)", "flow"], False),
+        (["information", "nanny"], False),
+        (["gain -1"], False),
+        ([True, False], False),
+        (["", "✓"], False),
+        ([], False),
+    ],
+)
+def test_numbers_stand_on_the_right_and_words_on_the_left(entries, right):
+    made = table({"": ["a"] * len(entries), "a header wider than each": entries})
+    assert made._repr_markdown_().splitlines()[1] == f"| --- | {'--:' if right else '---'} |"
+    header, *lines = str(made).splitlines()
+    cells = map(number, entries)
+    assert lines == [f"a  {cell.rjust(len(header) - 3) if right else cell}".rstrip() for cell in cells]
+
+
+@pytest.mark.parametrize(
     ("columns", "error", "message"),
     [
         ([1, 2], TypeError, "columns: expected a mapping"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -10,6 +11,8 @@ import torch
 
 DIGITS = 4
 """Significant digits that the book prints; the checks on stored outputs use the same rounding."""
+NUMBER = re.compile(r"[-−<≤\[( ]*(\d|(inf|nan)\b)")
+"""How the text of a number, or of an interval, begins."""
 
 
 def number(value: object) -> str:
@@ -56,20 +59,24 @@ class Table(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
 
     def _repr_markdown_(self) -> str:
-        lines = [self.header, ("---",) + ("--:",) * (len(self.header) - 1), *self.rows]
+        lines = [self.header, ["---" if left else "--:" for left in self._left()], *self.rows]
         escaped = [[cell.replace("|", "\\|") for cell in line] for line in lines]
         return "\n".join("| " + " | ".join(line) + " |" for line in escaped)
 
     def __str__(self) -> str:
         """Align the columns with spaces."""
-        widths = [max(len(line[i]) for line in (self.header, *self.rows)) for i in range(len(self.header))]
-        lines = []
-        for line in (self.header, *self.rows):
-            cells = [line[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
+        columns = []
+        for left, column in zip(self._left(), zip(self.header, *self.rows, strict=True), strict=True):
+            width = max(map(len, column))
+            columns.append([cell.ljust(width) if left else cell.rjust(width) for cell in column])
+        return "\n".join("  ".join(line).rstrip() for line in zip(*columns, strict=True))
 
     __repr__ = __str__
+
+    def _left(self) -> list[bool]:
+        """Tell which columns stand on the left: the first, and those in which no cell begins with a number."""
+        columns = zip(self.header, *self.rows, strict=True)
+        return [i == 0 or not any(map(NUMBER.match, column[1:])) for i, column in enumerate(columns)]
 
 
 def table(columns: Mapping[str, Sequence[object]]) -> Table:
