@@ -57,8 +57,9 @@ MENDED = [  # in the HTML of every page: what is wrong, what should stand there
     (re.compile(r'<th class="head([^"]*)"><p></p></th>'), r'<td class="head\1"></td>'),
     # sphinx-exercise links the space before the number too.
     (re.compile(r"Solution to(<a [^>]*>) "), r"Solution to \1"),
-    # What folds is called by the words that are seen, not by the same ones everywhere.
+    # What folds, and the button to search, are called by the words on them: who speaks those must press them.
     (re.compile(r'<summary aria-label="Toggle hidden content">'), "<summary>"),
+    (re.compile(r'(<button class="btn search-button-field[^>]*) aria-label="Search"'), r"\1"),
     # docutils gives references a role that ARIA has withdrawn, inside a list that wants items.
     (re.compile(r'(<div class="citation" id="[^"]*") role="doc-biblioentry"'), r'\1 role="listitem"'),
     # A line must not start with the comma that follows a formula, or end with the bracket that opens before it.
