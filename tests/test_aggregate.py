@@ -224,7 +224,7 @@ def test_index_of_a_bad_scale_is_that_of_the_datum():
     ("error", "match", "x", "batch_size"),
     [
         (TypeError, "x: expected a tensor or an array of real numbers, got float", [[1.0]], 8),
-        (TypeError, "x: expected a tensor, an array or an iterable of batches, got int", 3, 8),
+        (TypeError, r"x: expected a tensor, array or iterable of batches \(DataLoader\), got int", 3, 8),
         (TypeError, "x: expected a dense tensor of real numbers", torch.ones(2, 2) * 1j, 8),
         (ValueError, "x: expected shape", torch.ones(4), 8),
         (ValueError, "x: expected shape", torch.tensor(1.0), 8),

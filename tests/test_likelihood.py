@@ -261,7 +261,7 @@ class TestErrors:
             ({"x": torch.zeros(2, 5)}, ValueError, "x: expected shape"),
             ({"x": torch.full((2, 6), torch.nan)}, ValueError, "x: expected finite values"),
             ({"x": torch.zeros(2, 6).long()}, TypeError, "x: expected a floating-point tensor, got dtype"),
-            ({"x": "digits"}, TypeError, "x: expected a tensor, an array or an iterable of batches, got str"),
+            ({"x": "digits"}, TypeError, r"x: expected a tensor, array or iterable of batches \(DataLoader\), got str"),
             ({"num_samples": 1}, ValueError, "num_samples: expected an int between 2 and 1000000000, got 1"),
             ({"num_samples": 10**400}, ValueError, "num_samples: expected an int between 2 and 1000000000"),
             ({"num_samples": 10.0}, TypeError, "num_samples: expected an int, got float"),

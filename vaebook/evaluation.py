@@ -194,7 +194,7 @@ def batches(
     elif isinstance(data, Iterable) and not isinstance(data, str | bytes | Mapping):
         parts = (batch[0] if isinstance(batch, tuple | list) and batch else batch for batch in data)
     else:
-        raise TypeError(f"{name}: expected a tensor, an array or an iterable of batches, got {_kind(data)}")
+        raise TypeError(f"{name}: expected a tensor, array or iterable of batches (DataLoader), got {_kind(data)}")
     stop = 0
     for part in parts:
         x = as_data(name, part, dtype)
