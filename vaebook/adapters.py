@@ -120,8 +120,7 @@ class AdaptedVAE(nn.Module):
     def only(self, **changes: Any) -> AdaptedVAE:
         """Return the same without one of its parts: conditions that only that part takes may be left out."""
         other = copy(self)
-        for name, value in changes.items():
-            setattr(other, name, value)
+        vars(other).update(changes)  # by setattr a prior that is a module would go to this one, too: they share theirs
         return other
 
     def encode(self, x: Tensor, condition: Condition = None) -> Independent:
