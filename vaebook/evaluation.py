@@ -114,7 +114,7 @@ def call(name: str, function: Callable[..., Any], rows: Tensor, condition: Condi
 
 
 def accepts(function: Callable[..., Any], name: str, *, unknown: bool = True) -> bool:
-    """Tell whether a function takes an argument of this name; the second one has the name ""."""
+    """Tell whether a function takes an argument of this name, the second one for ""; ``unknown`` if it does not say."""
     try:
         parameters = list(inspect.signature(getattr(function, "forward", function)).parameters.values())
     except (TypeError, ValueError):  # built in, without a signature: it gets the whole condition
