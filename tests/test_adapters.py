@@ -704,3 +704,11 @@ def test_the_standard_normal_of_a_model_in_half_precision_is_in_single(dtype):
     z = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(vae.prior.log_prob(z), Normal(0.0, 1.0).log_prob(z).sum(1))
     assert vae.prior.sample((2,)).dtype == torch.float32
+
+
+def test_another_prior_for_a_decoder_does_not_take_the_place_of_the_models_own():
+    """Both are modules, and the model in which one was exchanged shared its list of modules with the other."""
+    own, other = StandardNormal(2), StandardNormal(2).double()
+    vae = adapt(nn.Linear(6, 4), nn.Linear(2, 6), likelihood="bernoulli_logits", prior=own)
+    assert adapt_decoder(vae, other).prior is other
+    assert vae.prior is own

@@ -114,7 +114,7 @@ def test_smallest_batches():
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        (("in-the-batch", 4), ValueError, "scheme: expected one of .*'in-batch'.*, got 'in-the-batch'"),
+        (("in-the-batch", 4), ValueError, "^scheme: expected one of in-batch, .*, got 'in-the-batch'$"),
         (("in-batch", 0), ValueError, "batch_size: expected an int at least 1, got 0"),
         (("weighted", 0, 3), ValueError, "batch_size: expected an int at least 1, got 0"),
         (("leave-one-out", 1), ValueError, "batch_size: expected an int at least 2, got 1"),

@@ -266,7 +266,7 @@ ONE = torch.ones(FEWEST - 1, 1)
         (TypeError, "^prior: expected", lambda: bracket_mismatch(GOOD, 3)),
         (ValueError, "^prior: expected dimension 1, got 2", lambda: bracket_mismatch(GOOD, StandardNormal(2))),
         (TypeError, r"^densities\[0\]: expected", lambda: bracket_information(GOOD, densities=[3])),
-        (ValueError, "^num_components: ", lambda: bracket_information(GOOD, num_components=(0,))),
+        (ValueError, r"^num_components\[0\]: expected", lambda: bracket_information(GOOD, num_components=(0,))),
         (ValueError, "^num_samples: ", lambda: bracket_information(GOOD, num_samples=10)),
         (ValueError, "^confidence: ", lambda: bracket_information(GOOD, confidence=1.0)),
         (TypeError, "^generator: ", lambda: bracket_information(GOOD, generator=0)),

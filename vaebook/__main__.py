@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from vaebook._checks import one_line
+from vaebook._checks import check_int, explained, one_line
 from vaebook.aggregate import SPREADS, as_codes
 from vaebook.checkpoint import load_density
 from vaebook.diagnosis import diagnose
@@ -46,8 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             report = _diagnose(given)
         except (TypeError, ValueError, OSError, MemoryError) as error:
-            told = one_line(error) or type(error).__name__
-            print(f"error: {told}", file=sys.stderr)
+            print(f"error: {one_line(error) or type(error).__name__}", file=sys.stderr)
             return 2
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
@@ -59,16 +58,14 @@ def _diagnose(given: argparse.Namespace) -> Any:
     for path in (given.json, given.html):
         if path is not None and (Path(path).is_dir() or not Path(path).resolve().parent.is_dir()):
             raise ValueError(f"{path}: expected a file in a folder that exists")
-    if not -(2**63) <= given.seed < 2**63:
-        raise ValueError(f"--seed: expected an int of 64 bits, got {given.seed}")
+    check_int("--seed", given.seed, minimum=-(2**63))
     report = diagnose(
         _codes(given.codes),
         held_out=None if given.held_out is None else _codes(given.held_out),
         prior=None if given.prior is None else _prior(given.prior),
         generator=torch.Generator().manual_seed(given.seed),
     )
-    if given.json is not None:
-        report.to_json(given.json)
+    report.to_json(given.json)  # None writes nothing
     if given.html is not None:
         report.to_html(given.html)
     return report
@@ -81,10 +78,8 @@ def _codes(path: str) -> DiagGaussianMixture:
     if "loc" not in codes or sum(key in codes for key in SPREADS) != 1:
         held = one_line(", ".join(arrays))[:500] or "nothing"
         raise ValueError(f"{path}: expected loc and exactly one of {', '.join(SPREADS)}, got {held}")
-    try:
+    with explained(path, "codes", within=True):
         return as_codes("codes", codes)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from None
 
 
 def _prior(path: str) -> Any:

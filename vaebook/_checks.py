@@ -221,10 +221,12 @@ def check_choice(name: str, value: object, choices: Sequence[str], wanted: str =
     return value
 
 
-def check_sizes(name: str, value: object, minimum: int = 0) -> tuple[int, ...]:
+def check_sizes(name: str, value: object, *, minimum: int = 0, empty: bool = True) -> tuple[int, ...]:
     """Check for a tuple of sizes, each at least ``minimum``; a list or numpy's ints will do."""
     if not isinstance(value, tuple | list):
         raise TypeError(f"{name}: expected a tuple of ints, got {type(value).__name__}")
+    if not value and not empty:
+        raise ValueError(f"{name}: expected at least one size, got {value}")
     return tuple(check_int(f"{name}[{i}]", size, minimum=minimum) for i, size in enumerate(value))
 
 

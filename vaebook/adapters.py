@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
 from vaebook import evaluation
-from vaebook._checks import at_least_single, check_generator, check_int, check_tensor
+from vaebook._checks import at_least_single, check_generator, check_int, check_positive, check_tensor
 from vaebook.evaluation import Condition, Data, take
 from vaebook.outputs import Likelihood, Spread, check_spread
 from vaebook.parts import PROBE, Decoder, Encoder, Prior, adapt_prior, check_event
@@ -44,7 +44,7 @@ class AdaptedVAE(nn.Module):
         self._sources = [part.source for part in (encoder, decoder) if part is not None]
         self.parts = nn.ModuleList(evaluation.modules_of(*self._sources, *modules))
         self.training = any(part.training for module in self.parts for part in module.modules())
-        self.dtype = evaluation.dtype_of(*self.parts)
+        self.dtype = getattr(evaluation.weight_of(*self.parts), "dtype", None)
         if decoder is not None:
             decoder.dtype = decoder.dtype or self.dtype
             decoder.encoder = decoder.encoder or encoder
@@ -120,15 +120,16 @@ class AdaptedVAE(nn.Module):
     def only(self, **changes: Any) -> AdaptedVAE:
         """Return the same without one of its parts: conditions that only that part takes may be left out."""
         other = copy(self)
-        for name, value in changes.items():
-            setattr(other, name, value)
+        vars(other).update(changes)  # by setattr a prior that is a module would go to this one, too: they share theirs
         return other
 
     def encode(self, x: Tensor, condition: Condition = None) -> Independent:
-        """Encode x (B, …): batch shape (B,), event shape (D,)."""
+        """Encode x (B, …): batch shape (B,), event shape (D,), all finite and every scale positive."""
         q = self._part("encoder")(x, condition)
         if self.prior.latent_dim != q.event_shape[0]:
             raise ValueError(f"prior: expected dimension {q.event_shape[0]}, got {self.prior.latent_dim}")
+        check_tensor("encoder's loc", q.base_dist.loc, ("B", "D"))
+        check_positive("encoder's scale", q.base_dist.scale)
         return q
 
     forward = encode
@@ -158,7 +159,7 @@ class AdaptedVAE(nn.Module):
         x, condition = x[:PROBE], take(condition, slice(0, PROBE))
         if self.encoder is not None:
             self.encoder.check(x, condition)
-            z = check_tensor("encoder's loc", self.encode(x, condition).base_dist.loc, ("B", "D"))
+            z = self.encode(x, condition).base_dist.loc
         else:
             dtype = self.dtype or (x.dtype if x.is_floating_point() else torch.float64)
             z = self.prior.sample((len(x),), generator=torch.Generator().manual_seed(0)).to(x.device, dtype)

@@ -18,7 +18,7 @@ from torch.distributions import Normal
 
 from vaebook._checks import at_least_single, check_generator, check_index, check_int, check_number, check_type
 from vaebook.adapters import adapt_decoder, adapt_vae
-from vaebook.integrals import Joint, encode, integrand, log_evidence
+from vaebook.integrals import Joint, integrand, log_evidence
 from vaebook.parts import optional
 
 MOST = 10**9
@@ -74,7 +74,7 @@ def elbo(
     check_int("num_samples", num_samples, minimum=1, maximum=MOST)
     beta = check_number("beta", beta, minimum=0)
     vae.check(x, condition)
-    q = encode(vae, x, condition)
+    q = vae.encode(x, condition).base_dist
     joint = Joint(vae, x, condition, _without(vae.prior, index, len(x)), q.loc.dtype)
     z, log_q = _draw(q, num_samples, generator)
     kl = optional(joint.prior, "kl")
@@ -122,7 +122,7 @@ def iwae_bound(
     vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
     vae.check(x, condition)
-    q = encode(vae, x, condition)
+    q = vae.encode(x, condition).base_dist
     joint, generator = Joint(vae, x, condition, dtype=q.loc.dtype), check_generator(generator, x.device)
 
     def log_weight(size: int) -> Tensor:

@@ -43,10 +43,6 @@ class _CodePrior(PriorModule):
         """The encoder that makes the components: the VAE's own."""
         return self._encoder.source
 
-    def mixture(self) -> DiagGaussianMixture:
-        """Return the prior as a mixture, differentiable in everything that makes it."""
-        raise NotImplementedError
-
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats.
 

@@ -75,16 +75,11 @@ def compare_priors(
     Source: as `importance_log_prob`; common random numbers, Owen, Monte Carlo theory, methods and examples (2013),
     section 8.6.
     """
-    leave_out = {} if leave_out is None else leave_out
-    _check_names(priors, leave_out, () if drawn_from is None else drawn_from)
-    return estimates(vae, x, priors, num_samples, leave_out, drawn_from or priors, condition, generator, **SHARED)
-
-
-def _check_names(priors: object, leave_out: object, drawn_from: object) -> None:
     if not isinstance(priors, Mapping) or not priors:
         raise TypeError(f"priors: expected a dict of at least one prior by name, got {priors!r}")
-    check_type("leave_out", leave_out, Mapping)
-    check_type("drawn_from", drawn_from, tuple | list)
+    leave_out = check_type("leave_out", {} if leave_out is None else leave_out, Mapping)
+    drawn_from = check_type("drawn_from", () if drawn_from is None else drawn_from, tuple | list)
     for name, names in (("leave_out", leave_out), ("drawn_from", drawn_from)):
         if unknown := [n for n in names if n not in priors]:
             raise ValueError(f"{name}: expected names among {', '.join(priors)}, got {unknown[0]!r}")
+    return estimates(vae, x, priors, num_samples, leave_out, drawn_from or priors, condition, generator, **SHARED)

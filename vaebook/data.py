@@ -173,28 +173,28 @@ def _read_all(folder: Path, prefix: str = "") -> list[bytes]:
     for path, sha256 in zip(paths, FASHION_SHA256.values(), strict=True):
         try:
             with path.open("rb") as file:
-                payloads.append(_unpack(file))
-            got = f"{len(payloads[-1]):,} bytes with SHA-256 {hashlib.sha256(payloads[-1]).hexdigest()}"
+                payloads.append(_unpack(path, file, sha256))
         except ValueError as error:
-            got = str(error)
-        if not got.endswith(sha256):
-            errors.append(f"{path}: expected uncompressed content with SHA-256 {sha256}, got {got}")
+            errors.append(str(error))
     if errors:
         raise ValueError("; ".join(errors))
     return payloads
 
 
-def _unpack(raw: BinaryIO) -> bytes:
-    """Read what may be gzipped: some servers and packagers unpack without renaming."""
+def _unpack(name: object, raw: BinaryIO, sha256: str) -> bytes:
+    """Read and verify what may be gzipped: some servers and packagers unpack without renaming."""
     raw.seek(0)
     content = raw.read(_MOST + 2**16)  # packed, what cannot be made smaller is a little longer
-    if not content.startswith(b"\x1f\x8b"):
-        return content[:_MOST]
-    stream = zlib.decompressobj(zlib.MAX_WBITS | 16)  # of gzip; one stream, since a million empty ones take minutes
     try:
-        return stream.decompress(content, _MOST)
+        if content.startswith(b"\x1f\x8b"):  # gzip; one stream, since a million empty ones take minutes
+            content = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(content, _MOST)
+        content = content[:_MOST]
+        got = f"{len(content):,} bytes with SHA-256 {hashlib.sha256(content).hexdigest()}"
     except zlib.error as error:
-        raise ValueError(f"a broken gzip stream ({error})") from error
+        got = f"a broken gzip stream ({error})"
+    if not got.endswith(sha256):
+        raise ValueError(f"{name}: expected uncompressed content with SHA-256 {sha256}, got {got}")
+    return content
 
 
 class _Limited(io.BytesIO):
@@ -214,9 +214,7 @@ def _download(base: str, cache: Path) -> None:
     for name, sha256 in FASHION_SHA256.items():
         if not ((cache / name).is_file() and pooch.file_hash(cache / name) == sha256):
             pooch.HTTPDownloader(timeout=30)(f"{base}{name}.gz", packed := _Limited(), None)
-            if (found := hashlib.sha256(payload := _unpack(packed)).hexdigest()) != sha256:
-                raise ValueError(f"{name}: expected uncompressed content with SHA-256 {sha256}, got {found}")
-            write_atomically(cache / name, payload)
+            write_atomically(cache / name, _unpack(name, packed, sha256))
         (cache / f"{name}.gz").unlink(missing_ok=True)
 
 

@@ -22,7 +22,7 @@ from vaebook.holes import LEAST, hole_mass
 from vaebook.information import active_units, decompose_kl, kl_per_dimension
 from vaebook.memorisation import memorisation
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import components, optional
+from vaebook.parts import one_gaussian, optional
 from vaebook.population import FEWEST, Interval, bracket_both
 from vaebook.priors import StandardNormal, on_cpu
 from vaebook.report import Diagnosis, Moments, Sampling
@@ -104,8 +104,7 @@ def diagnose(
         if vae is not None and vae.decoder is not None:
             decode = partial(decode_candidates, vae, given, new, num_data)
         found = _found(work, q_agg.to("cpu"), None if other is None else other.to("cpu"), prior, decode)
-    found = _remarks(found, decode is not None, other is not None)
-    return dataclasses.replace(found, verdicts=verdicts(found))
+    return dataclasses.replace(_remarks(found, decode is not None, other is not None), verdicts=verdicts(found))
 
 
 class _Work:
@@ -187,7 +186,7 @@ def _found(
         mismatch, information = _population(work, sample, distinct, prior)
     if work.enough("Holes", num_distinct, LEAST, equal):
         holes = work.attempt("Holes", hole_mass, distinct, prior)
-    told, unit = math.exp(parts.mutual_information.value), _units(prior)
+    told, unit = math.exp(parts.mutual_information.value), one_gaussian(prior)
     return Diagnosis(
         num_data=num,
         num_distinct=num_distinct,
@@ -243,14 +242,6 @@ def _remarks(found: Diagnosis, decoder: bool, held_out: bool) -> Diagnosis:
     return dataclasses.replace(found, unknown=tuple(unknown), notes=tuple(notes))
 
 
-def _units(prior: Any) -> tuple[Tensor, Tensor] | None:
-    """Mean and scale of a prior that is one Gaussian with independent dimensions."""
-    parts = components(prior)
-    if parts is None or parts[2].shape != (1, prior.latent_dim):
-        return None
-    return parts[1][0].double(), parts[2][0].double()
-
-
 def _active(q: DiagGaussianMixture, prior: Any, unit: Any, generator: torch.Generator) -> tuple[bool, ...]:
     """Return which latents are in use, in units of the prior's scale or, if that is smaller, of the codes' own."""
     scale = prior.sample((5_000,), generator=generator).to("cpu", torch.float64).std(0) if unit is None else unit[1]
@@ -267,7 +258,7 @@ def _moments(q: DiagGaussianMixture, loc: Tensor, scale: Tensor) -> Moments:
 
 
 def _describe(prior: Any) -> str:
-    unit = _units(prior)
+    unit = one_gaussian(prior)
     if unit is not None and bool((unit[0] == 0).all() and (unit[1] == 1).all()):
         return "standard normal"
     return type(optional(prior, "source") or prior).__name__

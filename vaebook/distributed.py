@@ -67,7 +67,7 @@ class ShardedMixture:
         self._parts, self._kept = list(cut(loc, scale, log_weight, part_size)), {}
         mass = torch.tensor([part.log_mass for part in self._parts], dtype=torch.float64)
         dims = [part.dim for part in self._parts]
-        num = sum(part.num for part in self._parts)
+        num = sum(part.rows.stop - part.rows.start for part in self._parts)
         mine = [num, max(dims, default=0), min(dims, default=math.inf), float(mass.logsumexp(0))]
         told = self.processes.gather(torch.tensor(mine, dtype=torch.float64))
         self.num_components, self.latent_dim = int(told[:, 0].sum()), int(told[:, 1].max())
@@ -79,7 +79,7 @@ class ShardedMixture:
         if not math.isfinite(total):
             wanted = "numbers below infinity, not all of them -inf"
             raise ValueError(f"log_weight: expected {wanted}, got a sum of weights of {math.exp(total)}")
-        self._first = told[:, 0].cumsum(0).long() - told[:, 0].long()
+        self._first = int(told[: self.processes.rank, 0].sum())
         self._log_mass, self._log_total = told[:, 3].log_softmax(0), total
 
     def __repr__(self) -> str:
@@ -93,11 +93,11 @@ class ShardedMixture:
             mixture.in_clusters = isinstance(part.loc, Tensor)
             if mixture.in_clusters:  # in memory anyhow: what is prepared for the sums stays
                 self._kept[place] = mixture
-            yield mixture, part.log_mass - self._log_total, part.first + int(self._first[self.processes.rank])
+            yield mixture, part.log_mass - self._log_total, part.first + self._first
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats of z (*s, D), as (*s), in z's dtype, at least float32; without derivatives."""
-        return self.sums(z, lambda q, rows, first: q.log_prob(rows)[:, None])[0]
+        return self.sums(z, lambda q, rows, first: q.log_prob(rows)[:, None])[..., 0]
 
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log-density, (*s), and its gradient in z, (*s, D); see `DiagGaussianMixture.log_prob_and_score`."""
@@ -106,9 +106,9 @@ class ShardedMixture:
             value, score = q.log_prob_and_score(rows)
             return torch.cat([value[:, None], score], 1)
 
-        value, score = self.sums(z, of, averages=self.latent_dim)
-        check_all("z", z, score.reshape(z.shape).isfinite(), "points at which the score is finite")
-        return value, score.reshape(z.shape)
+        both = self.sums(z, of, averages=self.latent_dim)
+        check_all("z", z, both[..., 1:].isfinite(), "points at which the score is finite")
+        return both[..., 0], both[..., 1:]
 
     def log_prob_leave_one_out(self, z: Tensor, index: Tensor) -> Tensor:
         """Log-density, (*s), of the others where one component is left out, their weights normalised anew.
@@ -122,7 +122,7 @@ class ShardedMixture:
         """
         flat = self._checked(z, index)
         of = lambda q, rows, first, chosen: sums_without(q, rows, chosen - first)  # noqa: E731
-        density, rest = self.sums(z, of, flat, logarithms=2)
+        density, rest = self.sums(z, of, flat, logarithms=2).unbind(-1)
         return density - check_others(rest, self.num_components)
 
     def _checked(self, z: Tensor, index: Tensor) -> Tensor:
@@ -141,8 +141,7 @@ class ShardedMixture:
 
     def log_prob_marginals(self, z: Tensor) -> Tensor:
         """Log-densities of the D marginals, (*s, D); see `DiagGaussianMixture.log_prob_marginals`."""
-        logs = self.sums(z, lambda q, rows, first: q.log_prob_marginals(rows), logarithms=self.latent_dim)
-        return torch.stack(logs, -1)
+        return self.sums(z, lambda q, rows, first: q.log_prob_marginals(rows), logarithms=self.latent_dim)
 
     def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw samples, (*s, D), the same in all processes; see `sample_with_index`."""
@@ -219,10 +218,8 @@ class ShardedMixture:
             total += math.exp(log_mass) * q.average(lambda w, m, s, more=log_mass: function(w + more, m, s))
         return self.processes.reduced(total)
 
-    def sums(
-        self, z: Tensor, of: Callable, *beside: Tensor, logarithms: int = 1, averages: int = 0
-    ) -> tuple[Tensor, ...]:
-        """Add up over all components: logarithms of sums, (*s) each, and averages under the first, (*s, averages).
+    def sums(self, z: Tensor, of: Callable, *beside: Tensor, logarithms: int = 1, averages: int = 0) -> Tensor:
+        """Add up over all components: logarithms of sums, and averages under the first, (*s, logarithms + averages).
 
         ``of`` takes a part, points and the number of the part's first component, and returns for that part, with
         weights that sum to 1, logarithms and averages side by side. ``beside`` goes along with the points.
@@ -237,9 +234,7 @@ class ShardedMixture:
                 part = of(q, block[0], first, *block[1:])
                 local = _added(local, part[:, :logarithms] + log_mass, part[:, logarithms:])
             results.append(self._joined(local, logarithms))
-        joined = torch.cat(results).to(at_least_single(z.dtype))
-        logs = [column.reshape(z.shape[:-1]) for column in joined[:, :logarithms].unbind(1)]
-        return (*logs, joined[:, logarithms:]) if averages else tuple(logs)
+        return torch.cat(results).to(at_least_single(z.dtype)).reshape(*z.shape[:-1], logarithms + averages)
 
     def _joined(self, local: Tensor, logarithms: int) -> Tensor:
         """Add up what all processes have of some points: one maximum and one sum of each point.

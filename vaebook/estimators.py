@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from vaebook._checks import at_least_single, check_all, check_int, check_positive, check_tensor
+from vaebook._checks import at_least_single, check_all, check_choice, check_int, check_positive, check_tensor
 
 Scheme = Literal["in-batch", "leave-one-out", "weighted", "stratified", "equal"]
 """Ways to weight the members of a batch; see `minibatch_weights`."""
@@ -110,8 +110,7 @@ def minibatch_weights(scheme: Scheme, batch_size: int, num_data: int | None = No
     Poole et al., On variational bounds of mutual information (2019) ("in-batch", "leave-one-out"); "equal": this
     book, chapter aggregated/estimators.
     """
-    if not isinstance(scheme, str) or scheme not in get_args(Scheme):
-        raise ValueError(f"scheme: expected one of {get_args(Scheme)}, got {scheme!r}")
+    check_choice("scheme", scheme, get_args(Scheme))
     num = check_int("batch_size", batch_size, minimum=1 if scheme in ("in-batch", "weighted") else 2)
     if scheme not in ("in-batch", "leave-one-out"):
         check_int("num_data", num_data, minimum=1 if scheme == "weighted" else num)

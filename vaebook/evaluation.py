@@ -80,11 +80,6 @@ def weight_of(*sources: object) -> Tensor | None:
     return next(tensors, None)
 
 
-def dtype_of(*sources: object) -> torch.dtype | None:
-    """Return the dtype of the first floating-point parameter or buffer, None where there is none to be seen."""
-    return getattr(weight_of(*sources), "dtype", None)
-
-
 @contextmanager
 def seeded(generator: torch.Generator | None) -> Iterator[None]:
     """Let code that draws from torch's global generator draw from this one, and leave the global one as it was."""
@@ -118,19 +113,18 @@ def call(name: str, function: Callable[..., Any], rows: Tensor, condition: Condi
         return function(rows, *second, **named)
 
 
-def accepts(function: Callable[..., Any], name: str) -> bool:
-    """Tell whether a function takes a condition of this name; the second argument has the name ""."""
+def accepts(function: Callable[..., Any], name: str, *, unknown: bool = True) -> bool:
+    """Tell whether a function takes an argument of this name, the second one for ""; ``unknown`` if it does not say."""
     try:
         parameters = list(inspect.signature(getattr(function, "forward", function)).parameters.values())
-    except (TypeError, ValueError):  # built in, without a signature: it gets everything
-        return True
+    except (TypeError, ValueError):  # built in, without a signature: it gets the whole condition
+        return unknown
     if name:
         return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
     # return_dict=True, or net=net in a lambda, is no place for a condition
     second = [p for p in parameters[1:2] if p.default is p.empty or p.default is None]
-    return any(p.kind is p.VAR_POSITIONAL for p in parameters) or any(
-        p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in second
-    )
+    positional = [p for p in second if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return bool(positional) or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
 def check_condition(condition: object, num: int | None, *functions: Callable[..., Any]) -> dict[str, Tensor]:

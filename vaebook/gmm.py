@@ -11,6 +11,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from vaebook._checks import (
     check_all,
+    check_choice,
     check_generator,
     check_int,
     check_number,
@@ -180,8 +181,7 @@ def fit_gmm(
     check_int("num_samples", num_samples, minimum=1)
     check_int("seed", seed, minimum=0, maximum=2**32 - 1)
     check_number("min_variance", min_variance, above=0)
-    if covariance not in get_args(Covariance):
-        raise ValueError(f"covariance: expected one of {', '.join(get_args(Covariance))}, got {covariance!r}")
+    check_choice("covariance", covariance, get_args(Covariance))
     name, z = "data", data
     if isinstance(data, DiagGaussianMixture):
         generator = torch.Generator(data.loc.device).manual_seed(seed)

@@ -125,7 +125,7 @@ def hole_mass(
     log_prior = prior.log_prob(torch.cat([z, reference, fresh])).double()
     check_all("prior.log_prob(z)", log_prior[:num], log_prior[:num].isfinite(), "finite values at draws of q_agg")
     seed, fold = new_seed(generator), torch.arange(num) % FOLDS
-    inside: dict[str, list[Tensor]] = {}
+    inside: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for f in range(FOLDS):
         own = fold == f
         points, log_p = torch.cat([z[own], reference, fresh]), torch.cat([log_prior[:num][own], log_prior[num:]])
@@ -133,8 +133,8 @@ def hole_mass(
             here, there, new = values.split([int(own.sum()), num_samples, num_samples])
             # where codes are rarest: the cuts come from draws of the prior that count nothing
             cuts = torch.from_numpy(np.quantile(there.numpy(), LEVELS))[:, None]
-            inside.setdefault(name, []).append(torch.cat([here < cuts, new < cuts], 1))
-    return _largest(inside, fold, fresh, z)
+            inside.setdefault(name, []).append(((here < cuts).sum(1), new < cuts))
+    return _largest(inside, fresh, z)
 
 
 def _scores(
@@ -143,8 +143,6 @@ def _scores(
     """Estimate log q_∞ - log p, up to a constant, at points, from codes of other folds and from draws of the prior."""
     dim, num = q.latent_dim, q.num_components
     for size in SIZES:
-        if 2 * size > num:
-            continue
         covariance = "full" if num > 5 * dim * size else "diag"
         with warnings.catch_warnings(action="ignore"):  # EM that runs out of steps: other data judge what it found
             fitted = fit_gmm(q, size, covariance=covariance, num_samples=min(5_000, 20 * num), seed=seed)
@@ -180,25 +178,23 @@ def _features(z: Tensor) -> np.ndarray:
     return torch.cat([z, z.square().sum(1, keepdim=True).sqrt()], 1).numpy()
 
 
-def _largest(inside: dict[str, list[Tensor]], fold: Tensor, fresh: Tensor, codes: Tensor) -> Holes:
+def _largest(inside: dict[str, list[tuple[Tensor, Tensor]]], fresh: Tensor, codes: Tensor) -> Holes:
     """Choose the largest set that is certified; its estimates pool the folds."""
     num = len(codes)
     tail = FALSE_ALARM / (len(inside) * len(LEVELS))
-    least, best = float(scipy.stats.beta.isf(tail, 1, num)) / 0.5, None
-    sizes = fold.bincount(minlength=FOLDS)
+    least, found = float(scipy.stats.beta.isf(tail, 1, num)) / 0.5, []
     for parts in inside.values():
-        count = sum(part[:, :size].sum(1) for part, size in zip(parts, sizes, strict=True)).numpy()
-        each = torch.stack([part[:, size:].double() for part, size in zip(parts, sizes, strict=True)]).mean(0)
+        counts, landed = zip(*parts, strict=True)
+        count, each = sum(counts).numpy(), torch.stack(landed).double().mean(0)
         mass, error = each.mean(1).numpy(), (each.std(1) / each.shape[1] ** 0.5).numpy()
         highest = np.where(count < num, scipy.stats.beta.isf(tail, count + 1, np.maximum(num - count, 1)), 1.0)
         certain = (highest < 0.5 * (mass - 4 * error)) & (count / num <= RARER * mass)
         if certain.any():
             level = int(np.flatnonzero(certain).max())
-            found = (float(mass[level]), float(error[level]), float(count[level]) / num, each[level] > 0.5)
-            best = found if best is None or found[0] > best[0] else best
-    if best is None:
+            found.append((float(mass[level]), float(error[level]), float(count[level]) / num, each[level] > 0.5))
+    if not found:
         return Holes(0.0, 0.0, 0.0, 0.0, least, fresh[:0], ())
-    mass, error, share, chosen = best
+    mass, error, share, chosen = max(found, key=lambda one: one[0])
     smaller = (fresh[chosen], fresh[~chosen]) if mass <= HALF else (codes, fresh)
     where = _where(*smaller, fresh)
     return Holes(mass, error, share, (share * (1 - share) / num) ** 0.5, least, fresh[chosen], where)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vaebook._checks import check_all, check_int, check_positive, check_tensor
 from vaebook.adapters import adapt_decoder, adapt_vae
-from vaebook.integrals import Joint, encode, grid_averages, integrand, log_evidence, refine, refine_grid
+from vaebook.integrals import Joint, grid_averages, integrand, log_evidence, refine, refine_grid
 
 MOST_NODES = 100
 """NumPy's Gauss-Hermite rule is tested up to this many nodes per dimension."""
@@ -189,7 +189,7 @@ def inference_gap(
 
 def _starts(joint: Joint, limit: float, tolerance: float) -> list[Gaussian]:
     """Return the encoder's Gaussian, that of the posterior's moments, and narrower ones to either side of its mean."""
-    q = encode(joint.vae, joint.x, joint.condition)
+    q = joint.vae.encode(joint.x, joint.condition).base_dist
     mean, covariance = _moments(joint, limit, max(tolerance, 1e-4), 1_000_000)
     spread = covariance.diagonal(dim1=1, dim2=2).clamp(min=1e-8).sqrt()
     starts = [(q.loc.double(), q.scale.double()), (mean, spread)]

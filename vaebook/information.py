@@ -23,7 +23,7 @@ from vaebook.distributed import Mixture
 from vaebook.estimators import Estimate, estimate
 from vaebook.integrals import refine
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import components, gaussian_kl, optional
+from vaebook.parts import gaussian_kl, one_gaussian, optional
 from vaebook.priors import StandardNormal
 
 
@@ -264,10 +264,8 @@ def _entropy(q_agg: Any) -> float:
 
 def _rates(q_agg: Any, prior: Prior) -> Tensor | None:
     """Return the exact rate of each dimension, (D), where the prior is one Gaussian with independent ones."""
-    found = components(prior)
-    if found is None or found[2].shape != (1, q_agg.latent_dim):
-        return None
-    return q_agg.average(lambda _, loc, scale: gaussian_kl(loc, scale, found[1].to(loc), found[2].to(loc)))
+    found = one_gaussian(prior)
+    return found and q_agg.average(lambda _, loc, scale: gaussian_kl(loc, scale, *(part.to(loc) for part in found)))
 
 
 def _bounded(rate: float, told: Tensor, entropy: float, rounding: float) -> tuple[tuple[Estimate, ...], str]:

@@ -12,9 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
 
-from vaebook._checks import check_all, check_int, check_number, check_positive, check_tensor
+from vaebook._checks import check_all, check_int, check_number
 from vaebook.adapters import AdaptedVAE
 from vaebook.evaluation import Condition
 from vaebook.outputs import Decoded
@@ -26,14 +25,6 @@ FINEST = 1e-14
 """The smallest tolerance that is taken: below it, all that is left is the rounding of sums in float64."""
 SINGLE = 1e-4
 """The smallest tolerance, in nats, that a model in single precision can reach."""
-
-
-def encode(vae: AdaptedVAE, x: Tensor, condition: Condition = None) -> Normal:
-    """Encode data that `AdaptedVAE.data` returned: loc and scale, each (B, D), checked."""
-    q = vae.encode(x, condition).base_dist
-    check_tensor("encoder's loc", q.loc, ("B", "D"))
-    check_positive("encoder's scale", q.scale)
-    return q
 
 
 class Joint:

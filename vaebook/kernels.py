@@ -175,9 +175,8 @@ def attend(z: Tensor, components: Components, exclude: Tensor | None = None, *, 
     def block(rows: slice, start: int, keys: Tensor) -> Tensor:
         terms = torch.mm(points[rows], keys.mT, out=buffer[: len(points[rows]) * len(keys)].view(-1, len(keys)))
         if exclude is not None:
-            place = exclude[rows] - start
-            inside = ((place >= 0) & (place < len(keys))).nonzero()[:, 0]
-            terms[inside, place[inside]] = -torch.inf
+            inside = (exclude[rows] // num_columns == start // num_columns).nonzero()[:, 0]
+            terms[inside, exclude[rows][inside] - start] = -torch.inf
         return terms
 
     for start, first in product(range(0, len(components.keys), num_columns), range(0, len(z), num_rows)):
@@ -227,7 +226,7 @@ def dense(z: Tensor, components: Components, exclude: Tensor | None = None, *, s
         weighted = (components.loc - z[:, None]) / components.scale * terms.softmax(-1)[..., None]
         return torch.cat([value, (weighted / components.scale).sum(1)], -1)
 
-    return _by_rows(block, z, components, exclude, wide=score)
+    return _by_rows(block, 1 + z.shape[1] * score, z, components, exclude, wide=score)
 
 
 def responsibilities(z: Tensor, components: Components, values: Tensor | None = None) -> Tensor:
@@ -237,7 +236,7 @@ def responsibilities(z: Tensor, components: Components, values: Tensor | None = 
         r = log_terms(z, components)[0].softmax(-1)
         return r if values is None else r @ values
 
-    return _by_rows(block, z, components, None, values)
+    return _by_rows(block, len(components.loc) if values is None else values.shape[1], z, components, None, values)
 
 
 def log_terms(z: Tensor, components: Components, exclude: Any = None, apart: bool = True) -> tuple[Tensor, Tensor]:
@@ -282,7 +281,7 @@ def _without(exclude: Tensor | None, terms: Tensor) -> Tensor:
     return terms if exclude is None else terms.scatter(-1, exclude[:, None], -torch.inf)
 
 
-def _by_rows(block: Any, z: Tensor, components: Components, *given: Tensor | None, wide: bool = False) -> Tensor:
+def _by_rows(block: Any, width: int, z: Tensor, components: Components, *given: Any, wide: bool = False) -> Tensor:
     """Apply ``block`` to a few rows of z at a time; recompute, rather than store, what derivatives need."""
     follow, exclude = tracked(z, *components, *given), given[0]
     wide = wide or follow or bool(too_rough(z, components).any())
@@ -291,10 +290,7 @@ def _by_rows(block: Any, z: Tensor, components: Components, *given: Tensor | Non
     if follow and len(z) > rows:
         return torch.cat([checkpoint(block, *part, use_reentrant=False, preserve_rng_state=False) for part in parts])
     # Filled in place: small results kept between large arrays would break up the memory that these leave.
-    results, start = None, 0
-    for part in parts:
-        some = block(*part)
-        results = z.new_empty(len(z), *some.shape[1:]) if results is None else results
-        results[start : start + len(some)] = some
-        start += len(some)
+    results = z.new_empty(len(z), width)
+    for start, part in zip(range(0, len(z), rows), parts, strict=False):
+        results[start : start + rows] = block(*part)
     return results

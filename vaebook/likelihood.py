@@ -23,7 +23,7 @@ from torch.distributions import Normal
 from vaebook._checks import check_generator, check_index, check_int
 from vaebook.adapters import adapt_prior, adapt_vae
 from vaebook.evaluation import take
-from vaebook.integrals import Joint, encode
+from vaebook.integrals import Joint
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import Components, components, optional
 from vaebook.priors import GaussianMixture, as_mixture, from_components
@@ -120,9 +120,9 @@ def estimates(
     generator = check_generator(generator, x.device)
     found: dict[str, list[Tensor]] = {name: [] for name in priors}
     with torch.no_grad(), vae.evaluating(x, condition):
-        q = encode(vae, x, condition)
-        adapted = {name: vae.prior if prior is None else prior for name, prior in priors.items()}
-        adapted = {name: adapt_prior(prior, q.loc.shape[1]) for name, prior in adapted.items()}
+        q = vae.encode(x, condition).base_dist
+        given = ((name, vae.prior if prior is None else prior) for name, prior in priors.items())
+        adapted = {name: adapt_prior(prior, q.loc.shape[1]) for name, prior in given}
         adapted = {name: as_mixture(prior, x.device) or prior for name, prior in adapted.items()}
         for name, own in leave_out.items():
             if optional(adapted[name], "leave_one_out") is None:
@@ -161,14 +161,13 @@ class _Pool:
         for name, prior in self.priors.items():
             density = prior.leave_one_out(self.own[name][:, None]) if name in self.own else prior
             parts.append(density.log_prob(z).double())
-        return _mean(parts)
+        return torch.stack(parts).logsumexp(0) - math.log(len(parts))
 
     def draw(self, rows: Tensor) -> Tensor:
         """Draw for rows (M) of the batch: (M, D). Negative rows leave out nothing."""
         which = torch.randint(len(self.priors), rows.shape, generator=self.generator, device=rows.device)
-        parts = {j: self._draw(name, rows[which == j]) for j, name in enumerate(self.priors)}
-        z = torch.cat([part for part in parts.values() if len(part)]) if len(rows) else parts[0]
-        return z[which.argsort(stable=True).argsort()] if len(rows) else z
+        z = torch.cat([self._draw(name, rows[which == j]) for j, name in enumerate(self.priors)])
+        return z[which.argsort(stable=True).argsort()]
 
     def _draw(self, name: str, rows: Tensor) -> Tensor:
         prior, num = self.priors[name], max(1, len(rows))
@@ -194,10 +193,6 @@ def _moments(draws: Tensor) -> Components:
     """Return the component with mean and covariance of the draws, (S, D)."""
     covariance = draws.mT.cov().reshape(1, draws.shape[1], draws.shape[1])
     return draws.new_zeros(1), draws.mean(0)[None], factor(covariance)
-
-
-def _mean(log_densities: list[Tensor]) -> Tensor:
-    return torch.stack(log_densities).logsumexp(0) - math.log(len(log_densities))
 
 
 def _summarise(parts: list[Tensor]) -> ImportanceEstimate:

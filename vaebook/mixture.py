@@ -196,8 +196,8 @@ class DiagGaussianMixture(WeightedGaussians):
             >>> q.responsibilities(torch.zeros(1, 1))
             tensor([[0.5000, 0.5000]])
         """
-        check_tensor("z", z, ("S", self.loc.shape[1]), finite=False, empty=True)
-        return self._finite("responsibilities", kernels.responsibilities(self._rows(z), self._prepared()), z.dtype)
+        rows = self._rows(z, "S")
+        return self._finite("responsibilities", kernels.responsibilities(rows, self._prepared()), z.dtype)
 
     def posterior_mean(self, z: Tensor, values: Tensor) -> Tensor:
         r"""Average of one value per component, weighted by the responsibilities.
@@ -220,9 +220,9 @@ class DiagGaussianMixture(WeightedGaussians):
             >>> q.posterior_mean(torch.zeros(1, 1), torch.tensor([[0.0], [10.0]]))
             tensor([[5.]])
         """
-        check_tensor("z", z, ("S", self.loc.shape[1]), finite=False, empty=True)
+        rows = self._rows(z, "S")
         check_tensor("values", values, (self.num_components, "P"), like=self.loc)
-        average = kernels.responsibilities(self._rows(z), self._prepared(), values.double())
+        average = kernels.responsibilities(rows, self._prepared(), values.double())
         return self._finite("posterior_mean", average, z.dtype)
 
     def _prepared(self, num_points: int = 0) -> kernels.Components | clusters.Clusters:
@@ -232,8 +232,8 @@ class DiagGaussianMixture(WeightedGaussians):
         num_points = len(rows) if exclude is None and self.in_clusters else 0
         return sums.evaluate(rows, self._prepared(num_points), exclude, score=score)
 
-    def _rows(self, z: Tensor) -> Tensor:
-        check_tensor("z", z, ("...", self.loc.shape[1]), finite=self._checks_values, empty=True, like=self.loc)
+    def _rows(self, z: Tensor, first: str = "...") -> Tensor:
+        check_tensor("z", z, (first, self.loc.shape[1]), finite=self._checks_values, empty=True, like=self.loc)
         return z.double().reshape(-1, self.loc.shape[1])
 
 

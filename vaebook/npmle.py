@@ -39,6 +39,7 @@ class DiscretePrior(NamedTuple):
     certificate: float  # nats per datum; log of the largest D_G found
 
 
+@torch.no_grad()
 def fit_npmle(
     log_likelihood: LogLikelihood, candidates: Tensor, *, tolerance: float = 1e-4, separation: float = 1e-3
 ) -> DiscretePrior:
@@ -74,11 +75,10 @@ def fit_npmle(
 
     Source: Lindsay (1983) for the theory; Wang (2007) for the rounds; climbing and moving, this book.
     """
-    candidates = check_tensor("candidates", candidates, ("M", "D")).detach().double()
+    candidates = check_tensor("candidates", candidates, ("M", "D")).double()
     tolerance = check_number("tolerance", tolerance, above=0)
     separation = check_number("separation", separation, minimum=0)
-    with torch.no_grad():
-        table = _evaluate(log_likelihood, candidates)
+    table = _evaluate(log_likelihood, candidates)
     atoms = candidates[table.argmax(1).unique()]  # for each datum the place of its largest likelihood
     for _ in range(ROUNDS):
         atoms, log_weight, _ = _needed(log_likelihood, atoms, tolerance)
@@ -98,8 +98,7 @@ def fit_npmle(
 
 def _needed(log_likelihood: LogLikelihood, atoms: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
     """Find the best weights; return the atoms of positive weight, the logarithms of these, and log p(x|z) there."""
-    with torch.no_grad():
-        terms = _evaluate(log_likelihood, atoms)
+    terms = _evaluate(log_likelihood, atoms)
     log_weight = fit_weights(terms, tolerance=tolerance)
     kept = log_weight > -torch.inf
     return atoms[kept], log_weight[kept], terms[:, kept]
@@ -140,13 +139,13 @@ def _peaks(
     if not len(starts):
         starts = candidates[values.argmax()][None]
     peaks = _climb(lambda z: log_gradient(_evaluate(log_likelihood, z), log_prob).sum(), starts, candidates)
-    with torch.no_grad():
-        return peaks, log_gradient(_evaluate(log_likelihood, peaks), log_prob)
+    return peaks, log_gradient(_evaluate(log_likelihood, peaks), log_prob)
 
 
 def _climb(objective: Callable[[Tensor], Tensor], start: Tensor, candidates: Tensor) -> Tensor:
     """Maximise over the rows of a matrix, the first D columns of which stay in the box of the candidates."""
 
+    @torch.enable_grad()
     def negative(flat: np.ndarray) -> tuple[float, np.ndarray]:
         point = torch.from_numpy(flat).reshape(start.shape).to(start.device).requires_grad_()
         value = -objective(point)

@@ -16,17 +16,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vaebook.plots import COLORS
+from vaebook.plots import COLORS, STYLE
 from vaebook.tables import number
 
-STYLE = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "svg.hashsalt": "vaebook",
-    "figure.facecolor": "white",
-}
 SIZE = (4.6, 3.3)
 
 
@@ -57,7 +49,7 @@ def panels(found: Any) -> list[Panel]:
 
 
 def _draw(title: str, part: Callable[[Axes, Any], str], found: Any) -> Panel:
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "vaebook"}):
         whole, file = Figure(figsize=SIZE, layout="constrained"), io.BytesIO()
         alt = part(whole.subplots(), found)
         whole.savefig(file, format="svg", metadata={"Date": None})

@@ -8,7 +8,6 @@ r"""The adapted parts of a VAE: somebody's encoder, decoder or prior, in the one
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from vaebook._checks import check_all, check_generator, check_int, check_shape, check_sizes, check_tensor, explained
-from vaebook.evaluation import Condition, call, check_repeatable, dtype_of, repeat, seeded, take, weight_of
+from vaebook.evaluation import Condition, accepts, call, check_repeatable, repeat, seeded, take, weight_of
 from vaebook.outputs import Decoded, Likelihood, Spread, check_likelihood, check_spread, read_codes, read_likelihood
 
 PROBE = 16
@@ -60,6 +59,14 @@ def components(prior: Prior) -> Components | None:
     return ask and ask()
 
 
+def one_gaussian(prior: Prior) -> tuple[Tensor, Tensor] | None:
+    """Return mean and scale, (D) each, float64, of a prior that is one Gaussian with independent dimensions."""
+    found = components(prior)
+    if found is None or found[2].shape != (1, prior.latent_dim):
+        return None
+    return found[1][0].double(), found[2][0].double()
+
+
 def optional(prior: Prior, name: str) -> Any:
     """Return what a prior may offer besides, such as ``kl``, ``leave_one_out``, ``exemplars``; None if it does not."""
     return getattr(prior, name, None)
@@ -83,7 +90,8 @@ def adapt_prior(prior: Any, latent_dim: int | None = None, name: str = "prior") 
     """
     if latent_dim is not None:
         check_int("latent_dim", latent_dim, minimum=1)
-    if not (hasattr(prior, "latent_dim") and hasattr(prior, "log_prob") and _takes_generator(prior)):
+    complete = all(hasattr(prior, part) for part in ("latent_dim", "log_prob", "sample"))
+    if not (complete and accepts(prior.sample, "generator", unknown=False)):
         prior = _Outside(prior, name)
     if latent_dim is not None and prior.latent_dim != latent_dim:
         raise ValueError(f"{name}: expected dimension {latent_dim}, got {prior.latent_dim}")
@@ -187,21 +195,13 @@ def _gaussian(density: Any) -> tuple[Tensor, Tensor] | None:
     return (density.loc, density.scale_tril) if isinstance(density, MultivariateNormal) else None
 
 
-def _takes_generator(density: Any) -> bool:
-    try:
-        parameters = inspect.signature(density.sample).parameters.values()
-    except (AttributeError, TypeError, ValueError):
-        return False
-    return any(p.name == "generator" or p.kind is p.VAR_KEYWORD for p in parameters)
-
-
 class _Part:
     """A callable that came from outside, with the shape of one code where it is known."""
 
     def __init__(self, name: str, source: Callable[..., Any], latent_shape: Sequence[int] | None) -> None:
         if not callable(source):
             raise TypeError(f"{name}: expected a callable, got {type(source).__name__}")
-        self.name, self.source, self.dtype = name, source, dtype_of(source)
+        self.name, self.source, self.dtype = name, source, getattr(weight_of(source), "dtype", None)
         self.latent_shape = check_event("latent_shape", latent_shape)
 
     def compare(self, run: Callable[[slice], Sequence[Tensor]], num: int) -> None:
@@ -270,9 +270,4 @@ class Decoder(_Part):
 
 def check_event(name: str, shape: Sequence[int] | None) -> torch.Size | None:
     """Check the shape of one code or datum, None where it is not known."""
-    if shape is None:
-        return None
-    sizes = check_sizes(name, shape, minimum=1)
-    if not sizes:
-        raise ValueError(f"{name}: expected at least one size, got {sizes}")
-    return torch.Size(sizes)
+    return None if shape is None else torch.Size(check_sizes(name, shape, minimum=1, empty=False))

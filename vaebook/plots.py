@@ -24,6 +24,20 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C
 """Okabe and Ito's colours, with their yellow darkened for white ground and two more for ten classes."""
 DASHES = ("solid", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (3, 1, 1, 1, 1, 1)))
 
+STYLE = {
+    "figure.dpi": 150,
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+}
+"""Settings of matplotlib for every picture, of the book and of a diagnosis."""
+
 
 def use_style() -> None:
     """Set matplotlib's defaults to the book's style; chapters call it once, nothing does at import.
@@ -33,21 +47,7 @@ def use_style() -> None:
         >>> plt.rcParams["figure.facecolor"]
         'white'
     """
-    plt.rcParams.update(
-        {
-            "figure.dpi": 150,
-            "figure.facecolor": "white",
-            "savefig.facecolor": "white",
-            "figure.constrained_layout.use": True,
-            "font.size": 9,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.prop_cycle": cycler(color=COLORS[:5]) + cycler(linestyle=DASHES),
-            "axes.titlesize": 9.5,
-            "legend.frameon": False,
-            "lines.linewidth": 1.6,
-        }
-    )
+    plt.rcParams.update(STYLE, **{"axes.prop_cycle": cycler(color=COLORS[:5]) + cycler(linestyle=DASHES)})
 
 
 def ellipses(axes: Axes, loc: Tensor, scale: Tensor, *, labels: Tensor | None = None, alpha: float = 0.1) -> Axes:
@@ -159,7 +159,9 @@ def image_strip(
         >>> image_strip(torch.zeros(3, 64), captions=["a", "b", "c"]).shape
         (1, 3)
     """
-    check_tensor("images", images, ("K", _num_pixels(shape)))
+    if len(check_shape("shape", shape)) != 2:
+        raise ValueError(f"shape: expected height and width, got {shape}")
+    check_tensor("images", images, ("K", shape[0] * shape[1]))
     if captions is not None and len(captions) != len(images):
         raise ValueError(f"captions: expected {len(images)} of them, got {len(captions)}")
     columns = min(check_int("num_columns", num_columns, minimum=1), len(images))
@@ -254,12 +256,6 @@ def _check_named(name: str, value: Any, parts: int = 1) -> Any:
         got = f"another entry for {wrong[0]!r}" if wrong else "none"
         raise ValueError(f"{name}: expected at least one name, and {parts} tensors for each, got {got}")
     return value.items()
-
-
-def _num_pixels(shape: Any) -> int:
-    if len(check_shape("shape", shape)) != 2:
-        raise ValueError(f"shape: expected height and width, got {shape}")
-    return shape[0] * shape[1]
 
 
 def _array(value: Tensor) -> np.ndarray:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import check_all, check_int, check_number, check_type, new_seed
+from vaebook._checks import check_all, check_int, check_number, check_sizes, check_type, new_seed
 from vaebook.adapters import adapt_prior
 from vaebook.distributed import Mixture, in_shards, sums_without
 from vaebook.mixture import DiagGaussianMixture
@@ -180,7 +180,7 @@ class _Drawn:
         self.group = torch.empty(num, dtype=torch.long)
         self.group[order] = torch.arange(num) % groups
         self.sizes = self.group.bincount(minlength=groups)
-        self.log_groups = torch.stack(q.sums(self.z, self._groups, rows, logarithms=groups), 1) + math.log(num)
+        self.log_groups = q.sums(self.z, self._groups, rows, logarithms=groups) + math.log(num)
 
     def _groups(self, q: DiagGaussianMixture, z: Tensor, first: int, rows: Tensor) -> Tensor:
         """Log of the weighted densities of each group's components in a part, summed, the draw's own left out."""
@@ -228,12 +228,10 @@ def _end(value: float, terms: Tensor) -> _End:
 def _outside(drawn: _Drawn, densities: Sequence[Any], num_components: tuple[int, ...]) -> dict[str, Tensor]:
     """Log-densities at the draws under mixtures fitted without the datum's fold, and under the densities given."""
     check_type("densities", densities, tuple | list)
-    check_type("num_components", num_components, tuple | list)
     found = {f"densities[{i}]": _log_prob(f"densities[{i}]", c, drawn.z) for i, c in enumerate(densities)}
     fold, seed = drawn.group % FOLDS, new_seed(drawn.generator)
     fits = [drawn.some((fold != f).nonzero()[:, 0]) for f in range(FOLDS)]
-    for size in num_components:
-        check_int("num_components", size, minimum=1)
+    for size in check_sizes("num_components", num_components, minimum=1):
         if 2 * size > min(fit.num_components for fit in fits):
             continue
         with contextlib.suppress(ValueError):  # too few draws in one of the clusters: no candidate
@@ -243,12 +241,9 @@ def _outside(drawn: _Drawn, densities: Sequence[Any], num_components: tuple[int,
 
 def _cross_fitted(fits: list[DiagGaussianMixture], fold: Tensor, z: Tensor, size: int, seed: int) -> Tensor:
     """Log-density at draws of each fold's data under the mixture fitted to the others."""
-    value = torch.empty(len(z), dtype=torch.float64)
-    for f, fit in enumerate(fits):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # EM that runs out of steps: what it found is scored
-            value[fold == f] = _fit(fit, size, seed).log_prob(z[fold == f])
-    return value
+    with warnings.catch_warnings(action="ignore"):  # EM that runs out of steps: what it found is scored
+        values = [_fit(fit, size, seed).log_prob(z) for fit in fits]
+    return torch.stack(values)[fold, torch.arange(len(z))]
 
 
 def _fit(q: DiagGaussianMixture, num_components: int, seed: int) -> GaussianMixture:

@@ -148,7 +148,7 @@ class Diagnosis:
             ("cost of leaving out", m and m.cost, "difference of the two above"),
             ("log q_agg, held out", m and m.held_out, "at codes of new data"),
             ("draws traced to their datum", m and m.traced, "probability, 1 if each code names its datum"),
-            *_decoded(self.sampling),
+            *(_decoded(self.sampling) if self.sampling else ()),
         ]
         return [(name, *_cells(value), meaning) for name, value, meaning in rows if value is not None]
 
@@ -212,9 +212,7 @@ def _cells(value: Any) -> tuple[Any, Any]:
     return value, "" if isinstance(value, str) else "exact"
 
 
-def _decoded(found: Sampling | None) -> list[tuple[str, Any, str]]:
-    if found is None:
-        return []
+def _decoded(found: Sampling) -> list[tuple[str, Any, str]]:
     rows = []
     for name, gain in found.gains.items():
         rows.append((f"log-likelihood, z from {name}", found.log_likelihood[name], found.data))

@@ -11,12 +11,10 @@ from vaebook.comparison import compare_priors
 from vaebook.estimators import Estimate, estimate
 from vaebook.evaluation import Condition, take
 from vaebook.report import Sampling
-from vaebook.selection import NUM_SAMPLES, Choice, choose_prior
+from vaebook.selection import CLEAR, NUM_SAMPLES, Choice, choose_prior
 
 SCORED = 64
 """Training data whose log-likelihood is estimated beside that of held-out data."""
-CLEAR = 2
-"""Standard errors by which a gain must exceed 0."""
 SAMPLES = 400
 """Decoded samples from each candidate."""
 AGAINST = 20_000
@@ -47,8 +45,7 @@ def decode_candidates(
     """
     x, condition = given
     generator = check_generator(generator, x.device)
-    held_out, held_out_condition = (None, None) if new is None else new
-    held = {"held_out": held_out, "held_out_condition": held_out_condition}
+    held = {} if new is None else {"held_out": new[0], "held_out_condition": new[1]}
     choice = choose_prior(vae, x, condition=condition, **held, num_data=num_data, generator=generator)
     data = "training data, each left out" if new is None else "held-out data"
     # A conditional decoder needs a condition for each sample, and codes that belong to it.
@@ -80,7 +77,7 @@ def _copies(
         if not vae.decoder(vae.encode(x[:2]).base_dist.loc).has_moments:
             return {}
         again = vae.decoder(vae.encode(probe).base_dist.loc).mean.flatten(1).double()
-        yardstick = _nearest(again, flat, torch.arange(len(probe)) if new is None else None)
+        yardstick = _nearest(again, flat, left_out=new is None)
         near, found = yardstick.quantile(0.05), {}
         for name, candidate in choice.candidates.items():
             z = candidate.sample((SAMPLES,), generator=generator).to(x.device)
@@ -89,8 +86,8 @@ def _copies(
     return found
 
 
-def _nearest(points: Tensor, data: Tensor, own: Tensor | None = None) -> Tensor:
+def _nearest(points: Tensor, data: Tensor, *, left_out: bool = False) -> Tensor:
     distance = torch.cdist(points, data)
-    if own is not None:
-        distance[torch.arange(len(points)), own] = torch.inf
+    if left_out:  # the first of the data are the points' own
+        distance.fill_diagonal_(torch.inf)
     return distance.amin(1)

@@ -77,7 +77,6 @@ class Part(NamedTuple):
     rows: slice
     first: int  # its first component's number in this process
     log_mass: float
-    num: int
     dim: int
 
     def read(self) -> DiagGaussianMixture:
@@ -108,7 +107,7 @@ def cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:
             mass = math.log(rows.stop - start)
             if one[2] is not None:
                 mass = float(_tensor(one[2][rows]).double().logsumexp(0))
-            yield Part(*one, rows, first + start, mass, rows.stop - start, dim)
+            yield Part(*one, rows, first + start, mass, dim)
         first += num
 
 

@@ -86,7 +86,7 @@ def assert_density_matches_sampler(
                 f"draws do not follow the density: {where}, {got} against {expected} of {num} are expected to agree "
                 f"(p = {p:.1e}); is the density normalised, and are scales what they should be in both?"
             )
-    for what, p in _order(_part(few, z)):
+    for what, p in _order(few.responsibilities(z).argmax(1)):
         if p < limit:
             raise AssertionError(f"draws are not independent: {what} (p = {p:.1e}); are components drawn in order?")
 
@@ -112,11 +112,6 @@ def _reference(z: Tensor, seed: int) -> tuple[DiagGaussianMixture, DiagGaussianM
     return DiagGaussianMixture(loc, scale, log_weight), few
 
 
-def _part(few: DiagGaussianMixture, z: Tensor) -> Tensor:
-    """Which part of the space a point lies in, (S)."""
-    return few.responsibilities(z).argmax(1)
-
-
 def _compare(
     log_prob: Callable[[Tensor], Tensor], reference: DiagGaussianMixture, few: DiagGaussianMixture, z: Tensor, seed: int
 ) -> list[tuple[str, int, int]]:
@@ -129,7 +124,8 @@ def _compare(
         if bool(log_f.isnan().any() | (log_f == torch.inf).any()):
             raise AssertionError("log_prob is not a number, or infinite, at draws")
         chance = (sign * (log_h - log_f)).sigmoid()
-        heads.append((torch.rand(len(points), generator=generator, dtype=torch.float64) < chance, _part(few, points)))
+        shown = torch.rand(len(points), generator=generator, dtype=torch.float64) < chance
+        heads.append((shown, few.responsibilities(points).argmax(1)))
     (ours, here), (theirs, there) = heads
     counts = [("everywhere", int(ours.sum()), int(theirs.sum()))]
     for k in range(PARTS):

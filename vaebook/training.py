@@ -103,7 +103,6 @@ def fit(
     check_int("batch_size", batch_size, minimum=1)
     learning_rate = check_number("learning_rate", learning_rate, above=0)
     beta = check_number("beta", beta, minimum=0)
-    check_generator(generator)
     check_type("progress", progress, bool)
     if patience is not None and check_int("patience", patience, minimum=1) and validation is None:
         raise ValueError(f"patience: expected None without validation data, got {patience}")
@@ -134,8 +133,7 @@ def fit(
                 parts = (slice(start, start + batch_size) for start in range(0, len(validation), batch_size))
                 batches = ((validation[rows], take(validation_condition, rows), None) for rows in parts)
                 same = torch.Generator(x.device).manual_seed(0)
-                loss = _epoch(model, batches, f"epoch {epoch}, validation", beta, same)
-                history.validation_loss.append(loss)
+                history.validation_loss.append(_epoch(model, batches, f"epoch {epoch}, validation", beta, same))
             _check_weights(holder, epoch)
             losses = history.validation_loss
             if not losses or losses[-1] < min(losses[:-1], default=torch.inf):

@@ -7,13 +7,11 @@ import math
 from vaebook.estimators import Estimate
 from vaebook.holes import HALF
 from vaebook.report import Diagnosis, Verdict
-from vaebook.selection import FEW
+from vaebook.selection import CLEAR, FEW
 from vaebook.tables import number
 
 SURE = 3
 """A difference counts if it exceeds this many standard errors: chance makes one of 700 do so."""
-CLEAR = 2
-"""Standard errors at which a gain counts: chance makes one of 40 do so where there is none, at hardly any loss."""
 SMALL = 0.5
 """A mismatch, in nats, at which one code can be told from one draw of the prior in at most three of four cases, by
 Pinsker's inequality, where guessing is right in two of four."""
@@ -55,7 +53,8 @@ def verdicts(found: Diagnosis) -> tuple[Verdict, ...]:
     Returns:
         One verdict for each question; the one on sampling comes first.
     """
-    answers = ((question, answer(found)) for question, answer in QUESTIONS.items())
+    asked = {question: answer for question, (answer, part) in QUESTIONS.items() if getattr(found, part) is not None}
+    answers = ((question, answer(found)) for question, answer in asked.items())
     return tuple(Verdict(question, *answer) for question, answer in answers if answer is not None)
 
 
@@ -125,8 +124,6 @@ def _match(found: Diagnosis) -> Answer:
 
 def _holes(found: Diagnosis) -> Answer:
     h = found.holes
-    if h is None:
-        return None
     if not h.mass:
         seen, finding = h.least < UNSEEN, f"None was found. One with less than {_percent(h.least)} could go unseen."
         advice = NOTHING_TO_DO if seen else "Give more data to see smaller holes."
@@ -167,8 +164,6 @@ def _collapse(found: Diagnosis) -> Answer:
 
 
 def _memory(found: Diagnosis) -> Answer:
-    if found.memorisation is None:
-        return None
     traced, cost = found.memorisation.traced, plus(found.memorisation.cost)
     share = plus(Estimate(100 * traced.value, 100 * traced.stderr, traced.num_samples), " %")
     decides = f"{share} of draws can be traced to their datum; leaving the datum out costs {cost}"
@@ -202,7 +197,7 @@ def _overfit(found: Diagnosis) -> Answer:
 
 def _copied(found: Diagnosis) -> Answer:
     s = found.sampling
-    if s is None or s.chosen not in s.copies:
+    if s.chosen not in s.copies:
         return None
     copies = s.copies[s.chosen]
     near = "are as near to training data as the nearest 5 % of other data's reconstructions"
@@ -214,8 +209,6 @@ def _copied(found: Diagnosis) -> Answer:
 
 
 def _trained(found: Diagnosis) -> Answer:
-    if found.moments is None:
-        return None
     mean, second = found.moments
     off, chance = max(abs(mean), abs(second - 1)), 5 / found.num_distinct**0.5
     limit = max(STATIONARY, chance)
@@ -240,16 +233,16 @@ CANDIDATES = {
 }
 """What is said of each candidate for drawing codes, and what to do."""
 QUESTIONS = {
-    "Which distribution should I draw codes from?": _sample,
-    "Do codes follow the prior?": _match,
-    "Are there holes, parts of the prior without codes?": _holes,
-    "Are latents in use, or collapsed?": _collapse,
-    "Do draws of the aggregated posterior repeat training data?": _memory,
-    "Does the model treat new data as it treats training data?": _overfit,
-    "Are samples copies of training data?": _copied,
-    "Has training converged?": _trained,
+    "Which distribution should I draw codes from?": (_sample, "rate"),
+    "Do codes follow the prior?": (_match, "mismatch"),
+    "Are there holes, parts of the prior without codes?": (_holes, "holes"),
+    "Are latents in use, or collapsed?": (_collapse, "information"),
+    "Do draws of the aggregated posterior repeat training data?": (_memory, "memorisation"),
+    "Does the model treat new data as it treats training data?": (_overfit, "rate"),
+    "Are samples copies of training data?": (_copied, "sampling"),
+    "Has training converged?": (_trained, "moments"),
 }
-"""Each question, and what answers it."""
+"""Each question, what answers it, and a part of the diagnosis: without it the question is not asked."""
 
 
 def best_of_codes(candidates: dict[str, tuple[float, float]], held_out: bool) -> tuple[str, Estimate]:

@@ -47,8 +47,10 @@ def em(log_likelihood: Tensor, num_steps: int, *, log_weight: Tensor | None = No
     """
     terms = check_log_likelihood(log_likelihood)
     check_int("num_steps", num_steps, minimum=0)
-    current = _check_log_weight(log_weight, terms)
-    trace = []
+    current, trace = terms.new_full(terms.shape[1:], -math.log(terms.shape[1])), []
+    if log_weight is not None:
+        check_tensor("log_weight", log_weight, tuple(terms.shape[1:]), finite=False, like=terms)
+        current = log_weight.double() - check_log_weight(log_weight)
     for step in range(num_steps + 1):
         joint = terms + current
         log_prob = joint.logsumexp(1)
@@ -162,10 +164,3 @@ def check_log_likelihood(value: Tensor, *, possible: bool = True) -> Tensor:
         best = terms.amax(1)
         check_all("log_likelihood", best, best.isfinite(), "each datum possible under some atom")
     return terms
-
-
-def _check_log_weight(log_weight: Tensor | None, terms: Tensor) -> Tensor:
-    if log_weight is None:
-        return terms.new_full(terms.shape[1:], -math.log(terms.shape[1]))
-    check_tensor("log_weight", log_weight, tuple(terms.shape[1:]), finite=False, like=terms)
-    return log_weight.double() - check_log_weight(log_weight)
