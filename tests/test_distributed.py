@@ -1,5 +1,6 @@
 """Shards against one process, which holds all components."""
 
+import functools
 import itertools
 import math
 import os
@@ -156,12 +157,27 @@ def found(tmp_path_factory):
     return results
 
 
+@functools.cache
+def of_one_process(weighted):
+    """What does not depend on the division: of the whole, of its draws, of all in one shard, and of the population."""
+    q, z, index = whole(weighted)
+    alone = ShardedMixture(q.loc, q.scale, q.components()[0])
+    estimated, plain = answers_of_draws(alone), {}
+    if not weighted:
+        estimated |= answers_of_the_population(alone)
+        plain = answers_of_the_population(
+            q, lambda: torch.Generator().manual_seed(int(torch.randint(2**30, (1,), generator=seeded())))
+        )
+    return answers(q, z, index), answers_of_draws(q), estimated, plain
+
+
 @pytest.mark.parametrize("weighted", [True, False], ids=["weights", "equal weights"])
 @pytest.mark.parametrize("name", SHARDS)
 def test_shards_are_one_mixture(name, weighted, found):
     one, *others = each = found[f"{name}, {weighted}"]
-    q, z, index = whole(weighted)
-    for name, value in answers(q, z, index).items():
+    q = whole(weighted)[0]
+    exact, of_draws, estimated, plain = of_one_process(weighted)
+    for name, value in exact.items():
         for answer in each:
             torch.testing.assert_close(answer[name], value, rtol=1e-10, atol=1e-10, msg=name)
     for other in others:  # all processes get the same draws
@@ -175,18 +191,11 @@ def test_shards_are_one_mixture(name, weighted, found):
     assert counts[expected == 0].sum() == 0
     chi2 = ((counts - expected).square() / expected)[expected > 0].sum()
     assert 20 < chi2 < 120  # 59 or 58 degrees of freedom
-    for part, (value, stderr) in answers_of_draws(q).items():  # the whole draws in another way
+    for part, (value, stderr) in of_draws.items():  # the whole draws in another way
         error = (stderr.square() + one[part][1].square()).sqrt()
         assert abs(one[part][0] - value) <= 4 * error + 1e-10, part
-    alone = ShardedMixture(q.loc, q.scale, q.components()[0])
-    estimated = answers_of_draws(alone)
-    if not weighted:
-        estimated |= answers_of_the_population(alone)
-        plain = answers_of_the_population(
-            q, lambda: torch.Generator().manual_seed(int(torch.randint(2**30, (1,), generator=seeded())))
-        )
-        for part, value in plain.items():
-            torch.testing.assert_close(one[part], value, rtol=1e-10, atol=1e-10, msg=part)
+    for part, value in plain.items():
+        torch.testing.assert_close(one[part], value, rtol=1e-10, atol=1e-10, msg=part)
     for part, value in estimated.items():
         assert all(torch.equal(answer[part], one[part]) for answer in each), part
         torch.testing.assert_close(one[part], value, rtol=1e-10, atol=1e-10, msg=part)

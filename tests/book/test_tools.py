@@ -176,6 +176,18 @@ def test_a_failing_run_leaves_the_notebook_as_it_was(chapter, code, words):
     assert sorted(path.name for path in chapter.parent.iterdir()) == ["toy.ipynb", "toy.md"]
 
 
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """The notebook of a chapter that was run once, as it is stored wherever it lies."""
+    md = tmp_path_factory.mktemp("good") / "book" / "toy.md"
+    md.parent.mkdir()
+    md.write_text(CHAPTER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(execute, "ROOT", md.parents[1])
+        assert execute.update(md) == "executed"
+    return md.with_suffix(".ipynb").read_bytes()
+
+
 @pytest.mark.parametrize(
     "spoil",
     [
@@ -186,13 +198,11 @@ def test_a_failing_run_leaves_the_notebook_as_it_was(chapter, code, words):
     ],
     ids=["cut short", "conflict", "other JSON", "empty"],
 )
-def test_a_broken_notebook_is_named_with_its_remedy_and_the_others_are_run(chapter, spoil, monkeypatch, capsys):
+def test_a_broken_notebook_is_named_with_its_remedy_and_the_others_are_run(chapter, good, spoil, monkeypatch, capsys):
     other = chapter.with_name("zoo.md")
     other.write_text(CHAPTER)
-    assert execute.update(chapter) == "executed"
     ipynb = chapter.with_suffix(".ipynb")
-    good = ipynb.read_bytes()
-    ipynb.write_text(spoil(ipynb.read_text()))
+    ipynb.write_text(spoil(good.decode()))
     assert "no notebook" in why_stale(chapter)
     monkeypatch.setattr(execute, "chapters", lambda: [chapter, other])
     monkeypatch.setattr(sys, "argv", ["execute.py"])

@@ -6,7 +6,7 @@ indices of it; a generator of one device draws nothing on the other; and numpy s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -14,7 +14,6 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, library, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 
@@ -121,11 +120,28 @@ class Generator(_GENERATOR):
         return Generator(self.device).set_state(self.get_state())
 
 
+def convert(what: Any, each: Callable[[Any], Any]) -> Any:
+    """Apply a function to all that lists, tuples and dictionaries hold; torch's own walk took half of the time."""
+    if isinstance(what, list | tuple):
+        made = [convert(part, each) for part in what]
+        return made if isinstance(what, list) else tuple(made)
+    if isinstance(what, dict):
+        return {key: convert(part, each) for key, part in what.items()}
+    return each(what)
+
+
 def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operation on what the tensors hold, or refuse it as a graphics card would."""
     if function in SIZES:
         return SIZES[function](args[0].held)
-    tensors = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
+    tensors: list[Tensor] = []
+
+    def held(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            tensors.append(x)
+        return x.held if isinstance(x, There) else x
+
+    plain = convert(args, held), convert(kwargs, held)
     there = [x for x in tensors if isinstance(x, There)]
     device = kwargs.get("device")
     device = None if device is None else torch.device(device)
@@ -142,16 +158,15 @@ def run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         kinds = ("card", "cpu") if target else ("cpu", "card")
         raise RuntimeError(f"Expected a '{kinds[0]}' device type for generator but found '{kinds[1]}'")
     if device is not None:
-        kwargs["device"] = torch.device("cpu")
-    plain = tree_map(lambda x: x.held if isinstance(x, There) else x, (args, kwargs))
+        plain[1]["device"] = torch.device("cpu")
     result = function(*plain[0], **plain[1])
     if function is aten.copy_.default:
         return args[0]
     if function._schema.is_mutable and not function.__name__.startswith("_fused"):
         # in place: the tensor that was given comes back
         known = {id(x.held): x for x in there}
-        return tree_map(lambda x: known.get(id(x), There(x) if target else x) if isinstance(x, Tensor) else x, result)
-    return tree_map(lambda x: There(x) if target and isinstance(x, Tensor) else x, result)
+        return convert(result, lambda x: known.get(id(x), There(x) if target else x) if isinstance(x, Tensor) else x)
+    return convert(result, lambda x: There(x) if target and isinstance(x, Tensor) else x)
 
 
 def _empty(size: Any, stride: Any, dtype: Any = None, **_: Any) -> There:

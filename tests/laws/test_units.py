@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -226,12 +228,21 @@ def test_aggregated_posteriors_move_along(seed, factor):
     same(r.scale / a, q.scale)
 
 
+def chosen(seed, factor, which):
+    a = torch.full((1,), factor, dtype=torch.float64)
+    *both, x = models(seed, a, 2 * a, num=20)
+    return choose_prior(both[which], x, num_components=(1, 2), generator=generator(seed))
+
+
+@cache
+def in_the_first_unit(seed):
+    return chosen(seed, 1.0, 0)  # there the factor has no part
+
+
 @law
 @given(st.integers(0, 5), factors)
 def test_choices_stay(seed, factor):
-    a = torch.full((1,), factor, dtype=torch.float64)
-    one, two, x = models(seed, a, 2 * a, num=20)
-    choice, other = (choose_prior(vae, x, num_components=(1, 2), generator=generator(seed)) for vae in (one, two))
+    choice, other = in_the_first_unit(seed), chosen(seed, factor, 1)
     assert (choice.num_components, choice.covariance) == (other.num_components, other.covariance)
     for name, gain in choice.gains.items():
         same(other.gains[name].value, gain.value, rtol=1e-3, atol=2e-3)

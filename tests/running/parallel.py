@@ -25,6 +25,8 @@ SECONDS = Path(__file__).with_name("seconds.json")
 FIRST = "tests/browser/test_site.py"  # other files wait for what it builds
 PAGES = "tests/browser/test_pages.py"
 MOST_WORKERS = 8  # each holds torch and what its tests allocate: about a gigabyte
+KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+"""Has glibc keep what is freed: to ask for the same pages again and again took up to a fifth of a chapter's time."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -49,8 +51,13 @@ class ByUnit(LoadFileScheduling):
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Let a worker write no summary: nobody sees it, and after Ctrl-C it takes seconds."""
+    """Have workers and kernels keep memory, and workers write no summary: nobody sees it, and after Ctrl-C it lasts."""
     lives = os.environ.pop("VAEBOOK_LIVES", None)
+    if not hasattr(config, "workerinput") or config.getoption("nbval", False):
+        os.environ.update(KEPT)
+    else:
+        for name in KEPT:  # what a test starts gets memory as readers' programs do
+            os.environ.pop(name, None)
     if hasattr(config, "workerinput"):
         config.pluginmanager.unregister(name="terminalreporter")
     elif lives:
