@@ -958,3 +958,17 @@ def test_moments_of_components_close_together_and_far_from_the_origin_keep_their
 def test_draws_record_no_gradient():
     q = DiagGaussianMixture(torch.zeros(2, 1, requires_grad=True), torch.ones(2, 1, requires_grad=True))
     assert not q.sample((3,)).requires_grad and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tensors_of_any_precision_are_read(dtype):
+    loc = torch.tensor([[0.5], [1.5]], dtype=dtype)
+    q = DiagGaussianMixture.from_arrays(loc, scale=torch.ones_like(loc))
+    assert q.loc.dtype == torch.promote_types(dtype, torch.float32) and q.loc.tolist() == [[0.5], [1.5]]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint32, np.int64])
+def test_whole_numbers_keep_all_digits(dtype):
+    loc = np.array([[min(2**24 + 1, np.iinfo(dtype).max)]], dtype)
+    q = DiagGaussianMixture.from_arrays(loc, scale=np.ones((1, 1), np.float32))
+    assert q.loc.dtype == torch.float64 and q.loc.tolist() == loc.tolist()
