@@ -12,6 +12,7 @@ import torch
 from scipy import integrate, stats
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal
 
+from vaebook import bounds
 from vaebook.bounds import elbo, iwae_bound, prior_sample_log_prob, quadrature_log_prob
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.ppca import PPCA
@@ -630,3 +631,16 @@ def test_the_divergence_of_each_datum_is_its_own():
     one, two = (elbo(vae, x, num_samples=4, beta=b, generator=rng()) for b in (0.0, beta))
     q = vae.encoder(x)
     torch.testing.assert_close((one - two) / beta, StandardNormal(2).kl(q.mean, q.stddev))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_density_of_a_draw_is_that_of_its_noise_in_double_precision(dtype):
+    scale = torch.tensor([[1e-7, 0.5]], dtype=dtype)
+    q = Normal(torch.tensor([[1e3, -1.0]], dtype=dtype), scale)
+    z, log_q = bounds._draw(q, 3, rng())
+    noise = torch.stack(
+        [torch.empty(1, 2, dtype=dtype).normal_(generator=again) for again in [rng()] for _ in range(3)]
+    )
+    assert z.dtype == dtype and torch.equal(z, q.loc + scale * noise)
+    want = Normal(0.0, 1.0).log_prob(noise.double()) - scale.double().log()
+    torch.testing.assert_close(log_q(), want.sum(-1), rtol=1e-14, atol=0)

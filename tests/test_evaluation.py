@@ -339,8 +339,6 @@ class TestData:
             (TypeError, "x: expected a dense tensor of real numbers", X.to(torch.float8_e4m3fn)),
             (TypeError, "x: expected a dense tensor of real numbers", X.to("meta")),
             (TypeError, "x: expected a dense tensor of real numbers", X.to(torch.complex64)),
-            (TypeError, "x: expected a dense tensor of real numbers",
-             torch._empty_affine_quantized((2, P), scale=1.0, zero_point=0, dtype=torch.qint8)),
             (TypeError, "x: expected a dense tensor of real numbers", torch.nested.nested_tensor([X, X[:2]])),
             (ValueError, "x: expected at least one datum, got none", []),
             (ValueError, "x: expected at least one datum, got none", iter(())),
@@ -416,6 +414,7 @@ def test_a_generator_stands_for_the_global_one_and_leaves_it_alone():
 @pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("found nowhere")])
 def test_modules_are_found_behind_functions(way):
     net = Net()
+    assert evaluation.modules_of(WAYS[way](net)) == [net]
     assert evaluation.modules_of(WAYS[way](net), net, WAYS[way](net)) == [net]
 
 
@@ -489,6 +488,11 @@ class Takes(nn.Module):
         return y
 
 
+class Alone(nn.Module):
+    def forward(self, x):
+        return x
+
+
 @pytest.mark.parametrize(
     ("function", "second", "named"),
     [
@@ -505,6 +509,7 @@ class Takes(nn.Module):
         (lambda x, **rest: rest, False, True),
         (lambda *all: all[1:], True, False),
         (Takes(), True, True),
+        (Alone(), False, False),
         (max, True, True),  # without a signature it gets everything
     ],
 )

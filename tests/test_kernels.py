@@ -467,3 +467,10 @@ def test_rows_that_need_the_direct_form_get_it_among_others_that_do_not():
     z = torch.tensor([[1.0 + 0.3 * sigma], [1.0 + 40 * sigma], [0.0], [-1.0]], dtype=torch.float64)
     want = exact_responsibilities(z, loc, scale, torch.zeros(3))
     torch.testing.assert_close(kernels.responsibilities(z, held), want, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_tracked_asks_for_derivatives_that_are_recorded():
+    plain, weight = torch.ones(1), torch.ones(1, requires_grad=True)
+    assert kernels.tracked(plain, None, weight) and not kernels.tracked(plain, None, 3) and not kernels.tracked()
+    with torch.no_grad():
+        assert not kernels.tracked(weight)
