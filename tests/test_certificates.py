@@ -275,3 +275,8 @@ def test_scales_whose_ratio_is_no_number_have_bounds():
 
 def test_a_small_rate_certifies_nothing():
     assert mismatch_bound(3.0, 60_000) == 0.0 == mismatch_bound(math.log(5), 5)
+
+
+def test_the_cap_of_equal_components_is_zero_at_the_largest_numbers():
+    loc = torch.full((3, 2), 1.7e308, dtype=torch.float64)
+    assert gaussian_cap(DiagGaussianMixture(loc, torch.ones_like(loc))) == pytest.approx(0.0, abs=1e-14)
