@@ -943,25 +943,6 @@ def test_a_scale_that_turns_negative_stops_training_in_every_epoch():
         quick(vae, torch.ones(40, 3), num_epochs=60, batch_size=40, learning_rate=0.03)
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_the_bar_is_closed_however_training_ends(monkeypatch, stopped):
-    closed, bar = [], training.tqdm
-
-    class Bar(bar):
-        def close(self):
-            closed.append(self.n)
-            super().close()
-
-    monkeypatch.setattr(training, "tqdm", Bar)
-    if stopped:
-        monkeypatch.setattr(training, "_check_weights", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            quick(small_vae())
-    else:
-        quick(small_vae(), validation=two_images()[::8], patience=1)
-    assert closed
-
-
 def test_validation_records_no_gradient():
     vae, seen = small_vae(), []
     vae.decoder.register_forward_hook(lambda module, *_: seen.append((module.training, torch.is_grad_enabled())))
