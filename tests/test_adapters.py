@@ -16,6 +16,7 @@ from torch.distributions import (
     Categorical,
     Distribution,
     Independent,
+    Laplace,
     LogNormal,
     MixtureSameFamily,
     MultivariateNormal,
@@ -33,7 +34,7 @@ from vaebook.adapters import (
     adapt_vae,
 )
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import adapt_prior_of, components
+from vaebook.parts import PriorModule, adapt_prior_of, components, gaussian_kl
 from vaebook.priors import StandardNormal
 
 N, P, D = 7, 6, 2
@@ -59,7 +60,19 @@ class Found:
     logvar: Tensor
 
 
+class Methods(Found):
+    """Some of its names are no tensors."""
+
+    loc = None
+
+    def mean(self):
+        return 0
+
+    std = mean
+
+
 Pair = namedtuple("Pair", "loc scale")
+Named = namedtuple("Named", "mu logvar")
 LOC, SCALE = loc_scale(X)
 
 
@@ -82,6 +95,8 @@ class TestEncoders:
             (lambda x: {"z": x, "mu": loc_scale(x)[0], "logvar": 2 * loc_scale(x)[1].log()}, "log_var"),
             (lambda x: Object(loc=loc_scale(x)[0], variance=loc_scale(x)[1] ** 2), "std"),
             (lambda x: Found(loc_scale(x)[0], 2 * loc_scale(x)[1].log()), "std"),
+            (lambda x: Named(loc_scale(x)[0], 2 * loc_scale(x)[1].log()), "std"),  # its names tell what it holds
+            (lambda x: Methods(loc_scale(x)[0], 2 * loc_scale(x)[1].log()), "std"),
         ],
     )
     def test_every_form_means_the_same(self, encode, spread):
@@ -121,10 +136,15 @@ class TestEncoders:
             (ValueError, "spread: expected 'log_var'", lambda x: {"mu": x, "logvar": x}, "var"),
             (TypeError, "a mapping or object with one of loc.*got dict of 1 .mu.", lambda x: {"mu": x}, "std"),
             (TypeError, "got NoneType", lambda x: None, "std"),
+            (TypeError, r"got tuple of 3 \(Tensor, Tensor, Tensor\)", lambda x: (x, x, x), "std"),
+            (TypeError, "a diagonal covariance, got a MultivariateNormal with correlations",
+             lambda x: MultivariateNormal(x, torch.eye(P, dtype=x.dtype) + 0.1), "std"),
+            (TypeError, "got Laplace", lambda x: Laplace(x, x.exp()), "std"),
+            (TypeError, "got StudentT", lambda x: StudentT(3.0, x, x.exp()), "std"),
             (TypeError, "encoder's loc: expected a floating-point", lambda x: (x.long(), x.long()), "std"),
             (ValueError, "encoder: expected it to take a batch .* got KeyError", lambda x: {}[0], "std"),
         ],
-    )
+    )  # fmt: skip
     def test_what_cannot_be_read_is_refused(self, error, match, encode, spread):
         with pytest.raises(error, match=match):
             adapt(encode, spread=spread).encode(X)
@@ -167,6 +187,10 @@ class OnlyDensity:
     def log_prob(self, x):
         assert x.shape == self.logits.shape
         return (x * self.logits - self.logits.exp().log1p()).sum(-1)
+
+
+class Silent(Distribution):
+    """Without a mean: torch raises NotImplementedError."""
 
 
 class TestDecoders:
@@ -252,6 +276,8 @@ class TestDecoders:
             vae.decoder(draw(5, 4))
         with pytest.raises(ValueError, match=r"encoder: expected codes of latent_shape \(1, 4\), got \(2,\)"):
             adapt(loc_scale, latent_shape=(1, 4)).encode(X)
+        with pytest.raises(ValueError, match=r"encoder: expected codes of latent_shape \(1, 2\), got \(2,\)"):
+            adapt(loc_scale, latent_shape=(1, 2)).encode(X)
 
     def test_moments(self):
         decoded = adapt(loc_scale, lambda z: Independent(Bernoulli(logits=z @ V), 1)).decoder(Z)
@@ -260,7 +286,18 @@ class TestDecoders:
         torch.testing.assert_close(decoded.variance, p * (1 - p))
         assert decoded.has_moments
 
-    @pytest.mark.parametrize("made", [lambda z: StudentT(1.0, z.to(V) @ V), lambda z: OnlyDensity(z.to(V) @ V)])
+    def test_a_mean_is_not_enough(self):
+        decoded = adapt(loc_scale, lambda z: StudentT(1.5, z.to(V) @ V), latent_shape=(D,)).decoder(Z)
+        assert bool(decoded.mean.isfinite().all()) and not decoded.has_moments
+
+    @pytest.mark.parametrize(
+        "made",
+        [
+            lambda z: StudentT(1.0, z.to(V) @ V),
+            lambda z: OnlyDensity(z.to(V) @ V),
+            lambda z: Silent(torch.Size(z.shape[:1]), torch.Size((P,)), validate_args=False),
+        ],
+    )
     def test_without_moments(self, made):
         vae = adapt(loc_scale, made, latent_shape=(D,))
         assert not vae.decoder(Z).has_moments
@@ -280,6 +317,10 @@ class TestDecoders:
             (ValueError, "decoder's output: expected finite", lambda z: (z @ V).log(), "bernoulli_logits"),
             (ValueError, "likelihood: expected a function that takes", lambda z: z @ V, lambda a, b: a),
             (ValueError, r"expected a row for each of 35 codes, got \(1, 6\)", lambda z: Normal(V[:1], 1.0), None),
+            (ValueError, r"expected a row for each of 35 codes, got \(70, 6\)",
+             lambda z: Normal((z @ V).repeat(2, 1), 1.0), None),
+            (ValueError, r"log_prob of shape \(35,\), got \(70,\)",
+             lambda z: Object(log_prob=lambda x: torch.zeros(2 * len(x))), None),
             (ValueError, r"log_prob of shape \(35,\), got float", lambda z: Object(log_prob=lambda x: 0.0), None),
             (ValueError, r"log_prob of shape \(35,\)", lambda z: Independent(Normal(z @ V, 1.0), 2), None),
             (ValueError, "x: expected data of the decoder's dist.*support", lambda z: Bernoulli(logits=z @ V), None),
@@ -303,9 +344,24 @@ class TestDecoders:
 
     def test_a_decoder_in_single_precision_takes_codes_in_double(self):
         net = nn.Linear(D, P)
-        for decode in (net, lambda z: net(z), partial(lambda z, n: n(z), n=net)):
-            decoder = adapt(loc_scale, decode, likelihood="bernoulli_logits").decoder
+        hidden = [net]
+        for decode in (net, lambda z: net(z), partial(lambda z, n: n(z), n=net), lambda z: hidden[0](z)):
+            decoder = adapt(loc_scale, decode, likelihood="bernoulli_logits", modules=net).decoder
             assert decoder(Z).mean.dtype == torch.float32
+
+    def test_any_code_is_decoded_and_values_are_in_double(self):
+        vae = adapt(loc_scale, lambda z: Normal(z.float().sigmoid() @ V.float(), 1.0), latent_shape=(D,))
+        assert vae.decoder(torch.full((3, D), math.inf)).batch_shape == (3,)
+        for z in (Z, Z[:, :1]):
+            assert vae.log_likelihood(z, X.float()).dtype == torch.float64
+
+    def test_without_weights_codes_come_in_the_dtype_of_the_encoder_s(self):
+        vae = adapt(loc_scale, lambda z: Normal(z, torch.ones_like(z)))
+        vae.encode(X)
+        assert vae.decoder(Z.float()).mean.dtype == torch.float64
+        single = adapt(lambda x: (x[:, :D].float(), x[:, :D].float().exp()), lambda z: Normal(z, torch.ones_like(z)))
+        single.encode(X)
+        assert single.decoder(Z).mean.dtype == torch.float32
 
 
 class Flow(nn.Module):
@@ -391,6 +447,71 @@ class TestPriors:
             flow.loc += 5
         assert float(prior.sample((2000,)).detach().mean()) > 4
 
+    def test_points_go_into_a_density_in_its_dtype_and_values_come_back_in_theirs(self):
+        flow = Flow()
+        prior, seen = adapt_prior(flow), []
+        flow.register_forward_hook(lambda flow, _, density: seen.append(density.mean.dtype))
+        for dtype in (torch.float32, torch.float64):
+            flow.to(dtype)  # after it was adapted
+            for z in (Z.float(), Z):
+                torch.testing.assert_close(prior.log_prob(z), Normal(0.0, 1.0).log_prob(z.to(dtype)).sum(-1).to(z))
+        assert seen[-4:] == [torch.float32] * 2 + [torch.float64] * 2
+        torch.testing.assert_close(prior.log_prob(Z), Normal(0.0, 1.0).log_prob(Z).sum(-1), rtol=1e-14, atol=0)
+        strict = Object(
+            log_prob=lambda z: (seen.append(z.dtype), z.sum(-1))[1], sample=lambda shape: torch.zeros(*shape, D)
+        )
+        adapt_prior(strict).log_prob(Z)
+        assert seen[-1] == torch.float32
+
+    def test_an_object_without_a_generator_gets_one(self):
+        source = Stranger()
+        source.latent_dim = D
+        assert adapt_prior(source, D) is not source
+        open_ended = Object(latent_dim=D, log_prob=lambda z: z.sum(-1), sample=lambda shape, **rest: None)
+        assert adapt_prior(open_ended) is open_ended
+
+    def test_adapting_draws_nothing_from_the_global_generator(self):
+        before = torch.get_rng_state()
+        adapt_prior(Flow())
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_draws_have_no_gradient(self):
+        weight = nn.Parameter(torch.ones(D))
+        source = Object(log_prob=lambda z: z.sum(-1), sample=lambda shape: weight * torch.ones(*shape, D))
+        assert not adapt_prior(source).sample((3,)).requires_grad
+
+    def test_a_density_must_give_one_value_a_point(self):
+        prior = adapt_prior(Object(log_prob=lambda z: z.sum()[None], sample=lambda shape: torch.zeros(*shape, D)))
+        with pytest.raises(ValueError, match=r"prior: expected log_prob of shape \(5,\), got \(1,\)"):
+            prior.log_prob(torch.zeros(5, D))
+
+    def test_only_a_product_of_dimensions_factorises(self):
+        assert adapt_prior(PRIORS["Independent"]()).factorises
+        correlated = PRIORS["MultivariateNormal"]()
+        for source in (correlated, Independent(correlated, 0), PRIORS["MixtureSameFamily"]()):
+            prior = adapt_prior(source)
+            assert not prior.factorises and not hasattr(prior, "kl")
+
+    def test_a_prior_shows_its_sizes(self):
+        class Own(PriorModule):
+            latent_dim = D
+
+            def config(self):
+                return {"num": 3}
+
+        assert repr(Own()) == "Own(num=3, latent_dim=2)"
+
+    def test_a_prior_of_another_encoder_is_refused(self):
+        one, other = Sized(latent_dim=2), Sized(latent_dim=2)
+        prior = StandardNormal(2)
+        prior.encoder = one
+        assert adapt_prior_of(one, Sized(), prior) is prior
+        with pytest.raises(ValueError, match=r"^prior: expected one made of the codes of this encoder, got one of"):
+            adapt_prior_of(other, Sized(), prior)
+
+    def test_a_negative_scale_has_no_divergence(self):
+        assert math.isnan(gaussian_kl(torch.tensor(0.0), torch.tensor(-1.0)))
+
     def test_zuko(self, monkeypatch):
         # its import switches the checks of torch.distributions off, for everything that runs later
         monkeypatch.setattr(Distribution, "_validate_args", Distribution._validate_args)
@@ -453,8 +574,11 @@ class TestPriors:
             prior.log_prob(-torch.ones(3, D))
 
     def test_dimensions_of_prior_and_codes_must_agree(self):
-        with pytest.raises(ValueError, match="prior: expected dimension 2, got 3"):
-            adapt(loc_scale, prior=StandardNormal(3)).encode(X)
+        for dim in (1, 3):
+            with pytest.raises(ValueError, match=f"prior: expected dimension 2, got {dim}"):
+                adapt(loc_scale, prior=StandardNormal(dim)).encode(X)
+            with pytest.raises(ValueError, match=f"prior: expected dimension 2, got {dim}"):
+                adapt_prior(StandardNormal(dim), 2)
 
 
 class TestConditions:
@@ -508,6 +632,20 @@ class TestConditions:
         self.check(vae, {"y": self.Y, "t": self.Y}, 2 * y, y)
         with pytest.raises(ValueError, match="condition: expected y, t by name, got Tensor"):
             vae.data(X, self.Y)
+        with pytest.raises(ValueError, match=r"condition: expected y, t by name, got \['y'\]"):
+            vae.data(X, {"y": self.Y})
+
+    @pytest.mark.parametrize("num", [1, 15, 16, 17])
+    def test_the_first_data_go_with_the_first_of_the_condition(self, num):
+        seen = []
+        vae = adapt(lambda x, y: (seen.append((len(x), y.tolist())), self.encode(x, y))[1])
+        vae.data(draw(num, P), torch.arange(num))
+        least = min(num, 16)
+        assert seen == [(least, [*range(least)])]
+
+    def test_no_condition_is_none(self):
+        vae = adapt(loc_scale)
+        assert vae.data(X)[1] is None is vae.data(X, {})[1]
 
     def test_one_given_to_adapt_stands_for_calls_without(self):
         vae, y = adapt(self.encode, self.decode, condition=self.Y), self.Y[:, None]
@@ -595,6 +733,28 @@ class TestWhole:
         with pytest.raises(TypeError, match=f"vae: expected an object with .*adapt makes.* without .{part}"):
             adapt_vae(vae)
 
+    def test_the_first_of_many_that_it_lacks_is_named(self):
+        with pytest.raises(TypeError, match=r"got SimpleNamespace without \.encoder$"):
+            adapt_vae(Object(prior=None))
+
+    def test_without_a_prior_it_has_the_standard_normal(self):
+        vae = adapt_vae(Object(encoder=loc_scale, decoder=lambda z: Normal(z @ V, 1.0), prior=None))
+        assert vae.encode(X).event_shape == (D,)
+        torch.testing.assert_close(vae.prior.log_prob(Z), StandardNormal(D).log_prob(Z))
+
+    def test_its_own_module_holds_all_weights(self):
+        class Whole(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.encoder, self.decoder, self.prior = nn.Linear(P, D), nn.Linear(D, P), StandardNormal(D)
+                self.temperature = nn.Parameter(torch.ones(()))
+
+        whole = Whole()
+        assert adapt_vae(whole).holder is whole
+        assert any(p is whole.temperature for p in adapt_vae(whole).parameters())
+        parts = adapt(whole.encoder, whole.decoder)
+        assert parts.holder is parts  # each of the two has only some
+
     def test_parts_that_are_not_there(self):
         with pytest.raises(ValueError, match="vae: expected one with its encoder, got none"):
             adapt_decoder(lambda z: Normal(z @ V, 1.0), StandardNormal(D)).encode(X)
@@ -623,6 +783,77 @@ class TestWhole:
         assert set(seen) == {(N, 1, 2, 3)}
         with pytest.raises(ValueError, match=r"x: expected data of shape \(1, 2, 3\), got \(4,\)"):
             vae.data(X[:, :4])
+
+    @pytest.mark.parametrize("x", [X[:, :4], draw(N, 7)])
+    def test_data_of_another_size_are_refused_in_batches_too(self, x):
+        vae = adapt(lambda x: loc_scale(x.flatten(1)), data_shape=(1, 2, 3))
+        assert [x.shape for x, _ in vae.batches(X, 5)] == [(5, 1, 2, 3), (2, 1, 2, 3)]
+        for run in (lambda: vae.data(x, name="held_out"), lambda: next(vae.batches(x, 5, name="held_out"))):
+            with pytest.raises(ValueError, match=r"^held_out: expected data of shape \(1, 2, 3\), got"):
+                run()
+
+    def test_there_must_be_enough_data(self):
+        assert len(adapt(loc_scale).data(X, least=N)[0]) == N
+        with pytest.raises(ValueError, match=rf"^held_out: expected at least {N + 1} data, got {N}"):
+            adapt(loc_scale).data(X, least=N + 1, name="held_out")
+
+    def test_a_module_that_runs_in_training_mode_is_not_compared(self):
+        net = nn.Sequential(nn.Linear(P, 2 * D), nn.Dropout()).double().eval()
+        net[1].train()  # a part of it is enough
+        vae = adapt(lambda x: net(x).chunk(2, 1), spread="log_var")
+        assert vae.training
+        vae.check(X)
+        with vae.evaluating(X):
+            assert not net[1].training
+        assert net[1].training and not net[0].training
+
+    def test_what_a_function_asks_of_a_module_is_answered_in_evaluation_mode(self):
+        """Also of one that takes the place of another later, and is not called."""
+        seen, net = [], nn.Linear(P, P)
+        vae = adapt(lambda x: (seen.append(net.training), loc_scale(x))[1])
+        vae.data(X)
+        net = nn.Linear(P, P)
+        with vae.evaluating():
+            vae.encode(X)
+        assert seen == [False, False] and net.training
+
+    @pytest.mark.parametrize("encode", [loc_scale, None])
+    def test_two_passes_record_nothing_and_leave_the_global_generator_alone(self, encode):
+        seen, before = [], torch.get_rng_state()
+        decode = lambda z: (seen.append((z.dtype, torch.is_grad_enabled())), Normal(z.to(V) @ V, 1.0))[1]  # noqa: E731
+        vae = adapt(encode, decode) if encode else adapt_decoder(decode, StandardNormal(D))
+        for x in (X, X.long()) if encode is None else (X,):
+            with vae.evaluating(x):
+                assert seen == [(torch.float64, False)] * 2
+            seen.clear()
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_a_decoder_that_does_not_repeat_itself_is_refused(self):
+        decode = lambda z: Normal(z.to(V) @ V + torch.randn(()), 1.0)  # noqa: E731
+        for vae in (adapt(loc_scale, decode), adapt_decoder(decode, StandardNormal(D))):
+            with pytest.raises(ValueError, match=r"^decoder: expected the same from two passes"), vae.evaluating(X):
+                pass
+            with pytest.raises(ValueError, match=r"^decoder: expected the same from two passes"):
+                vae.sample(2)
+
+    @pytest.mark.parametrize("num", [2, 3, 15, 16, 40])
+    def test_the_second_pass_is_over_half_of_the_first_data(self, num):
+        seen = []
+
+        def encode(x):
+            seen.append(len(x))
+            return x - x.mean(0), torch.ones_like(x)
+
+        with pytest.raises(ValueError, match=r"^encoder: expected the same from two passes"):
+            adapt(encode).check(draw(num, P))
+        assert seen == [min(num, 16), min(num, 16) // 2]
+
+    def test_samples_are_made_in_evaluation_mode(self):
+        back = nn.Sequential(nn.Linear(D, P), nn.Dropout())
+        vae = adapt(loc_scale, back, likelihood="bernoulli_logits", latent_shape=(D,))
+        seed = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+        x = vae.sample(4, generator=seed())
+        assert torch.equal(x, vae.sample(4, generator=seed())) and not x.requires_grad and back.training
 
     def test_means_of_samples(self):
         back = nn.Linear(D, P)
@@ -712,3 +943,9 @@ def test_another_prior_for_a_decoder_does_not_take_the_place_of_the_models_own()
     vae = adapt(nn.Linear(6, 4), nn.Linear(2, 6), likelihood="bernoulli_logits", prior=own)
     assert adapt_decoder(vae, other).prior is other
     assert vae.prior is own
+
+
+def test_the_standard_normal_of_a_model_in_double_is_in_double():
+    net = nn.Linear(6, 4).double()
+    vae = adapt(lambda x: net(x).chunk(2, 1), spread="log_var", latent_shape=(2,))
+    assert vae.prior.sample((2,)).dtype == torch.float64

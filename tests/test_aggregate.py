@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.distributions import Independent, LogNormal, MultivariateNormal, Normal
 
-from vaebook.aggregate import aggregated_posterior, merge_duplicates
+from vaebook.aggregate import aggregated_posterior, as_codes, merge_duplicates
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.ppca import PPCA
 
@@ -146,6 +146,30 @@ class TestMerge:
         assert torch.equal(merged.scale, q.scale)
         assert torch.equal(counts, torch.ones(23, dtype=torch.long))
 
+    @pytest.mark.parametrize(
+        ("loc", "scale"),
+        [
+            ([[0.0, 1.0], [1.0, 0.0]], [[1.0, 1.0], [1.0, 1.0]]),
+            ([[0.0, 0.0], [0.0, 0.0]], [[1.0, 2.0], [2.0, 1.0]]),
+            ([[0.0, 1.0], [0.0, 1.0]], [[1.0, 1.0], [1.0, 2.0]]),
+            ([[1.0, 0.0], [1.0 + 1e-12, 0.0]], [[1.0, 1.0], [1.0, 1.0]]),
+        ],
+    )
+    def test_what_is_distinct_stays_itself(self, loc, scale):
+        q = DiagGaussianMixture(*(torch.tensor(part, dtype=torch.float64) for part in (loc, scale)))
+        assert merge_duplicates(q)[0] is q
+
+    def test_means_whose_sums_overflow_are_compared_one_by_one(self):
+        far = torch.tensor([[1.7e308, 1.7e308, -1.7e308]], dtype=torch.float64).repeat(2, 1)
+        assert merge_duplicates(DiagGaussianMixture(far, torch.ones_like(far)))[1].tolist() == [2]
+
+    def test_derivatives_reach_the_components_that_stay(self):
+        loc = torch.tensor([[1.0], [0.0], [1.0]], requires_grad=True)
+        scale = torch.ones(3, 1, requires_grad=True)
+        merged, _ = merge_duplicates(DiagGaussianMixture(loc, scale))
+        (merged.loc.sum() + 2 * merged.scale.sum()).backward()
+        assert (loc.grad.flatten().tolist(), scale.grad.flatten().tolist()) == ([1, 1, 0], [2, 2, 0])
+
     def test_same_mean_other_scale_stays_apart(self):
         loc = torch.zeros(2, 1)
         assert merge_duplicates(DiagGaussianMixture(loc, torch.tensor([[1.0], [1.0 + 1e-7]])))[0].num_components == 2
@@ -199,6 +223,7 @@ EYE = torch.eye(2, dtype=torch.float64)
             r"encoder's scale: expected finite values, got inf",
             lambda x: (x, x.abs().where(x.abs() > 0.1, torch.inf)),
         ),
+        (ValueError, r"encoder: expected the same from two passes", lambda x: (x - x.mean(0), torch.ones_like(x))),
         (ValueError, r"encoder: expected codes of latent_shape \(2,\), got \(1,\)", lambda x: codes_of_width(x)),
     ],
 )
@@ -237,3 +262,52 @@ def test_index_of_a_bad_scale_is_that_of_the_datum():
 def test_bad_data(error, match, x, batch_size):
     with pytest.raises(error, match=match):
         aggregated_posterior(codes, x, batch_size=batch_size)
+
+
+LOC, SCALE = codes(X)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"scale": SCALE},
+        {"scale": SCALE.numpy()},
+        {"scale": SCALE.tolist(), "loc": LOC.tolist()},
+        {"var": SCALE**2},
+        {"log_var": 2 * SCALE.log()},
+        {"scale": SCALE.reshape(23, 1, 2), "loc": LOC.reshape(23, 2, 1)},  # flattened
+        {"scale": SCALE, "log_weight": torch.full((23,), -math.log(23), dtype=torch.float64)},
+    ],
+)
+def test_codes_from_arrays(given):
+    q = as_codes("subject", {"loc": LOC} | given)
+    assert torch.equal(q.loc, LOC) and as_codes("subject", q) is q
+    torch.testing.assert_close(q.scale, SCALE, rtol=1e-14, atol=0)
+    torch.testing.assert_close(q.log_weight, torch.full((23,), -math.log(23), dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("error", "match", "given"),
+    [
+        (TypeError, "expected codes of the same kind, a mapping or a mixture, got tuple", (LOC, SCALE)),
+        (ValueError, "expected loc and exactly one of scale, var, log_var, got loc$", {"loc": LOC}),
+        (ValueError, "expected loc and exactly one of .* got scale$", {"scale": SCALE}),
+        (ValueError, "expected loc and exactly one of .* got loc, scale, var$",
+         {"loc": LOC, "scale": SCALE, "var": SCALE}),
+        (ValueError, "expected loc and exactly one of .* got loc, scale, logvar$",
+         {"loc": LOC, "scale": SCALE, "logvar": SCALE}),
+        (ValueError, "expected loc and exactly one of .* got loc, scale, 3$", {"loc": LOC, "scale": SCALE, 3: SCALE}),
+        (ValueError, "expected dense arrays of real numbers, got T", {"loc": LOC.to_sparse(), "scale": SCALE}),
+        (ValueError, "expected dense arrays of real numbers, got ", {"loc": LOC.to("meta"), "scale": SCALE}),
+    ],
+)  # fmt: skip
+def test_what_are_no_codes_is_refused(error, match, given):
+    with pytest.raises(error, match=f"^held_out: {match}"):
+        as_codes("held_out", given)
+
+
+def test_no_codes_are_refused_in_words():
+    with pytest.raises(
+        ValueError, match=r"^loc: expected at least one element, got shape \(0, 2, 1\)|^loc: expected shape"
+    ):
+        as_codes("held_out", {"loc": LOC[:0].reshape(0, 2, 1), "scale": SCALE[:0].reshape(0, 2, 1)})

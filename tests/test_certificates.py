@@ -243,3 +243,40 @@ def test_integers_of_many_digits(number):
         for call in (lambda: mismatch_bound(number, 10), lambda: mmd_squared(random_mixture(), number)):
             with pytest.raises(ValueError, match=r"^(rate|bandwidth): expected a finite number, got one of 401 digits"):
                 call()
+
+
+def test_no_lower_bound_is_above_an_upper_one_by_rounding():
+    """Of equal components all bounds are 0, but for the last digits of three sums."""
+    for seed in range(40):
+        g = torch.Generator().manual_seed(seed)
+        num, dim = (int(torch.randint(1, most, (), generator=g)) for most in (5, 4))
+        scale = (torch.rand(1, dim, generator=g).double() + 0.5).expand(num, dim)
+        log_weight = torch.randn(num, generator=g).double().log_softmax(0)
+        found = mutual_information_bounds(DiagGaussianMixture(torch.zeros_like(scale), scale, log_weight))
+        assert found.lower <= found.upper == min(found.pairwise_upper, found.gaussian_upper)
+        assert max(map(abs, found)) < 1e-14
+
+
+@pytest.mark.parametrize("unit", [-600, -300, 300, 500])
+def test_bounds_are_the_same_in_the_smallest_and_the_largest_units(unit):
+    g = torch.Generator().manual_seed(0)
+    loc, scale = (torch.randn(6, 2, generator=g).double() for _ in range(2))
+    one, other = (DiagGaussianMixture(u * loc, u * scale.exp()) for u in (1.0, 2.0**unit))
+    torch.testing.assert_close(
+        torch.tensor(mutual_information_bounds(other)), torch.tensor(mutual_information_bounds(one)), rtol=1e-12, atol=0
+    )
+
+
+def test_scales_whose_ratio_is_no_number_have_bounds():
+    scale = torch.tensor([[1e-200], [1e200]], dtype=torch.float64)
+    found = mutual_information_bounds(DiagGaussianMixture(torch.zeros(2, 1).double(), scale))
+    assert found.lower == pytest.approx(math.log(2)) == found.pairwise_upper
+
+
+def test_a_small_rate_certifies_nothing():
+    assert mismatch_bound(3.0, 60_000) == 0.0 == mismatch_bound(math.log(5), 5)
+
+
+def test_the_cap_of_equal_components_is_zero_at_the_largest_numbers():
+    loc = torch.full((3, 2), 1.7e308, dtype=torch.float64)
+    assert gaussian_cap(DiagGaussianMixture(loc, torch.ones_like(loc))) == pytest.approx(0.0, abs=1e-14)

@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -62,6 +63,11 @@ BAD = [
         TypeError,
         "a: expected a dense tensor, got layout torch.sparse_coo",
         lambda: checks.check_tensor("a", ONE.to_sparse(), (2, 3)),
+    ),
+    (
+        TypeError,
+        "a: expected a dense tensor, got layout torch.strided",
+        lambda: checks.check_tensor("a", torch.nested.nested_tensor([ONE, ONE[:1]]), ("B", "N", "D")),
     ),
     (
         TypeError,
@@ -216,3 +222,84 @@ def test_finite_is_every_entry_and_not_the_sum(dtype):
             checks.check_finite("a", torch.tensor([[0.0, 0.0], bad], dtype=dtype))
     with pytest.raises(TypeError, match=r"^a: expected finite values, got a tensor on the meta device"):
         checks.check_finite("a", META)
+
+
+@pytest.mark.parametrize(
+    ("error", "within", "message"),
+    [
+        (ValueError("z: expected more, got 1"), False, None),  # what this package says stays as it is
+        (TypeError("z: expected more, got 1"), False, None),
+        (ValueError("no number"), False, "f: expected a thing, got ValueError: no number"),
+        (KeyError("a: expected b"), False, "f: expected a thing, got KeyError: 'a: expected b'"),
+        (ValueError("z: expected more, got 1"), True, "f: z: expected more, got 1"),
+        (TypeError("z: expected more, got 1"), True, "f: z: expected more, got 1"),
+        (ValueError("no number"), True, "f: expected a thing, got no number"),
+        (TypeError("no number"), True, "f: expected a thing, got TypeError: no number"),
+        (RuntimeError("\n one\ntwo"), False, "f: expected a thing, got RuntimeError: one"),
+        (RuntimeError(""), False, "f: expected a thing, got RuntimeError: "),
+        (RuntimeError("a\x1b[31mb\tc"), False, "f: expected a thing, got RuntimeError: a [31mb c"),
+        (RuntimeError("x" * 501), False, "f: expected a thing, got RuntimeError: " + "x" * 500),
+    ],
+)
+def test_errors_of_others_are_explained(error, within, message):
+    with pytest.raises((TypeError, ValueError)) as told, checks.explained("f", "a thing", within=within):
+        raise error
+    if message is None:
+        assert told.value is error
+    else:
+        assert type(told.value) is ValueError and str(told.value) == message and told.value.__cause__ is error
+
+
+def test_scales_are_finite_and_the_first_of_the_smallest_is_named():
+    with pytest.raises(ValueError, match=r"^s: expected finite values, got inf at index \(1,\)$"):
+        checks.check_positive("s", torch.tensor([1.0, math.inf]))
+    with pytest.raises(ValueError, match=r"got min -2 at index \(0, 1\)$"):
+        checks.check_positive("s", torch.tensor([[1.0, -2.0], [-2.0, 3.0]]))
+
+
+def test_log_weights_are_summed_in_double_precision():
+    log_weight = torch.randn(999, generator=torch.Generator().manual_seed(0)).log_softmax(0)
+    assert torch.equal(checks.check_log_weight(log_weight), log_weight.double().logsumexp(0))
+
+
+@pytest.mark.parametrize(
+    ("spread", "value", "warns"),
+    [
+        ("log_var", [0.01, 0.02], True),  # of all that there are, few and small ones tell
+        ("log_var", [0.0, 0.02], False),
+        ("log_var", [-0.01, 0.02], False),
+        ("log_var", [-3.0, -0.01], False),
+        ("std", [1e6, 1e6], False),  # nothing to compare with
+        ("var", [1e6, 1e6], False),
+    ],
+)
+def test_values_without_means_are_all_that_there_are(spread, value, warns):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        checks.to_scale("s", torch.tensor(value), spread)
+    assert [str(one.message).startswith(f"s: expected {spread} as named, got values") for one in told] == [True] * warns
+
+
+@pytest.mark.parametrize("value", [np.array(["one"]), np.array(["one", "two"]), ["one"], None])
+def test_a_choice_is_a_word(value):
+    with pytest.raises(ValueError, match=r"^c: expected one of one, two, got "):
+        checks.check_choice("c", value, ("one", "two"))
+
+
+def test_a_generator_stays_itself_and_seeds_another_one_elsewhere(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+    assert checks.check_generator(generator) is checks.check_generator(generator, torch.device("cpu")) is generator
+    assert torch.equal(generator.get_state(), before)
+    monkeypatch.setattr(checks, "new_seed", lambda given: 7 if given is generator else None)
+    made = checks.check_generator(generator, torch.device("cpu", 0))
+    assert made is not generator and made.initial_seed() == 7
+
+
+def test_a_seed_is_drawn_from_the_generator_that_is_given():
+    seeds = {checks.new_seed(torch.Generator().manual_seed(3)) for _ in range(2)}
+    assert len(seeds) == 1 and seeds != {checks.new_seed(torch.Generator().manual_seed(4))}
+    assert {checks.new_seed(torch.Generator().manual_seed(k), below=2) for k in range(20)} == {0, 1}
+    torch.manual_seed(5)
+    expected = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(5)))
+    assert checks.new_seed(None) == expected

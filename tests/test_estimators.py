@@ -316,3 +316,24 @@ def test_units_of_z_shift_log_densities_and_change_no_information():
         torch.testing.assert_close(got + math.log(a), want, rtol=1e-9, atol=1e-9)
         info = minibatch_information(got.sum(-3), weights)
         torch.testing.assert_close(info, minibatch_information(want.sum(-3), weights), rtol=1e-9, atol=1e-9)
+
+
+def test_all_is_computed_in_double_precision_whatever_came():
+    g = torch.Generator().manual_seed(0)
+    draws, log_q = torch.randn(999, generator=g) + 1e4, torch.randn(64, 5, 5, generator=g) * 10
+    log_prior, weights = torch.randn(64, 5, generator=g), torch.rand(5, 5, generator=g)
+    log_prior[::2] += 1e5
+    log_prior[1::2] -= 1e5
+    assert estimate(draws) == estimate(draws.double())
+    one, other = (minibatch_log_prob(log_q.double(), w) for w in (weights, weights.double()))
+    assert torch.equal(one, other)
+    double = minibatch_decomposition(log_q.double(), log_prior.double(), weights)
+    for found, want in zip(minibatch_decomposition(log_q, log_prior, weights), double, strict=True):
+        assert torch.equal(found, want.float())
+
+
+def test_a_datum_may_have_no_weight_but_every_code_has_some():
+    weights = torch.tensor([[0.5, 0.0], [0.5, 0.0]])
+    assert bool(minibatch_log_prob(torch.zeros(2, 2), weights).isfinite().all())
+    with pytest.raises(ValueError, match=r"^weights: expected a positive weight in every row, got 0 at index \(1,\)"):
+        minibatch_log_prob(torch.zeros(2, 2), weights.mT)

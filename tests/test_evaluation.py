@@ -88,8 +88,11 @@ def test_compiled_modules_run_in_evaluation_mode_without_a_warning(way):
 
 
 def test_what_a_model_warns_of_is_still_heard():
-    with evaluation_mode(), pytest.warns(UserWarning, match="of somebody's own"):
-        warnings.warn("of somebody's own", stacklevel=1)
+    with warnings.catch_warnings(record=True) as told, evaluation_mode():
+        warnings.simplefilter("always", append=True)
+        for message in ("of somebody's own", "Using `torch.compile(module)` when there are global hooks", "more"):
+            warnings.warn(message, stacklevel=1)
+    assert [str(one.message) for one in told] == ["of somebody's own", "more"]
 
 
 HIDDEN = {}
@@ -97,6 +100,7 @@ WAYS = {
     "lambda": lambda net: lambda x: net(x).chunk(2, 1),
     "closure of a closure": closure,
     "partial": lambda net: partial(lambda n, x: n(x).chunk(2, 1), net),
+    "partial by name": lambda net: partial(lambda x, n: n(x).chunk(2, 1), n=net),
     "default argument": lambda net: lambda x, n=net: n(x).chunk(2, 1),
     "method": lambda net: net.encode,
     "lambda around a method": lambda net: lambda x: net.encode(x),
@@ -220,6 +224,9 @@ def test_rounding_and_infinite_log_likelihoods_are_no_difference():
         pass
 
 
+LONG = np.dtype(np.longdouble).itemsize > 8  # which torch has not
+
+
 class Rows(torch.utils.data.Dataset):
     def __len__(self):
         return N
@@ -321,6 +328,7 @@ class TestData:
         [
             (TypeError, "x: expected a tensor or an array of .* got an array of complex", np.ones((2, 2)) * 1j),
             (TypeError, "got an array of object", np.array([[object()]])),
+            (TypeError, "got an array of (complex|float)", np.ones((2, P), np.longdouble) * (1 if LONG else 1j)),
             (TypeError, "got an array of <U1", np.array([["a"]])),
             (TypeError, "got an array of datetime64", np.array([["2020-01-01"]], dtype="datetime64[D]")),
             (TypeError, r"x: expected a tensor, array or iterable of batches \(DataLoader\), got NoneType", None),
@@ -331,6 +339,7 @@ class TestData:
             (TypeError, "x: expected a dense tensor of real numbers", X.to_sparse()),
             (TypeError, "x: expected a dense tensor of real numbers", X.to(torch.float8_e4m3fn)),
             (TypeError, "x: expected a dense tensor of real numbers", X.to("meta")),
+            (TypeError, "x: expected a dense tensor of real numbers", X.to(torch.complex64)),
             (TypeError, "x: expected a dense tensor of real numbers", torch.nested.nested_tensor([X, X[:2]])),
             (ValueError, "x: expected at least one datum, got none", []),
             (ValueError, "x: expected at least one datum, got none", iter(())),
@@ -401,3 +410,147 @@ def test_a_generator_stands_for_the_global_one_and_leaves_it_alone():
     with evaluation.seeded(None):
         torch.rand(1)
     assert not torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if not way.startswith("found nowhere")])
+def test_modules_are_found_behind_functions(way):
+    net = Net()
+    assert evaluation.modules_of(WAYS[way](net)) == [net]
+    assert evaluation.modules_of(WAYS[way](net), net, WAYS[way](net)) == [net]
+
+
+GLOBAL, TABLE = nn.Linear(2, 2), {"a": 1}
+
+
+def test_modules_are_found_among_globals_and_nothing_else_is():
+    assert evaluation.modules_of(lambda x: (GLOBAL(x), TABLE), 3, None, TABLE) == [GLOBAL]
+
+
+class Weights(nn.Module):
+    def __init__(self, parameters=(), buffers=()):
+        super().__init__()
+        for number, dtype in enumerate(parameters):
+            setattr(self, f"p{number}", nn.Parameter(torch.ones(1, dtype=dtype), requires_grad=False))
+        for number, dtype in enumerate(buffers):
+            self.register_buffer(f"b{number}", torch.ones(1, dtype=dtype))
+
+
+@pytest.mark.parametrize(
+    ("modules", "dtype"),
+    [
+        ([Weights([torch.float64], [torch.float32])], torch.float64),  # parameters before buffers
+        ([Weights([], [torch.int64, torch.float16])], torch.float16),  # numbers of steps are none
+        ([Weights([torch.int32, torch.float64])], torch.float64),
+        ([Weights(), Weights([torch.float16], [])], torch.float16),
+        ([Weights([], [torch.float32]), Weights([torch.float64])], torch.float32),  # the first module that has one
+        ([Weights([], [torch.int64])], None),
+        ([], None),
+    ],
+)
+def test_the_dtype_of_a_model_is_that_of_its_first_weight(modules, dtype):
+    assert evaluation.dtype_of(*modules) is dtype
+    assert (evaluation.weight_of(*modules) is None) == (dtype is None)
+
+
+def test_other_generators_give_other_draws():
+    draws = []
+    for seed in (0, 1):
+        with evaluation.seeded(torch.Generator().manual_seed(seed)):
+            draws.append(torch.rand(3))
+    assert not torch.equal(*draws)
+
+
+class Own(ValueError):
+    """An error of a kind of its own."""
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError("x: expected more"), "data: expected more"),
+        (TypeError("x: expected another"), "data: expected another"),
+        (Own("x: expected more"), "data: expected more"),
+        (ValueError("xs: expected more"), None),
+        (ValueError("scale: of x: expected"), None),
+        (KeyError("x: expected more"), None),
+    ],
+)
+def test_errors_about_the_input_name_the_argument(error, message):
+    with pytest.raises(type(error)) as told, evaluation.blaming("data"):
+        raise error
+    if message is None:
+        assert told.value is error
+    else:
+        assert type(told.value) is type(error) and str(told.value) == message and told.value.__cause__ is error
+
+
+class Takes(nn.Module):
+    def forward(self, x, y=None):
+        return y
+
+
+class Alone(nn.Module):
+    def forward(self, x):
+        return x
+
+
+@pytest.mark.parametrize(
+    ("function", "second", "named"),
+    [
+        (lambda x: (), False, False),
+        (lambda x, y: (y,), True, True),
+        (lambda x, y=None: (y,), True, True),
+        (lambda x, y=3: (y,), False, True),  # an option: by its name alone
+        (lambda x, t: (t,), True, False),
+        (lambda x, t, y=None: (t, y), True, True),
+        (lambda x, /, y: (y,), True, True),
+        (eval("lambda x, t, /: (t,)"), True, False),
+        (lambda x, *, y: (y,), False, True),
+        (lambda x, *rest: rest, True, False),
+        (lambda x, **rest: rest, False, True),
+        (lambda *all: all[1:], True, False),
+        (Takes(), True, True),
+        (Alone(), False, False),
+        (max, True, True),  # without a signature it gets everything
+    ],
+)
+def test_who_takes_a_condition(function, second, named):
+    assert evaluation.accepts(function, "") is second
+    assert evaluation.accepts(function, "y") is named
+
+
+def test_each_function_gets_what_it_takes():
+    y, t = torch.ones(3), torch.zeros(3)
+    seen = lambda *given, **named: ([v is y for v in given[1:]], sorted(named))  # noqa: E731
+    assert evaluation.call("f", seen, X, {"": y, "t": t}) == ([True], ["t"])
+    assert evaluation.call("f", lambda x, t: t, X, {"t": t}) is t
+    assert evaluation.call("f", lambda x, t=3: t, X, {"y": y}) == 3
+    assert evaluation.call("f", lambda x: len(x), X, {"": y, "y": y}) == N
+    with pytest.raises(
+        ValueError, match=r"^f: expected it to take a batch of shape \(37, 6\) .* with a condition, got K"
+    ):
+        evaluation.call("f", lambda x, y: {}[0], X, {"y": y})
+
+
+def test_one_function_that_takes_a_condition_is_enough():
+    given = {"y": torch.arange(N)}
+    found = evaluation.check_condition(given, N, lambda x: x, lambda x, y: x)
+    assert found.keys() == {"y"} and torch.equal(found["y"], given["y"])
+
+
+@pytest.mark.parametrize("num", [None, 1, 5])
+def test_a_condition_has_rows(num):
+    with pytest.raises(ValueError, match=r"^condition: expected . rows?.*, one for each datum, got shape \(\)"):
+        evaluation.check_condition(torch.tensor(1.0), num, lambda x, y: x)
+
+
+def test_whole_numbers_of_an_array_stay_so_in_a_model_of_any_dtype():
+    assert as_data("x", np.array([[1, 2]]), torch.float64).dtype == torch.int64
+    assert as_data("x", np.array([[1.0, 2.0]]), torch.float32).dtype == torch.float32
+    assert as_data("x", torch.ones(1, 2), torch.float64).dtype == torch.float32  # a tensor stays what it is
+
+
+@pytest.mark.parametrize("num", [1, 1024, 1025, 3000])
+def test_one_tensor_is_not_copied(num):
+    x = torch.zeros(num, 2)
+    assert evaluation.whole("x", x).data_ptr() == x.data_ptr()

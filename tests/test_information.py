@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from vaebook import DiagGaussianMixture
+from vaebook import DiagGaussianMixture, information
 from vaebook.certificates import mismatch_bound
 from vaebook.estimators import estimate
 from vaebook.information import (
@@ -372,3 +372,51 @@ def test_active_units():
     for function in (active_units, kl_per_dimension):
         with pytest.raises(TypeError, match=r"^q_agg: expected a DiagGaussianMixture or a ShardedMixture, got int"):
             function(3)
+
+
+@pytest.mark.parametrize(("threshold", "active"), [(0.99, True), (1.0, False), (0.0, True)])
+def test_a_unit_is_active_above_the_threshold(threshold, active):
+    q = DiagGaussianMixture(torch.tensor([[-1.0, 2.0], [1.0, 2.0]]), torch.ones(2, 2))
+    assert active_units(q, threshold).tolist() == [active, False]
+
+
+def test_all_is_computed_in_double_precision():
+    loc = torch.randn(6, 1, generator=torch.Generator().manual_seed(0))
+    single = DiagGaussianMixture(loc + 100, 1e-3 + loc.abs(), loc[:, 0].log_softmax(0))
+    seed = lambda: torch.Generator().manual_seed(1)  # noqa: E731
+    for told in (
+        lambda q: mutual_information(q, 50, generator=seed()),
+        lambda q: decompose_kl(q, StandardNormal(1).double(), num_samples=50, generator=seed()),
+        lambda q: mutual_information_quadrature(q, tolerance=1e-6),
+    ):
+        assert told(single) == told(single.double())
+
+
+def test_marginals_are_computed_only_if_they_are_asked_for(monkeypatch):
+    q = DiagGaussianMixture(torch.zeros(2, 3), torch.ones(2, 3))
+    monkeypatch.setattr(DiagGaussianMixture, "log_prob_marginals", None)
+    assert decompose_kl(q, StandardNormal(3), num_samples=4).total_correlation is None
+
+
+def test_each_half_of_the_draws_takes_its_share_from_the_other():
+    control = torch.tensor([1.0, 1.0, -1.0, -1.0, 2.0, 2.0, -2.0, -2.0], dtype=torch.float64)
+    draws = torch.stack([control[::2], 0 * control[::2]], 1).flatten()  # follows it in one half, not in the other
+    before = draws.clone()
+    found = information._with_control(draws, control)
+    torch.testing.assert_close(found[::2], draws[::2], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[1::2], -control[1::2], rtol=0, atol=1e-12)
+    assert torch.equal(draws, before)
+
+
+@pytest.mark.parametrize(("slope", "share"), [(-1.0, 0.0), (0.25, 0.25), (3.0, 1.0)])
+def test_the_share_of_a_control_lies_between_none_and_all(slope, share):
+    control = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+    found = information._with_control(slope * control + 5, control + 7)
+    torch.testing.assert_close(found, slope * control + 5 - share * (control + 7), rtol=0, atol=1e-12)
+    assert torch.equal(information._with_control(control, 0 * control), control)
+
+
+def test_no_estimate_is_surer_than_its_rounding():
+    q = DiagGaussianMixture(torch.full((1, 1), 1e3, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+    parts = decompose_kl(q, StandardNormal(1).double(), num_samples=10)
+    assert parts.rate.value == 5e5 and parts.marginal_kl.stderr >= 2**-52 * 5e5

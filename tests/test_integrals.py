@@ -23,10 +23,10 @@ from torch.distributions import (
 )
 
 from vaebook import integrals
-from vaebook.adapters import adapt
+from vaebook.adapters import adapt, adapt_decoder
 from vaebook.bounds import elbo, iwae_bound, prior_sample_log_prob, quadrature_log_prob
 from vaebook.inference import elbo_quadrature, inference_gap, posterior_moments
-from vaebook.integrals import refine
+from vaebook.integrals import Joint, refine
 from vaebook.likelihood import importance_log_prob
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior
@@ -426,3 +426,47 @@ def test_heavy_tails_have_no_moments_but_a_likelihood():
     estimate = importance_log_prob(vae, X, 1000, generator=rng())
     assert bool(((estimate.log_prob - truth).abs() < 5 * estimate.stderr).all())
     assert float(estimate.effective_samples.min()) > 300
+
+
+@pytest.mark.parametrize(
+    ("loc", "scale", "message"),
+    [
+        (math.inf, 1.0, "encoder's loc: expected finite values, got inf"),
+        (math.nan, 1.0, "encoder's loc: expected finite values, got nan"),
+        (0.0, 0.0, "encoder's scale: expected positive values, got min 0"),
+        (0.0, math.nan, "encoder's scale: expected finite values, got nan"),
+    ],
+)
+def test_codes_are_numbers_before_they_are_integrated_over(loc, scale, message):
+    vae = adapt(lambda x: (torch.full_like(x, loc), torch.full_like(x, scale)), latent_shape=(1,))
+    with pytest.raises(ValueError, match=f"^{message}"):
+        integrals.encode(vae, torch.zeros(3, 1))
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_joint_density_says_whose_value_is_no_number(value):
+    flat = SimpleNamespace(log_prob=lambda x: torch.full((len(x),), value))
+    joint = Joint(adapt_decoder(lambda z: flat, StandardNormal(1)), torch.zeros(3, 1))
+    with pytest.raises(ValueError, match=r"^decoder's log p\(x\|z\): expected values below infinity"):
+        joint.log_likelihood(torch.zeros(2, 3, 1))
+    prior = SimpleNamespace(latent_dim=1, log_prob=lambda z: torch.full(z.shape[:-1], value))
+    with pytest.raises(ValueError, match=r"^prior's log p\(z\): expected values below infinity"):
+        Joint(joint.vae, joint.x, prior=prior).log_prior(torch.zeros(2, 3, 1))
+
+
+def test_a_prior_gives_one_value_a_code():
+    prior = SimpleNamespace(latent_dim=1, log_prob=lambda z: torch.zeros(len(z) + 1, *z.shape[1:-1]))
+    joint = Joint(adapt_decoder(lambda z: Normal(z, 1.0), StandardNormal(1)), torch.zeros(3, 1), prior=prior)
+    with pytest.raises(ValueError, match=r"^prior: expected log_prob of shape \(2, 3\), got \(3, 3\)"):
+        joint.log_prior(torch.zeros(2, 3, 1))
+    assert Joint(joint.vae, joint.x).log_prior(torch.zeros(2, 3, 1)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_codes_come_in_the_dtype_of_the_weights_or_of_the_data(dtype):
+    function, x = adapt_decoder(lambda z: Normal(z, 1.0), StandardNormal(1)), torch.zeros(3, 1, dtype=dtype)
+    assert Joint(function, x).dtype == dtype
+    assert Joint(function, x.long()).dtype == torch.float64 and Joint(function, x.long(), dtype=dtype).dtype == dtype
+    net = nn.Linear(1, 1).to(dtype)
+    decoder = adapt_decoder(lambda z: Normal(net(z), 1.0), StandardNormal(1))
+    assert {Joint(decoder, torch.zeros(3, 1).to(other)).dtype for other in (torch.float32, torch.long)} == {dtype}

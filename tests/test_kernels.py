@@ -417,3 +417,60 @@ def test_points_pass_in_parts(monkeypatch):
     assert seen == [4, 4, 1]
     torch.testing.assert_close(got, kernels.dense(loc, held, index, score=True), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(kernels.all_pairs(loc, held, index), got[:, :1], rtol=1e-12, atol=1e-12)
+
+
+def test_the_bound_on_rounding_does_not_know_where_the_origin_is():
+    loc, scale, z = torch.tensor([[-1.0], [3.0]]).double(), torch.tensor([[0.5], [2.0]]).double(), torch.ones(5, 1)
+    z = z.double().cumsum(0)
+    log_weight = torch.tensor([0.25, 0.75]).double().log()
+    near = kernels.rounding_bound(z, kernels.prepare(loc, scale, log_weight))
+    for shift in (-1024.0, 2.0**20):
+        far = kernels.rounding_bound(z + shift, kernels.prepare(loc + shift, scale, log_weight))
+        torch.testing.assert_close(far, near, rtol=1e-12, atol=0)
+    assert bool((near > 0).all()) and bool((near < 1e-12).all())
+
+
+def test_the_middle_of_the_largest_numbers_is_a_number():
+    loc = torch.tensor([[1.7e308, -1.7e308], [1.7e308, 1.7e308]], dtype=torch.float64)
+    prepared = kernels.prepare(loc, torch.ones_like(loc), torch.zeros(2, dtype=torch.float64))
+    assert prepared.middle.tolist() == [1.7e308, 0.0]
+
+
+@pytest.mark.parametrize("apart", [1e5, 1e17, 1e160])
+def test_a_point_is_as_right_among_others_as_alone(apart):
+    """On a component, near it, and far from all: what one of them needs spoils no other."""
+    loc = torch.tensor([[0.0, 1.0], [1.0, 0.0], [-2.0, -2.0]], dtype=torch.float64)
+    scale = torch.tensor([[1.0, 2.0], [1.5, 1.5], [3.0, 0.1]]).double()
+    log_weight = torch.tensor([0.2, 0.3, 0.5]).double().log()
+    held = kernels.prepare(loc, scale, log_weight)
+    z = torch.cat([loc[:1], apart * torch.tensor([[1.0, 0.5]]).double(), loc[2:], loc[1:2] + 0.25])
+    want = exact_responsibilities(z, loc, scale, log_weight)
+    torch.testing.assert_close(kernels.responsibilities(z, held), want, rtol=1e-9, atol=1e-12)
+    slopes = (want[..., None] * ((loc - z[:, None]) / scale / scale)).sum(1)
+    torch.testing.assert_close(kernels.dense(z, held, score=True)[:, 1:], slopes, rtol=1e-9, atol=1e-12)
+    tracked = z.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(kernels.dense(tracked, held).sum(), tracked)
+    torch.testing.assert_close(slope, slopes, rtol=1e-9, atol=1e-12)
+
+
+def test_where_every_term_overflows_the_density_is_zero_and_not_nan():
+    held = kernels.prepare(*(torch.tensor(part).double() for part in ([[0.0], [1.0]], [[1.0], [1.0]], [-0.7, -0.7])))
+    z = torch.tensor([[1e200], [0.5]], dtype=torch.float64)
+    for value in (kernels.dense(z, held), kernels.all_pairs(z, held), kernels.all_pairs(z, held, score=True)[:, :1]):
+        assert value[0].isneginf() and value[1].isfinite()
+
+
+def test_rows_that_need_the_direct_form_get_it_among_others_that_do_not():
+    sigma = math.exp(-12.0)
+    loc, scale = torch.tensor([[1.0], [1.0 + sigma], [-1.0]]).double(), torch.tensor([[sigma], [sigma], [1.0]]).double()
+    held = kernels.prepare(loc, scale, torch.zeros(3).double())
+    z = torch.tensor([[1.0 + 0.3 * sigma], [1.0 + 40 * sigma], [0.0], [-1.0]], dtype=torch.float64)
+    want = exact_responsibilities(z, loc, scale, torch.zeros(3))
+    torch.testing.assert_close(kernels.responsibilities(z, held), want, rtol=1e-9, atol=1e-12)
+
+
+def test_what_is_tracked_asks_for_derivatives_that_are_recorded():
+    plain, weight = torch.ones(1), torch.ones(1, requires_grad=True)
+    assert kernels.tracked(plain, None, weight) and not kernels.tracked(plain, None, 3) and not kernels.tracked()
+    with torch.no_grad():
+        assert not kernels.tracked(weight)

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import math
 import subprocess
 import sys
 
@@ -837,3 +838,137 @@ def test_at_the_end_of_the_numbers_a_density_with_derivatives_is_that_without(z,
     given[tracked].requires_grad_()
     found = DiagGaussianMixture(given["loc"], given["scale"]).log_prob(given["z"])
     assert found.requires_grad and torch.allclose(found, plain, rtol=1e-12)
+
+
+def test_derivatives_reach_weights_of_marginals_and_averaged_values():
+    loc, z = (torch.randn(4, 2, generator=torch.Generator().manual_seed(s), dtype=torch.float64) for s in (1, 2))
+    scale, raw = loc.cos().exp(), loc.sum(1)
+    of_weights = lambda raw: DiagGaussianMixture(loc, scale, raw.log_softmax(0)).log_prob_marginals(z)  # noqa: E731
+    assert torch.autograd.gradcheck(of_weights, raw.clone().requires_grad_())
+    q = DiagGaussianMixture(loc, scale)
+    assert torch.autograd.gradcheck(lambda values: q.posterior_mean(z, values), scale.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("score", [False, True])
+def test_one_component_is_left_out_where_all_together_would_be_in_clusters(score):
+    q, g = make(num=2_500, dim=2)
+    z = q.sample((1_000,), generator=g)
+    index = torch.randint(2_500, (1_000,), generator=g)
+    assert clusters.worth(q.num_components, len(z), z.device)
+    terms = Independent(Normal(q.loc, q.scale), 1).log_prob(z[:, None]) + q.log_weight
+    own = torch.arange(len(z)), index
+    rest = q.log_weight.expand(len(z), -1).clone()
+    terms[own], rest[own] = -torch.inf, -torch.inf
+    found = q.log_prob_leave_one_out(z.clone().requires_grad_(score), index)
+    torch.testing.assert_close(found.detach(), terms.logsumexp(1) - rest.logsumexp(1), rtol=0, atol=1e-9)
+
+
+def test_clusters_can_be_switched_off(monkeypatch):
+    q, g = make(num=2_500, dim=2)
+    z = q.sample((1_000,), generator=g)
+    q.in_clusters = False
+    monkeypatch.setattr(clusters, "cluster", None)
+    with_none = q.log_prob(z)
+    monkeypatch.undo()
+    q.in_clusters = True
+    torch.testing.assert_close(q.log_prob(z), with_none, rtol=0, atol=1e-9)
+
+
+def test_each_row_of_a_batch_leaves_out_its_own():
+    q, g = make(num=4)
+    z, index = q.sample((5, 2), generator=g), torch.tensor([3, 1])
+    found = q.leave_one_out(index).log_prob(z)
+    assert found.shape == (5, 2)
+    for row, one in enumerate(index.tolist()):
+        others = q[[n for n in range(4) if n != one]]
+        torch.testing.assert_close(found[:, row], others.log_prob(z[:, row]))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_weights_that_are_normalised_but_for_rounding_keep_every_bit(seed):
+    q, _ = make()
+    log_weight = torch.randn(len(q.loc), generator=torch.Generator().manual_seed(seed)).double().log_softmax(0)
+    nearly = log_weight + 3e-15
+    assert torch.equal(DiagGaussianMixture(q.loc, q.scale, nearly).components()[0], nearly)
+    off = DiagGaussianMixture(q.loc, q.scale, log_weight + 3e-14).components()[0]
+    torch.testing.assert_close(off, log_weight, rtol=0, atol=5e-15)
+
+
+@pytest.mark.parametrize("off", [0.0, 1e-7])
+def test_a_density_does_not_change_where_all_weights_grow(off):
+    """So the derivatives in log-weights sum to 0, whether they were normalised or not."""
+    q, g = make()
+    log_weight = (q.log_weight + off).requires_grad_()
+    density = DiagGaussianMixture(q.loc, q.scale, log_weight).log_prob(q.sample((7,), generator=g))
+    (slope,) = torch.autograd.grad(density.sum(), log_weight)
+    assert abs(float(slope.sum())) < 1e-12 and float(slope.abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("made", [lambda q: q.float(), lambda q: q.to(torch.float32), lambda q: q[:2], lambda q: q[:]])
+def test_what_is_made_of_a_mixture_checks_what_that_checks(made):
+    q, _ = make()
+    q.float = lambda: q.to(torch.float32)
+    nan = torch.full((1, 3), torch.nan, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"^z: expected finite values"):
+        made(q).log_prob(nan)
+    free = DiagGaussianMixture(q.loc, q.scale, validate_args=False)
+    free.float = lambda: free.to(torch.float32)
+    assert made(free).log_prob(nan).isnan().all()
+
+
+def test_means_and_scales_of_two_dtypes_become_one():
+    q, _ = make()
+    for loc, scale in ((q.loc, q.scale.float()), (q.loc.float(), q.scale)):
+        double = DiagGaussianMixture(loc, scale).double()
+        assert double.loc.dtype == double.scale.dtype == torch.float64
+
+
+def test_a_far_component_of_tiny_weight_has_a_finite_variance():
+    loc = torch.tensor([[0.0], [1e160]], dtype=torch.float64)
+    log_weight = torch.tensor([0.0, math.log(1e-20)], dtype=torch.float64)
+    q = DiagGaussianMixture(loc, torch.ones_like(loc), log_weight)
+    for found in (q.variance, q.covariance[0], q.stddev.square()):
+        torch.testing.assert_close(found, torch.tensor([1e300], dtype=torch.float64))
+
+
+def test_what_is_averaged_is_in_float64_and_without_gradient():
+    dim = 2**20 + 1  # one component is more than a part
+    loc = torch.ones(2, dim).requires_grad_()
+    q, seen = DiagGaussianMixture(loc, torch.ones(2, dim)), []
+    found = q.average(lambda *given: (seen.extend(x.dtype for x in given), given[1][:, :1])[1])
+    assert set(seen) == {torch.float64} and not found.requires_grad and found.tolist() == [1.0]
+
+
+def test_the_density_under_one_component_each_has_all_digits():
+    q, _ = make()
+    index = torch.tensor([1, 0, 1])
+    z = q.loc[index] + 0.1
+    want = Independent(Normal(q.loc[index], q.scale[index]), 1)
+    for points in (z, z.float()):
+        assert torch.equal(q.log_prob_given(points, index), want.log_prob(points.double()))
+
+
+def test_moments_of_components_close_together_and_far_from_the_origin_keep_their_digits():
+    near = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64) / 2**25
+    q, same = (DiagGaussianMixture(loc, near[1:2].expand(3, 1)) for loc in (near + 1e8, near))
+    torch.testing.assert_close(q.variance, same.variance, rtol=1e-12, atol=0)
+    torch.testing.assert_close(q.covariance, same.covariance, rtol=1e-12, atol=0)
+
+
+def test_draws_record_no_gradient():
+    q = DiagGaussianMixture(torch.zeros(2, 1, requires_grad=True), torch.ones(2, 1, requires_grad=True))
+    assert not q.sample((3,)).requires_grad and torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_tensors_of_any_precision_are_read(dtype):
+    loc = torch.tensor([[0.5], [1.5]], dtype=dtype)
+    q = DiagGaussianMixture.from_arrays(loc, scale=torch.ones_like(loc))
+    assert q.loc.dtype == torch.promote_types(dtype, torch.float32) and q.loc.tolist() == [[0.5], [1.5]]
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int32, np.uint32, np.int64])
+def test_whole_numbers_keep_all_digits(dtype):
+    loc = np.array([[min(2**24 + 1, np.iinfo(dtype).max)]], dtype)
+    q = DiagGaussianMixture.from_arrays(loc, scale=np.ones((1, 1), np.float32))
+    assert q.loc.dtype == torch.float64 and q.loc.tolist() == loc.tolist()

@@ -575,7 +575,16 @@ def test_sample_says_what_has_no_mean(make, error, message):
 
 
 @pytest.mark.parametrize("scale", ["shared", "free"])
-@pytest.mark.parametrize(("dtype", "value"), [(torch.float32, -200.0), (torch.float64, -400.0), (torch.float32, 60.0)])
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        (torch.float32, -200.0),
+        (torch.float64, -400.0),
+        (torch.float32, 60.0),
+        (torch.float32, -46.0),
+        (torch.float64, -360.0),
+    ],
+)
 def test_a_scale_whose_square_is_no_number_is_refused(scale, dtype, value):
     decoder = GaussianDecoder(2, 4, (), scale=scale).to(dtype)
     for parameter in [decoder.log_scale] if scale == "shared" else [decoder.log_scale.weight, decoder.log_scale.bias]:

@@ -112,3 +112,48 @@ def test_units_of_z_move_modes_and_nothing_else(a, b):
         got = find_modes(DiagGaussianMixture(a * loc + b, a * scale), given)
         assert len(got) == len(want) == 2
         torch.testing.assert_close((got - b) / a, want, rtol=1e-7, atol=1e-7)
+
+
+def test_each_mode_is_listed_once_in_the_order_of_its_discovery():
+    q = pair(6.0)
+    starts = torch.tensor([[2.0], [-2.0], [2.5], [-2.5], [3.0]])
+    found = find_modes(q, starts)
+    assert found.dtype == torch.float64 and found[:, 0].sign().tolist() == [1.0, -1.0]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_every_start_climbs_to_its_end_whichever_way_it_goes(sign):
+    q = pair(6.0)
+    want = find_modes(q)[:, 0].abs().max()
+    for starts in ([[sign * 1.0]], [[sign * 5.0]], [[sign * float(want)], [sign * 1.0]]):
+        found = find_modes(q, torch.tensor(starts).double())
+        torch.testing.assert_close(found, sign * want.reshape(1, 1), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+def test_separation_and_tolerance_are_in_units_of_the_smallest_scale(unit):
+    loc = torch.tensor([[0.0, 0.0], [9.0, 0.0], [9.0, 7.0]]).double()
+    scale = torch.tensor([[1.0, 1.0], [2.0, 1.0], [3.0, 1.0]]).double()
+    q = DiagGaussianMixture(unit * loc, unit * scale)
+    assert [len(find_modes(q, separation=s)) for s in (1.0, 6.0, 8.5, 20.0)] == [3, 3, 2, 1]  # 7 apart and 9
+    close, start = pair(2.5 * unit, unit), torch.tensor([[0.5 * unit]]).double()
+    rough, fine = (float(find_modes(close, start, tolerance=t)) / unit for t in (1e-1, 1e-10))
+    assert 1e-2 < fine - rough < 0.3
+
+
+def test_a_mixture_under_training_has_modes():
+    loc = torch.tensor([[-3.0], [3.0]]).requires_grad_()
+    assert not find_modes(DiagGaussianMixture(loc, torch.ones(2, 1))).requires_grad
+
+
+def test_as_many_steps_are_taken_as_are_allowed(monkeypatch):
+    t, num = 1.5, 0
+    while True:  # the same climb, in the test's own words
+        num, before, t = num + 1, t, 1.5 * np.tanh(1.5 * t)
+        if abs(t - before) < 1e-6:
+            break
+    monkeypatch.setattr(modes, "STEPS", num)
+    assert len(find_modes(pair(3.0), tolerance=1e-6)) == 2
+    monkeypatch.setattr(modes, "STEPS", num - 1)
+    with pytest.raises(RuntimeError, match=rf"^tolerance: expected one that {num - 1} steps reach"):
+        find_modes(pair(3.0), tolerance=1e-6)

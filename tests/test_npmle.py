@@ -371,3 +371,51 @@ def test_which_atoms_meet(atoms, weight, separation, count):
 def test_the_matrix_is_named(call):
     with pytest.raises(ValueError, match=r"^log_likelihood: expected"):
         call()
+
+
+def test_a_step_is_halved_until_the_likelihood_rises_by_a_third_of_its_slope():
+    likelihood, weight = np.array([[0.9, 0.2], [0.1, 0.8]]), np.array([0.2, 0.8])
+    step = np.array([0.45, -0.45])  # ends a little higher than it starts, on the other side of the maximum
+    gradient = (likelihood / (likelihood @ weight)[:, None]).mean(0)
+    np.testing.assert_allclose(finding._line_search(likelihood, weight, step, gradient), [0.425, 0.575], rtol=1e-12)
+    np.testing.assert_allclose(finding._line_search(likelihood, weight, step / 2, gradient), [0.425, 0.575], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_is_computed_in_double_precision_and_needs_no_gradient(dtype):
+    likelihood = torch.tensor([[0.9, 0.2], [0.1, 0.8]]).log().to(dtype)
+    start = torch.tensor([0.25, 0.75]).log().to(dtype)
+    for log_weight in (None, start):
+        found = em(likelihood, 3, log_weight=log_weight)
+        want = em(likelihood.double(), 3, log_weight=None if log_weight is None else log_weight.double())
+        assert [part.dtype for part in found] == [torch.float64] * 2
+        torch.testing.assert_close(found, want, rtol=0, atol=1e-15)
+    assert torch.equal(fit_weights(likelihood.requires_grad_()), fit_weights(likelihood.detach().double()))
+
+
+def test_an_atom_that_was_merged_has_no_part_in_the_next_mean():
+    atoms, weight = torch.tensor([[0.0], [0.9], [1.8]]).double(), torch.tensor([0.5, 0.2, 0.3]).double()
+    merged = npmle._merge(atoms, weight, 1.0)
+    torch.testing.assert_close(merged, torch.tensor([[0.18 / 0.7], [1.8]]).double())
+
+
+def test_every_peak_is_climbed_to_its_top():
+    x, atoms = torch.tensor([-3.0, 2.5]).double(), torch.tensor([[-1.0], [1.0]]).double()
+    log_likelihood, grid = gaussian(x), line(4, 12)
+    log_prob = (log_likelihood(atoms) - math.log(2)).logsumexp(1)
+    peaks, height = npmle._peaks(log_likelihood, grid, log_likelihood(grid), atoms, log_prob)
+    fine = log_gradient(log_likelihood(line(4, 80_001)), log_prob)
+    for side, place, top in zip((slice(0, 40_000), slice(40_000, None)), peaks[:, 0], height, strict=True):
+        assert float(top) == pytest.approx(float(fine[side].max()), abs=1e-9)
+        assert float(place) == pytest.approx(float(line(4, 80_001)[side][fine[side].argmax()]), abs=1e-3)
+
+
+@pytest.mark.parametrize("x", [-1.9, -0.3, 0.0, 0.7, 1.3])
+def test_no_certificate_is_negative(x):
+    assert fit_npmle(gaussian(torch.tensor([x, x]).double()), line(2, 21)).certificate >= 0
+
+
+def test_derivatives_of_the_gradient_reach_the_prior():
+    terms = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).double()
+    log_prob = terms.logsumexp(1).requires_grad_()
+    assert torch.autograd.gradcheck(lambda log_prob: log_gradient(terms, log_prob), log_prob)

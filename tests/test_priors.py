@@ -16,7 +16,7 @@ from scipy import stats
 from sklearn.exceptions import ConvergenceWarning
 from torch.distributions import Independent, MultivariateNormal, Normal
 
-from vaebook.adapters import adapt
+from vaebook.adapters import adapt, adapt_prior
 from vaebook.aggregate import aggregated_posterior
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
@@ -709,3 +709,39 @@ INF = torch.full((2, 6), math.inf)
 def test_bad_priors(error, match, call):
     with pytest.raises(error, match=match):
         call()
+
+
+def test_one_component_with_a_full_covariance_keeps_it():
+    tril = torch.tensor([[[1.0, 0.0], [0.5, 2.0]]])
+    found = from_components(torch.zeros(1), torch.zeros(1, 2), tril)
+    assert isinstance(found, GaussianMixture) and torch.equal(found.scale_tril, tril.double())
+
+
+def test_a_mixture_of_parameters_is_fixed():
+    loc = torch.zeros(2, requires_grad=True)
+    found = as_mixture(adapt_prior(Independent(Normal(loc, torch.ones(2)), 1)))
+    assert not found.loc.requires_grad and not found.log_prob(torch.zeros(2)).requires_grad
+
+
+def test_what_an_encoder_makes_is_computed_in_evaluation_mode_without_gradients():
+    net, seen = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Dropout()), []
+    net.register_forward_hook(lambda module, *_: seen.append((module.training, torch.is_grad_enabled())))
+    prior = VampPrior(adapt(lambda x: net(x).chunk(2, 1), spread="log_var"), torch.eye(3))
+    seen.clear()
+    one, two = as_mixture(prior), as_mixture(prior)
+    assert torch.equal(one.loc, two.loc) and set(seen) == {(False, False)} and net.training and net[1].training
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), (3, 1), (3, 3)])
+def test_a_divergence_wants_a_scale_for_each_mean(shape):
+    with pytest.raises(ValueError, match=r"^scale: expected shape \(3, 2\), got"):
+        StandardNormal(2).kl(torch.zeros(3, 2), torch.ones(shape))
+
+
+@pytest.mark.parametrize("make", [VampPrior, ExemplarPrior])
+def test_what_a_prior_of_codes_is_made_of_is_compared_and_cut_off(make):
+    x = torch.eye(3).requires_grad_() * 2
+    prior = make(adapt(lambda x: (x, torch.ones_like(x))), x)
+    assert prior.pseudo_inputs.is_leaf if make is VampPrior else not prior.exemplars.requires_grad
+    with pytest.raises(ValueError, match=r"^encoder: expected the same from two passes"):
+        make(adapt(lambda x: (x + torch.randn(()), torch.ones_like(x))), x)

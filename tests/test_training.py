@@ -941,3 +941,10 @@ def test_a_scale_that_turns_negative_stops_training_in_every_epoch():
                 prior=Independent(Normal(torch.zeros(2), torch.full((2,), 0.01)), 1), modules=(encoder,))  # fmt: skip
     with pytest.raises(ValueError, match="fit: stopped in epoch"):
         quick(vae, torch.ones(40, 3), num_epochs=60, batch_size=40, learning_rate=0.03)
+
+
+def test_validation_records_no_gradient():
+    vae, seen = small_vae(), []
+    vae.decoder.register_forward_hook(lambda module, *_: seen.append((module.training, torch.is_grad_enabled())))
+    quick(vae, num_epochs=1, batch_size=40, validation=two_images())
+    assert set(seen) == {(True, True), (False, False)} and seen[-1] == (False, False)
