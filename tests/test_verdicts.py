@@ -76,6 +76,7 @@ CASES = [
     # q_agg is behind by 9 nats; by 2 and less than three standard errors it could still be the best
     (SAMPLE, {"sampling": sampling(effective=(99, 99, 9))}, "ok", "The prior: nothing is"),
     (SAMPLE, {"sampling": sampling(effective=(99, 9, 99))}, "unknown", "The prior: nothing is"),
+    (SAMPLE, {"sampling": sampling("gmm", effective=(99, 9, 99))}, "unknown", "A Gaussian mixture"),
     (SAMPLE, {"sampling": sampling(effective=(99, 10, 99))}, "ok", "The prior: nothing is"),
     (SAMPLE, {"sampling": sampling(gains=(0, -2.02), effective=(99, 99, 9))}, "unknown", "The prior: nothing is"),
     (SAMPLE, {"sampling": sampling(gains=(0, -2.04), effective=(99, 99, 9))}, "ok", "The prior: nothing is"),
@@ -250,6 +251,11 @@ def test_what_was_left_out_or_held_out_stands_for_q_agg():
     candidates = {"leave-one-out": (1.0, 0.1), "densities[0]": (2.0, 0.1), "mixture of 5": (1.5, 0.1)}
     assert best_of_codes(candidates, held_out=True) == ("q_agg", Estimate(2.0, 0.1, 1))
     assert best_of_codes(candidates, held_out=False) == ("mixture of 5", Estimate(1.5, 0.1, 1))
+
+
+def test_the_best_is_that_of_the_highest_score_whatever_its_error():
+    candidates = {"leave-one-out": (1.0, 0.1), "mixture of 5": (1.1, 0.9), "mixture of 1": (1.05, 0.0)}
+    assert best_of_codes(candidates, held_out=False) == ("mixture of 5", Estimate(1.1, 0.9, 1))
 
 
 def test_an_exact_number_has_no_error():
