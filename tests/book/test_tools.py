@@ -116,9 +116,9 @@ def test_stale_when_a_caption_changed(root):
     assert why_stale(root / "book" / "toy.md", root) == "its text changed"
 
 
-def test_a_notebook_without_what_every_cell_has_is_none(root):
-    ipynb = root / "book" / "toy.ipynb"
-    ipynb.write_text('{"cells": [{"cell_type": "code"}], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}')
+@pytest.mark.parametrize("old", ['"source": [', '"name": "stdout",', '"execution_count": 1,'])
+def test_a_notebook_that_lacks_what_every_cell_or_output_has_is_none(root, old):
+    edit(root / "book" / "toy.ipynb", old, old.replace('": ', '_": '))
     assert why_stale(root / "book" / "toy.md", root).startswith("toy.ipynb is no notebook")
 
 
