@@ -465,6 +465,13 @@ def test_what_is_told_of_log_weights():
     assert found.stderr.tolist() == pytest.approx(exact, abs=1e-7)
 
 
+def test_equal_weights_have_no_error_whichever_way_they_are_rounded():
+    log_weight = torch.linspace(-300, 300, 200, dtype=torch.float64)[:, None].expand(200, 61)
+    found = likelihood._summarise([log_weight])
+    torch.testing.assert_close(found.stderr, torch.zeros(200).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.log_prob, log_weight[:, 0])
+
+
 def codes(*places, scale=0.01):
     loc = torch.tensor(places, dtype=torch.float64)[:, None]
     return DiagGaussianMixture(loc, torch.full_like(loc, scale))

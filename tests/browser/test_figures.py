@@ -389,7 +389,7 @@ TOY = """() => new Promise(done => figures.define("toy", figure => {
 
 
 def test_what_is_drawn_lies_where_it_belongs(bare):
-    """High values above, x to the right; the last of four shades is that of high x and y, the first of an image above."""
+    """High values above, x to the right; of four shades the last is that of high x and y; an image begins above."""
     page = bare()
     found = page.evaluate(TOY)
     assert found["ends"] == [50, 350, 50, 250] and found["back"] == pytest.approx([0.7, 7])
