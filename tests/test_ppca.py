@@ -385,12 +385,3 @@ def test_data_that_are_alike_in_all_directions_are_fitted(dim):
     model = PPCA.fit(x, dim)
     assert bool(model.weight.isfinite().all()) and float(model.weight.abs().max()) < 1e-6
     assert model.noise_variance == pytest.approx(1 / 3)
-
-
-def test_mixtures_in_single_precision_are_decoded_in_double():
-    model = PPCA(torch.zeros(2).double(), torch.eye(2, 1).double(), noise_variance=1e-4)
-    q = DiagGaussianMixture(
-        1e3 + torch.rand(5, 1, generator=torch.Generator().manual_seed(0)), torch.full((5, 1), 1e-3)
-    )
-    x = torch.tensor([[1000.3, 0.0]]).double()
-    torch.testing.assert_close(model.log_prob_under(q, x), model.log_prob_under(q.double(), x), rtol=1e-12, atol=0)
