@@ -119,6 +119,22 @@ def test_equality_to_standard_errors():
     assert not evidence(lhs=3.9, rhs=0.0, falsehood_rhs=-2.0, stderr=1.0).falsehood_rejected
 
 
+@pytest.mark.parametrize(("unit", "most", "least"), [("tolerance", 1.0, 1000.0), ("stderr", 4.0, 6.0)])
+def test_at_the_limit_a_claim_holds_and_a_falsehood_is_rejected(unit, most, least):
+    at = evidence(lhs=0.0, rhs=most, falsehood_rhs=least, **{unit: 1.0})
+    assert at.holds and at.falsehood_rejected
+    beyond = evidence(lhs=0.0, rhs=math.nextafter(most, 9e9), falsehood_rhs=math.nextafter(least, 0), **{unit: 1.0})
+    assert not beyond.holds and not beyond.falsehood_rejected
+    far, close = (Neighbour(value, 0.0) for value in (least, math.nextafter(least, 0)))
+    for neighbours, rejected in (
+        ({"far": far}, True),
+        ({"close": close}, False),
+        ({"far": far, "close": close}, False),
+    ):
+        some = evidence(lhs=0.0, rhs=0.0, falsehood_rhs=9e9, neighbours=neighbours, **{unit: 1.0})
+        assert some.neighbours_rejected is rejected
+
+
 @pytest.mark.parametrize(("relation", "sign"), [("<=", 1), (">=", -1)])
 def test_inequalities_look_only_one_way(relation, sign):
     good = evidence(lhs=0.0, rhs=5.0 * sign, falsehood_rhs=-5.0 * sign, relation=relation, tolerance=1e-3)
@@ -157,6 +173,36 @@ def test_what_a_reader_sees():
     assert "FAILS" in text and "NOT REJECTED" in text
 
 
+@pytest.mark.parametrize(
+    ("margin", "told"), [(9.96, "10.0"), (9999.4, "9999.4"), (1e4, "1e4"), (12345.0, "1e4"), (2.6e12, "3e12")]
+)
+def test_a_margin_is_shown_no_finer_than_it_deserves(margin, told):
+    assert evidence(lhs=0.0, rhs=0.0, falsehood_rhs=margin, stderr=1.0).shown[1] == told
+
+
+def test_of_neighbours_the_nearest_is_shown():
+    row = repr(near(far=Neighbour(90.0, 2.0), close=Neighbour(2.5, 2.0))).splitlines()[-1]
+    assert "500.0" in row and "9e4" not in row
+
+
+def test_a_residual_within_the_noise_is_told_and_one_within_a_tolerance_is_not():
+    assert evidence(lhs=0.3, rhs=0.0, falsehood_rhs=9.0, stderr=1.0).shown[0] == "0.3"
+    assert evidence(lhs=0.3, rhs=0.0, falsehood_rhs=9e9, tolerance=1.0).shown[0] == "< 1"
+    assert evidence(lhs=1.0, rhs=0.0, falsehood_rhs=9e9, tolerance=1.0).shown[0] == "1.0"
+
+
+def test_the_sign_that_is_shown_is_that_of_the_relation():
+    for relation, sign in (("==", "="), ("<=", "≤"), (">=", "≥")):
+        shown = repr(evidence(lhs=1.0, rhs=1.0, falsehood_rhs=1.0, relation=relation, stderr=1.0, sides=[("a", "b")]))
+        assert f"claim: a {sign} b" in shown and shown.count(f"1.000 {sign} 1.000") == 2
+
+
+def test_of_entries_that_are_equally_wrong_the_first_is_shown():
+    lhs = torch.tensor([5.0, 7.0], dtype=torch.float64)
+    for noise in (lhs * 1e-15, -lhs * 1e-15):
+        assert "5.000 = 7.000" in repr(evidence(lhs=lhs, rhs=lhs + 2 + noise, falsehood_rhs=lhs + 9, tolerance=1e-3))
+
+
 def test_the_names_are_those_of_the_entry_that_is_shown():
     lhs, names = torch.tensor([0.0, 3.0]), [("first", "none"), ("second", "nought")]
     numbers = {"rhs": torch.zeros(2), "falsehood_rhs": torch.tensor([90.0, 90.0]), "stderr": 1.0}
@@ -190,11 +236,18 @@ def test_rounding_decides_nothing_that_a_reader_sees():
         ({"stderr": torch.tensor([1.0, 0.0])}, "expected positive"),
         ({"stderr": math.nan}, "expected positive"),
         ({"tolerance": 1e-3, "relation": "<"}, "relation: expected"),
+        ({"stderr": 1.0, "falsehood_stderr": 0.0}, "expected positive"),
+        ({"stderr": 1.0, "falsehood_stderr": math.inf}, "expected positive"),
+        ({"stderr": 1.0, "rhs": torch.zeros(0)}, "rhs: expected one number or shape"),
+        ({"stderr": 1.0, "falsehood_rhs": torch.zeros(0)}, "falsehood_rhs: expected one number or shape"),
+        ({"stderr": 1.0, "lhs": torch.zeros(2), "rhs": torch.zeros(3)}, r"^rhs: .* shape \(2,\), got \(3,\)"),
+        ({"stderr": 1.0, "lhs": torch.zeros(2, 3), "rhs": torch.zeros(3, 2)}, r"^rhs: .*, got \(3, 2\)"),
+        ({"stderr": 1.0, "falsehood_lhs": torch.zeros(2), "falsehood_rhs": torch.zeros(3)}, "^falsehood_rhs: "),
     ],
 )
 def test_bad_measurements(numbers, message):
     with pytest.raises(ValueError, match=message):
-        Measurement(lhs=1.0, rhs=1.0, falsehood_rhs=2.0, **numbers)
+        Measurement(**{"lhs": 1.0, "rhs": 1.0, "falsehood_rhs": 2.0} | numbers)
 
 
 def test_registering_twice_or_without_a_text_is_an_error(monkeypatch):
@@ -205,8 +258,26 @@ def test_registering_twice_or_without_a_text_is_an_error(monkeypatch):
         claim(known.id, **texts)
     with pytest.raises(ValueError, match="falsehood: expected a text"):
         claim("index/new", **{**texts, "falsehood": " "})
-    claim("index/new", **texts)(lambda generator: Measurement(0.0, 1.0, 0.0, tolerance=1.0))
-    assert verify("index/new").claim.id == "index/new"
+    texts = {"falsehood": "no", "kind": "MC", "source": "somebody", "section": "some/where"}
+    check = lambda generator: Measurement(0.0, 1.0, 0.0, tolerance=1.0)  # noqa: E731
+    assert claim("a/first-of-2", **texts)(check) is check
+    entry = ledger()[-1]  # in the order of registration
+    assert {name: getattr(entry, name) for name in texts} == texts and entry.id == "a/first-of-2"
+    assert verify("a/first-of-2", seed=3).claim is entry and verify("a/first-of-2", seed=3).seed == 3
+
+
+@pytest.mark.parametrize(
+    "id", ["", "new", "Index/new", "index/New", "index/", "/new", "a1/new", "a/b/c", "a/b c", "a/b "]
+)
+def test_an_id_of_another_form_is_refused(id):
+    with pytest.raises(ValueError, match="id: expected prefix/name in lower case"):
+        claim(id, falsehood="no", kind="MC", source="somebody", section="some/where")
+
+
+@pytest.mark.parametrize("kind", ["", "mc", "proof", None])
+def test_a_kind_of_evidence_that_there_is_not_is_refused(kind):
+    with pytest.raises(ValueError, match="kind: expected one of"):
+        claim("index/new", falsehood="no", kind=kind, source="somebody", section="some/where")
 
 
 def test_another_seed_draws_anew(monkeypatch):

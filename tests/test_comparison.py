@@ -4,8 +4,9 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Independent, Laplace, Uniform
+from torch.distributions import Independent, Laplace, Normal, Uniform
 
+from vaebook.adapters import adapt
 from vaebook.comparison import compare_priors
 from vaebook.likelihood import importance_log_prob
 from vaebook.mixture import DiagGaussianMixture
@@ -158,3 +159,29 @@ def test_bad_names(model, priors):
     with pytest.raises(ValueError, match=r"^leave_out: expected"):
         compare_priors(ppca, x[:3], priors, leave_out={"full": torch.arange(3)})
     assert isinstance(priors["q_agg"], DiagGaussianMixture)
+
+
+def test_names_come_in_lists_and_the_first_that_is_unknown_is_told(model, priors):
+    ppca, x = model
+    for argument, bad in (("drawn_from", "own"), ("drawn_from", {"own"}), ("leave_out", [("q_agg", torch.zeros(3))])):
+        with pytest.raises(TypeError, match=rf"^{argument}: expected"):
+            compare_priors(ppca, x[:3], priors, **{argument: bad})
+    with pytest.raises(ValueError, match=r"got 'x'$"):
+        compare_priors(ppca, x[:3], priors, drawn_from=["own", "x", "y"])
+    with pytest.raises(ValueError, match=r"num_samples: expected an int between 2"):
+        compare_priors(ppca, x[:3], priors, 1)
+    with pytest.raises(ValueError, match=r"^leave_out: expected"):
+        compare_priors(ppca, x[:1], priors, leave_out={"q_agg": torch.tensor([-1])})
+
+
+def test_a_condition_is_handed_on():
+    """The decoder adds it to z, so that data and condition, moved together, are as likely as before."""
+    vae = adapt(
+        lambda x, move: Independent(Normal(x - move, torch.ones_like(x)), 1),
+        lambda z, move: Independent(Normal(z + move, 1.0), 1),
+        prior=StandardNormal(1).double(),
+    )
+    x, move = torch.tensor([[0.3], [1.0]]).double(), torch.tensor([[0.0], [50.0]]).double()
+    found = compare_priors(vae, x + move, {"own": None}, 2000, condition=move, generator=rng())["own"]
+    exact = Normal(0.0, 2**0.5).log_prob(x)[:, 0]
+    assert float(((found.log_prob - exact) / found.stderr).abs().max()) < 4

@@ -1,9 +1,11 @@
 """The diagnosis: codes and models of which the answer is known; its forms; what it refuses."""
 
+import dataclasses
 import html
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 
 import jsonschema
@@ -14,12 +16,14 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 import vaebook
+from vaebook import diagnosis
 from vaebook import report as report_module
-from vaebook.adapters import adapt
+from vaebook.adapters import adapt, adapt_prior
 from vaebook.diagnosis import diagnose
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.population import FEWEST
 from vaebook.ppca import PPCA
+from vaebook.priors import StandardNormal
 from vaebook.report import Diagnosis, json_schema
 
 DATA = 300
@@ -368,3 +372,132 @@ def test_what_a_part_of_the_work_cannot_do_is_said():
     report = diagnose(wild, torch.randn(60, 2, generator=seeded(0)))
     assert report.sampling is None
     assert any(line.startswith("The decoder: ") for line in report.unknown)
+
+
+FEW = gaussian(num=5)
+"""So few that neither holes nor the population are looked at."""
+
+
+def weighted(loc, scale, weight):
+    return DiagGaussianMixture(
+        *(torch.tensor(part, dtype=torch.float64) for part in (loc, scale)), torch.tensor(weight).double().log()
+    )
+
+
+def test_without_a_generator_the_seed_is_0():
+    assert (
+        diagnose(FEW).to_json()
+        == diagnose(FEW, generator=seeded(0)).to_json()
+        != diagnose(FEW, generator=seeded(1)).to_json()
+    )
+
+
+def test_copies_count_as_data_and_not_as_codes():
+    found = diagnose({name: value.repeat(2, 1) for name, value in FEW.items()})
+    assert (found.num_data, found.num_distinct) == (10, 5) and found.log_num_data == math.log(10)
+    assert found.notes[-1].startswith("5 of 10 codes are exact copies")
+    one = diagnose({name: torch.cat([value, value[:1]]) for name, value in FEW.items()})
+    assert one.notes[-1].startswith("1 of 6 codes are exact copies")
+    assert not any("copies" in note for note in diagnose(FEW).notes)
+
+
+def test_what_can_be_told_apart_is_the_exponential_of_the_information_and_so_is_its_error():
+    found = diagnose(FEW)
+    told = math.exp(found.information.value)
+    assert found.distinguishable.value == pytest.approx(told)
+    assert found.distinguishable.stderr == pytest.approx(told * found.information.stderr)
+
+
+def test_the_moments_farthest_from_0_and_1_are_told_with_their_signs_in_units_of_the_prior():
+    """Three latents: means -4, 1 and 0 in units of 2, mean squares 20, 2 and 0.1, of weights 0.9 and 0.1."""
+    q = weighted([[-4.0, 1.0, 0.0], [-4.0, 1.0, 0.0]], [[2.0, 1.0, 0.1]] * 2, [0.9, 0.1])
+    found = diagnosis._moments(q, torch.zeros(3).double(), torch.full((3,), 2.0).double())
+    assert found == pytest.approx((-2.0, 5.0))
+    q = weighted([[0.1, 0.0], [0.1, 1.0]], [[0.3, 1.0]] * 2, [0.9, 0.1])
+    shifted = diagnosis._moments(q, torch.tensor([0.0, 0.1]).double(), torch.ones(2).double())
+    assert shifted == pytest.approx((0.1, 0.1))  # second moments 0.1, and 1.09: the first is farther from 1
+
+
+def test_latents_are_in_use_by_the_weighted_spread_of_means_and_of_codes():
+    """A code in a thousand is wide, and its mean elsewhere: the codes' own width is that of the others."""
+    q = weighted([[0.0], [1.0]], [[0.05], [5.0]], [0.999, 0.001])
+    prior = StandardNormal(1).double()
+    assert diagnosis._active(q, prior, (torch.zeros(1), torch.ones(1)), seeded(0)) == (True,)
+    even = weighted([[0.0], [1.0]], [[0.05], [5.0]], [0.5, 0.5])
+    narrow = weighted([[-0.09], [0.09]], [[1.0], [1.0]], [0.5, 0.5])
+    assert diagnosis._active(even, prior, (torch.zeros(1), torch.ones(1)), seeded(0)) == (True,)
+    assert diagnosis._active(narrow, prior, (torch.zeros(1), torch.ones(1)), seeded(0)) == (False,)
+    assert diagnosis._active(narrow, prior, (torch.zeros(1), torch.full((1,), 0.1).double()), seeded(0)) == (True,)
+
+
+@pytest.mark.parametrize(
+    ("loc", "scale", "name"), [(0, 1, "standard normal"), (1, 1, "Independent"), (0, 2, "Independent")]
+)
+def test_the_standard_normal_is_that_of_mean_0_and_scale_1_in_all_latents(loc, scale, name):
+    for row in (0, 1):
+        place, width = torch.zeros(2).double(), torch.ones(2).double()
+        place[row], width[row] = loc, scale
+        assert diagnosis._describe(adapt_prior(Independent(Normal(place, width), 1), 2)) == name
+
+
+def test_what_pictures_show_is_own_left_out_and_held_out():
+    loc = torch.tensor([[0.0], [9.0]], dtype=torch.float64)
+    q, other = (DiagGaussianMixture(part, torch.full_like(part, 0.1)) for part in (loc, loc + 3))
+    prior = StandardNormal(1).double()
+    shown = diagnosis._shown(q, other, prior, seeded(0))
+    assert list(shown) == ["codes", "prior", "own", "leave_one_out", "held_out"]
+    assert len(shown["codes"]) == diagnosis.SHOWN
+    torch.testing.assert_close(shown["own"], q.log_prob(shown["codes"]))
+    assert float(shown["leave_one_out"].max()) < -3_000 < -500 < float(shown["held_out"].mean()) < -400
+    assert list(diagnosis._shown(q, None, prior, seeded(0))) == ["codes", "prior", "own", "leave_one_out"]
+    assert list(diagnosis._shown(q[[0]], other, prior, seeded(0))) == ["codes", "prior"]
+    again = diagnosis._shown(q, other, prior, seeded(0))
+    assert all(torch.equal(shown[name], again[name]) for name in shown)
+
+
+def test_what_is_missing_is_said_and_what_is_there_is_not():
+    found = diagnose(FEW)
+    for decoder in (False, True):
+        for held_out in (False, True):
+            told = " ".join(diagnosis._remarks(dataclasses.replace(found, unknown=()), decoder, held_out).unknown)
+            assert ("takes the decoder" in told, "takes held-out data" in told) == (not decoder, not held_out)
+
+
+class Bar:
+    done = 0
+
+    def update(self):
+        self.done += 1
+
+
+def test_a_part_of_the_work_that_fails_is_one_line_and_a_warning_one_note():
+    work = diagnosis._Work(Bar(), seeded(0))
+
+    def warn(number, *, generator, more):
+        assert generator is work.generator and more == 2
+        for _ in range(number):
+            warnings.warn("careful", stacklevel=1)
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+        return number
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        assert work.attempt("It", warn, 3, more=2) == 3
+    for error in (ValueError("first\nsecond"), RuntimeError("none"), ZeroDivisionError("by zero")):
+        assert work.attempt("It", lambda generator, error=error: (_ for _ in ()).throw(error)) is None
+    with pytest.raises(KeyError):
+        work.attempt("It", lambda generator: {}["x"])
+    assert (work.notes, work.unknown, work.bar.done) == (["It: careful"], ["It: first", "It: none", "It: by zero"], 4)
+
+
+def test_enough_codes_are_as_many_as_are_needed_and_of_equal_weight():
+    work = diagnosis._Work(Bar(), seeded(0))
+    assert work.enough("It", 60, 60, True) and work.unknown == []
+    assert not work.enough("It", 59, 60, True) and not work.enough("It", 60, 60, False)
+    assert work.unknown[0] == "It: that takes 60 distinct codes at least; there are 59."
+    assert work.unknown[1].startswith("It: codes came with unequal weights")
+
+
+def test_fewer_than_two_data_are_not_scored():
+    with pytest.raises(ValueError, match="num_data: expected an int at least 2, got 1"):
+        diagnose(FEW, num_data=1)

@@ -4,7 +4,9 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Independent, Uniform
 
+from vaebook import holes
 from vaebook.holes import hole_mass
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.priors import StandardNormal
@@ -61,17 +63,17 @@ def test_a_part_of_the_prior_that_was_cut_is_found(name, dim):
     if mass is None:
         z = torch.randn(200_000, dim, generator=seeded(1))
         mass = 1 - float(keep(z).double().mean())
-    holes = hole_mass(cut(0, 600, dim, keep), StandardNormal(dim), generator=seeded(2))
-    assert abs(holes.mass - mass) < 0.08  # up to a tenth of the codes may lie in it
-    assert holes.codes <= 0.1 * holes.mass
-    inside = ~keep(holes.points)
+    found = hole_mass(cut(0, 600, dim, keep), StandardNormal(dim), generator=seeded(2))
+    assert abs(found.mass - mass) < 0.08  # up to a tenth of the codes may lie in it
+    assert found.codes <= 0.1 * found.mass
+    inside = ~keep(found.points)
     assert float(inside.double().mean()) > 0.8
-    assert len(holes.points) == pytest.approx(holes.mass * 6_000, rel=0.1)
+    assert len(found.points) == pytest.approx(found.mass * 6_000, rel=0.1)
 
 
 def test_where_a_hole_is():
-    holes = hole_mass(cut(0, 600, 5, CUTS["slab"][0]), StandardNormal(5), generator=seeded(2))
-    (place,) = holes.where
+    found = hole_mass(cut(0, 600, 5, CUTS["slab"][0]), StandardNormal(5), generator=seeded(2))
+    (place,) = found.where
     assert place.index == 0
     assert -0.6 < place.low < -0.2 < 0.2 < place.high < 0.6
     assert place.prior_high == pytest.approx(1.28, abs=0.06)
@@ -98,9 +100,9 @@ NEARLY_ALL = {
 def test_of_a_hole_that_is_nearly_everything_the_codes_are_located(name):
     """Where they are, from 10 to 90 %; the last coordinate is the distance from the origin."""
     q_agg, index, low, high = NEARLY_ALL[name]
-    holes = hole_mass(q_agg, StandardNormal(q_agg.latent_dim), generator=seeded(3))
-    assert holes.mass > 0.9
-    (place,) = [c for c in holes.where if c.index == index]
+    found = hole_mass(q_agg, StandardNormal(q_agg.latent_dim), generator=seeded(3))
+    assert found.mass > 0.9
+    (place,) = [c for c in found.where if c.index == index]
     assert (place.low, place.high) == pytest.approx((low, high), abs=0.12)
     assert not place.low <= place.prior_low <= place.prior_high <= place.high
 
@@ -143,3 +145,75 @@ def test_weights_that_differ_are_refused_and_not_taken_for_equal(last):
     q = DiagGaussianMixture(loc, torch.full_like(loc, 0.3), log_weight)
     with pytest.raises(ValueError, match=r"^q_agg: expected components of equal weight, one for each datum"):
         hole_mass(q, StandardNormal(2))
+
+
+NUM, DRAWS, LEVELS = 3_000, 2_000, len(holes.LEVELS)
+
+
+def sets(shares, counts, folds=(0, 1, 2)):
+    """Sets of one kind: the first draws and codes are in them, so many at each level; draws in these folds only."""
+    found = []
+    for fold in range(3):
+        part = torch.zeros(LEVELS, NUM // 3 + DRAWS, dtype=torch.bool)
+        for level, share in shares.items():
+            part[level, : counts.get(level, 0) if fold == 0 else 0] = True
+            part[level, NUM // 3 : NUM // 3 + round(share * DRAWS)] = fold in folds
+        found.append(part)
+    return found
+
+
+def largest(**inside):
+    fresh = torch.randn(DRAWS, 1, generator=seeded(0), dtype=torch.float64)
+    return holes._largest(inside, torch.arange(NUM) % 3, fresh, torch.zeros(NUM, 1).double()), fresh
+
+
+def test_the_largest_set_with_at_most_a_tenth_of_the_codes_is_reported_with_its_errors():
+    """At the third level too many codes lie, though fewer than half of what the prior says."""
+    found, fresh = largest(one=sets({3: 0.05, 7: 0.5, 9: 0.9}, {7: 10, 9: 600}))
+    share = 10 / NUM
+    assert (found.mass, found.codes) == (0.5, share)
+    assert found.stderr == pytest.approx((0.25 / (DRAWS - 1)) ** 0.5)
+    assert found.codes_stderr == pytest.approx((share * (1 - share) / NUM) ** 0.5)
+    assert torch.equal(found.points, fresh[: DRAWS // 2])
+    assert found.least == pytest.approx(2 * (1 - (0.01 / LEVELS) ** (1 / NUM)))
+
+
+def test_of_two_kinds_of_sets_the_larger_counts_whichever_comes_first():
+    one, two = sets({3: 0.3}, {}), sets({5: 0.6}, {})
+    assert largest(one=one, two=two)[0].mass == largest(one=two, two=one)[0].mass == 0.6
+
+
+@pytest.mark.parametrize(("count", "mass"), [(90, 0.3), (91, 0.0)])
+def test_codes_may_be_a_tenth_as_many_as_the_prior_says(count, mass):
+    assert largest(one=sets({3: 0.3}, {3: count}))[0].mass == mass
+
+
+@pytest.mark.parametrize(("share", "found"), [(0.0075, False), (0.02, True)])
+def test_the_error_of_the_mass_is_allowed_for(share, found):
+    """No code is in either set, which leaves 0.0027 at most; of the smaller the mass itself is uncertain."""
+    assert (largest(one=sets({3: share}, {}))[0].mass > 0) is found
+
+
+def test_a_draw_lies_in_the_hole_if_most_folds_say_so():
+    """Two folds of three see the first 600 draws, one the next 600: the draws are those of the two."""
+    inside = sets({3: 0.3}, {}, (0, 1))
+    inside[2][3, NUM // 3 + 600 : NUM // 3 + 1200] = True
+    found, fresh = largest(one=inside)
+    assert found.mass == pytest.approx(0.3) and torch.equal(found.points, fresh[:600])
+
+
+def test_codes_in_every_set_are_no_hole_and_no_error():
+    everywhere = [torch.ones(LEVELS, NUM // 3 + DRAWS, dtype=torch.bool) for _ in range(3)]
+    assert largest(one=everywhere)[0][:4] == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_features_are_coordinates_and_the_distance_from_the_origin():
+    assert holes._features(torch.tensor([[3.0, -4.0]])).tolist() == [[3.0, -4.0, 5.0]]
+
+
+def test_few_draws_and_codes_where_the_prior_has_no_density_are_refused():
+    with pytest.raises(ValueError, match="num_samples: expected an int at least 100, got 99"):
+        hole_mass(perfect(0, 60, 1, 0.5), StandardNormal(1), num_samples=99)
+    square = Independent(Uniform(-torch.ones(1), torch.ones(1), validate_args=False), 1, validate_args=False)
+    with pytest.raises(ValueError, match="expected finite values at draws of q_agg"):
+        hole_mass(perfect(0, 60, 1, 0.5), square, generator=seeded(0))

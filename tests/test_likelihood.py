@@ -21,7 +21,7 @@ from torch.distributions import (
 )
 
 from vaebook import likelihood, proposals
-from vaebook.adapters import adapt
+from vaebook.adapters import adapt, adapt_vae
 from vaebook.aggregate import aggregated_posterior
 from vaebook.bounds import iwae_bound, quadrature_log_prob
 from vaebook.data import binarize, digits
@@ -452,3 +452,127 @@ def test_training_mode_and_dropout_do_not_enter(trained):
     assert noisy.training
     torch.testing.assert_close(importance_log_prob(loud, test, 200, generator=rng()).log_prob, quiet.log_prob)
     assert noisy.training and noisy[0].training
+
+
+def test_what_is_told_of_log_weights():
+    """Against the definitions; and where all weights are 0, or one weight is all."""
+    weight = torch.tensor([[1.0, 2.0, 3.0, 4.0], [0.0, 0.0, 0.0, 0.0], [5.0, 0.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.0]])
+    with pytest.warns(UserWarning, match=r"expected 50 .* fewer for 4 of 4 data, 0\.0 for the worst"):
+        found = likelihood._summarise(list(weight.double().log().split(3)))
+    assert found.log_prob.exp().tolist() == pytest.approx([2.5, 0.0, 1.25, 2.0])
+    assert found.effective_samples.tolist() == pytest.approx([100 / 30, 0.0, 1.0, 4.0])
+    exact = float(weight[0].std()) / 2.5 / 2, math.inf, 2.5 / 1.25 / 2, 0.0
+    assert found.stderr.tolist() == pytest.approx(exact, abs=1e-7)
+
+
+def test_equal_weights_have_no_error_whichever_way_they_are_rounded():
+    log_weight = torch.linspace(-300, 300, 200, dtype=torch.float64)[:, None].expand(200, 61)
+    found = likelihood._summarise([log_weight])
+    torch.testing.assert_close(found.stderr, torch.zeros(200).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.log_prob, log_weight[:, 0])
+
+
+def codes(*places, scale=0.01):
+    loc = torch.tensor(places, dtype=torch.float64)[:, None]
+    return DiagGaussianMixture(loc, torch.full_like(loc, scale))
+
+
+def test_draws_of_several_priors_are_in_equal_parts_and_leave_out_each_row_its_own():
+    """Row 0 leaves out the code at 0, row 1 that at 5; a row of -1 leaves out none."""
+    priors = {"far": codes(-50.0), "q_agg": codes(0.0, 5.0, 10.0)}
+    pool = likelihood._Pool(priors, {"q_agg": torch.tensor([0, 1])}, rng())
+    rows = torch.tensor([0, 1, -1]).repeat(2_000)
+    z = pool.draw(rows).round()[:, 0]
+    for row, places in ((0, (5.0, 10.0)), (1, (0.0, 10.0)), (-1, (0.0, 5.0, 10.0))):
+        own = z[rows == row]
+        assert set(own.tolist()) == {-50.0, *places}
+        for place, share in [(-50.0, 0.5)] + [(place, 0.5 / len(places)) for place in places]:
+            assert float((own == place).double().mean()) == pytest.approx(share, abs=0.05)
+    assert pool.draw(rows[:0]).shape == (0, 1)
+    at = torch.tensor([[[0.0]], [[5.0]]]).double()
+    exact = torch.stack([codes(5.0, 10.0).log_prob(at[0]), codes(0.0, 10.0).log_prob(at[1])])
+    torch.testing.assert_close(pool.log_prob(at), torch.logaddexp(exact, codes(-50.0).log_prob(at)) - math.log(2))
+    first = pool.at(torch.tensor([1]))
+    torch.testing.assert_close(first.log_prob(at[1:]), pool.log_prob(at)[1:])
+
+
+def test_the_gaussians_of_several_priors_have_their_own_variances():
+    """Of a full covariance the diagonal; of a prior without components the moments of the draws."""
+    tril = torch.tensor([[[1.0, 0.0], [2.0, 3.0]]]).double()
+    full = from_components(torch.zeros(1).double(), torch.zeros(1, 2).double(), tril)
+    draws = torch.randn(500, 2, generator=rng(), dtype=torch.float64) @ tril[0] + 4
+    heavy = SimpleNamespace(sample=None, log_prob=None)
+    two = likelihood._Pool({"full": full, "normal": StandardNormal(2)}, {}, None).gaussians(draws)
+    torch.testing.assert_close(two.scale, torch.tensor([[1.0, 13**0.5], [1.0, 1.0]]).double())
+    one = likelihood._Pool({"heavy": heavy}, {}, None).gaussians(draws)
+    torch.testing.assert_close(one.loc[0], draws.mean(0))
+    torch.testing.assert_close(one.scale_tril[0] @ one.scale_tril[0].mT, draws.mT.cov())
+
+
+def test_laplaces_rule_is_exact_for_probabilistic_pca():
+    """From any point one step leads to the posterior's mean; precisions and shares are those of the closed form."""
+    ppca = PPCA(torch.zeros(3), torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), noise_variance=0.5)
+    loc, scale = torch.tensor([[0.0, 0.0], [9.0, -9.0]]).double(), torch.tensor([[1.0, 0.5], [0.7, 2.0]]).double()
+    prior = DiagGaussianMixture(loc, scale)
+    x = torch.tensor([[1.0, 2.0, 3.0], [8.0, -5.0, 0.1]]).double()
+    z, tril, log_share = proposals.laplace(Joint(adapt_vae(ppca), x), prior, loc[:, None].repeat(1, 2, 1) + 0.3, scale)
+    strength, own = torch.tensor([4.0, 1.0]).double(), scale**-2
+    precision = strength / 0.5 + own[:, None]
+    mean = (x @ ppca.weight / 0.5 + (loc * own)[:, None]) / precision
+    torch.testing.assert_close(z, mean, rtol=0, atol=1e-6)
+    torch.testing.assert_close(tril @ tril.mT, torch.diag_embed(precision.expand(2, 2, 2)), rtol=1e-5, atol=1e-6)
+    exact = torch.stack([ppca.log_prob_under(prior[[k]], x) for k in (0, 1)])
+    torch.testing.assert_close(log_share, exact.log_softmax(0), rtol=0, atol=1e-4)
+
+
+def test_shares_leave_the_prior_its_reserve_and_none_is_near_zero():
+    share = proposals.with_reserve(torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.25, 0.25, 0.25, 0.25]])).exp()
+    torch.testing.assert_close(share.sum(1), torch.full((2,), 1 - proposals.RESERVE))
+    assert share[0].tolist() == pytest.approx([0.9 * 0.925, *[0.9 * 0.025] * 3])
+
+
+def test_a_matrix_without_a_factor_is_given_that_of_its_diagonal():
+    good, bad, flat = torch.eye(2) + 1, torch.tensor([[1.0, 3.0], [3.0, 4.0]]), torch.zeros(2, 2)
+    found = proposals.factor(torch.stack([good, bad, flat]).double())
+    torch.testing.assert_close(found[0] @ found[0].mT, good.double())
+    assert found[1].tolist() == [[1.0, 0.0], [0.0, 2.0]] and bool(found.isfinite().all()) and found[2, 0, 0] > 0
+
+
+def test_draws_are_weighed_by_the_density_that_they_are_drawn_from():
+    """The shares of all parts in r add up to 1 at every draw, and a tenth of the draws is the prior's."""
+    ppca = PPCA(torch.zeros(2), torch.tensor([[1.0], [0.0]]), noise_variance=1.0)
+    x = torch.tensor([[1.0, 0.0], [-2.0, 0.0]]).double()
+    far = lambda rows: torch.full((len(rows), 1), 77.0).double() + rows[:, None]  # noqa: E731
+    joint, q = Joint(adapt_vae(ppca), x), Normal(x[:, :1], torch.ones(2, 1).double())
+    made = proposals.Sampler(joint, q, ppca.prior, torch.zeros(1, 1).double(), far, rng())
+    loc = torch.tensor([[[-1.0], [1.0]], [[0.0], [2.0]]]).double()
+    proposal = proposals.Proposal(
+        proposals.with_reserve(torch.tensor([[0.3, 0.7]] * 2).double()), loc, loc[..., None] * 0 + 0.5
+    )
+    z, log_ratio, log_prior, log_parts = made.weigh(proposal, 4_000)
+    gaussians = Normal(loc[:, None, :, 0], 0.5).log_prob(z) + proposal.log_share[:, None]
+    log_r = torch.logaddexp(gaussians.logsumexp(-1), math.log(proposals.RESERVE) + log_prior)
+    torch.testing.assert_close(log_prior, ppca.prior.log_prob(z))
+    torch.testing.assert_close(log_parts, gaussians - log_r[..., None])
+    torch.testing.assert_close(log_ratio, ppca.decoder(z).log_prob(x[:, None]) - log_r)
+    drawn = z[..., 0] > 70
+    assert (z[0][drawn[0]] == 77).all() and (z[1][drawn[1]] == 78).all()  # each row its own
+    assert float(drawn.double().mean()) == pytest.approx(proposals.RESERVE, abs=0.02)
+    share = (z[..., 0] - loc[:, :1, 0]).abs() < (z[..., 0] - loc[:, 1:, 0]).abs()
+    assert float(share[~drawn].double().mean()) == pytest.approx(0.9 * 0.3 + 0.05, abs=0.03)
+
+
+def test_a_refit_is_a_step_of_em_that_remembers_the_old_gaussian():
+    """Of one Gaussian and equal weights: its moments are mixed with those of the draws, which count by their number."""
+    z = torch.randn(1, 400, 2, generator=rng(), dtype=torch.float64) * torch.tensor([1.0, 3.0]) + 5
+    old = proposals.Proposal(
+        torch.zeros(1, 1).double(), torch.zeros(1, 1, 2).double(), torch.eye(2).double()[None, None]
+    )
+    new = proposals.refit(old, z, torch.zeros(1, 400).double(), torch.zeros(1, 400, 1).double())
+    kept = 20 / 420
+    loc = (1 - kept) * z[0].mean(0)
+    centred = z[0] - loc
+    torch.testing.assert_close(new.loc[0, 0], loc)
+    covariance = (1 - kept) * centred.mT @ centred / 400 + kept * torch.eye(2).double()
+    torch.testing.assert_close(new.tril[0, 0] @ new.tril[0, 0].mT, covariance)
+    assert float(new.log_share.exp()) == pytest.approx(1 - proposals.RESERVE)

@@ -12,8 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from vaebook import __main__ as command
 from vaebook.__main__ import main
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.priors import GaussianMixture
 from vaebook.training import save_density
 
 LOC = np.random.default_rng(0).normal(size=(80, 2)) * 0.8
@@ -200,3 +202,69 @@ def test_it_runs_as_a_module(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert subprocess.run([sys.executable, "-m", "vaebook", "--help"], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (TypeError("a kind"), "a kind"),
+        (ValueError("a value\nthat is long"), "a value"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_whatever_is_wrong_is_one_sentence_and_status_2(error, told, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "diagnose", lambda *_, **__: (_ for _ in ()).throw(error))
+    assert main(["diagnose", npz(tmp_path, **GOOD)]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith(f"error: {told}") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("option", ["--json", "--html"])
+@pytest.mark.parametrize("place", ["", "no/report", "report/report"])
+def test_a_report_that_has_no_place_is_refused_before_the_work(option, place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "diagnose", lambda *_, **__: pytest.fail("worked"))
+    (tmp_path / "report").touch()
+    assert main(["diagnose", npz(tmp_path, **GOOD), option, str(tmp_path / place)]) == 2
+    assert "expected a file in a folder that exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [2**63, -(2**63) - 1, 2**70])
+def test_a_seed_of_more_than_64_bits_is_refused(seed, tmp_path, capsys):
+    assert main(["diagnose", npz(tmp_path, **GOOD), f"--seed={seed}"]) == 2
+    assert capsys.readouterr().err == f"error: --seed: expected an int of 64 bits, got {seed}\n"
+
+
+def test_each_option_is_handed_on(tmp_path, capsys, monkeypatch):
+    """Codes with their weights and nothing else, held-out codes, a prior of either form, and both reports."""
+    asked = []
+
+    class Report:
+        def to_json(self, path):
+            asked.append(("json", path))
+
+        def to_html(self, path):
+            asked.append(("html", path))
+
+    monkeypatch.setattr(command, "diagnose", lambda codes, **named: asked.append((codes, named)) or Report())
+    weight = np.log(np.arange(1, 81) / np.arange(1, 81).sum())
+    codes = npz(tmp_path, loc=LOC, scale=SCALE, log_weight=weight, labels=weight)
+    other = npz(tmp_path, "b.npz", loc=LOC + 1, var=SCALE)
+    full = GaussianMixture(torch.ones(1), torch.zeros(1, 2), (torch.eye(2) + 0.5).tril()[None])
+    save_density(tmp_path / "full.safetensors", full)
+    line = ["diagnose", codes, "--held-out", other, "--seed=7", "--json", "a", "--html", "b", "--prior"]
+    monkeypatch.chdir(tmp_path)
+    assert main([*line, other]) == main([*line, "full.safetensors"]) == main(["diagnose", codes]) == 0
+    (given, named), json, html, (_, of_density), *_, (_, plain) = asked
+    assert (json, html) == (("json", "a"), ("html", "b"))
+    np.testing.assert_allclose(given.log_weight, weight)
+    np.testing.assert_allclose(named["held_out"].loc, LOC + 1)
+    np.testing.assert_allclose(named["prior"].scale, SCALE**0.5)
+    assert isinstance(of_density["prior"], GaussianMixture)
+    assert (plain["held_out"], plain["prior"]) == (None, None)
+    assert [one["generator"].initial_seed() for one in (named, plain)] == [7, 0]
+
+
+def test_of_many_arrays_the_first_are_named(tmp_path, capsys):
+    assert main(["diagnose", npz(tmp_path, **{f"{'a' * 50}{n}": LOC for n in range(50)})]) == 2
+    assert len(capsys.readouterr().err) < 800 + len(str(tmp_path))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Normal
 
-from vaebook.memorisation import memorisation
+from vaebook.memorisation import _over_data, memorisation
 from vaebook.mixture import DiagGaussianMixture
 
 
@@ -81,3 +81,30 @@ def test_what_is_refused():
         memorisation(line([0.0, 1.0]), 3)
     with pytest.raises(ValueError, match="held_out: expected dimension 1, got 2"):
         memorisation(line([0.0, 1.0]), DiagGaussianMixture(torch.zeros(2, 2), torch.ones(2, 2)))
+    with pytest.raises(ValueError, match="q_agg: expected at least 2 distinct components, got 1"):
+        memorisation(DiagGaussianMixture(torch.eye(2), torch.ones(2, 2), torch.tensor([0.0, -torch.inf])))
+    with pytest.raises(ValueError, match="num_samples: expected an int at least 2, got 1"):
+        memorisation(line([0.0, 1.0]), num_samples=1)
+
+
+def test_the_generator_is_all_there_is():
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    one, two = (memorisation(line([0.0, 1.0]), line([0.5, 2.0]), num_samples=9, generator=seeded(1)) for _ in range(2))
+    assert one == two and torch.equal(torch.get_rng_state(), state)
+
+
+def test_single_precision_is_computed_in_double():
+    """Far from the origin, where float32 has no digits left for what leaving out costs."""
+    loc = 1e4 + torch.tensor([[0.0], [0.5], [1.5]])
+    q = DiagGaussianMixture(loc, torch.full_like(loc, 0.01))
+    one, two = (memorisation(part, generator=seeded(0)) for part in (q, q.double()))
+    assert one == two
+
+
+def test_an_error_is_never_smaller_than_that_of_the_draws_alone():
+    """Ten draws of each datum that happen to cancel: their sum by datum is zero, their spread is not."""
+    index = torch.arange(20) // 10
+    values = torch.tensor([-1.0, 1.0]).repeat(10).double()
+    found = _over_data(values, index)
+    assert found.stderr == pytest.approx(float(values.std()) / 20**0.5) and found.value == 0

@@ -54,6 +54,12 @@ def test_a_hole_is_shown_where_it_is():
     assert words(0, holes=holes).endswith("draws of the prior in the hole, 0.2500 of it, are marked.")
 
 
+def test_two_latents_are_shown_against_each_other():
+    shown = {name: value[:, :2] if value.ndim == 2 else value for name, value in SHOWN.items()}
+    codes, *_ = axes_of(latent_dim=2, kl_per_dimension=(0.5, 0.4), active=(True, True), shown=shown)
+    assert (codes.get_xlabel(), codes.get_ylabel()) == ("$z_{1}$", "$z_{2}$")
+
+
 def test_one_latent_is_a_histogram():
     shown = {name: value[:, :1] if value.ndim == 2 else value for name, value in SHOWN.items()}
     codes, *_ = axes_of(latent_dim=1, kl_per_dimension=(0.5,), active=(True,), shown=shown)
@@ -93,7 +99,11 @@ def test_intervals_reach_two_standard_errors_or_to_the_limits():
         "mismatch, N data", "mismatch, population", "information, N data",
     ]  # fmt: skip
     assert intervals.get_ylim() == (2.5, -0.5)
-    assert "mismatch, population 0.2000 to 0.7000; information, N data 1.500 to 2.500." in words(2, **found)
+    assert words(2, **found).endswith(
+        "mismatch, population 0.2000 to 0.7000; information, N data 1.500 to 2.500. A dotted line marks log N, 7.600."
+    )
+    at_hand, population, again = (line.get_color() for line in lines)
+    assert at_hand == again != population
 
 
 def test_log_densities_are_histograms_of_all_that_there_is():
@@ -104,6 +114,30 @@ def test_log_densities_are_histograms_of_all_that_there_is():
     assert "held-out codes -9.000 nats" in words(3, shown=held)
     few = {name: SHOWN[name] for name in ("codes", "prior")}
     assert words(3, shown=few) == "Nothing to show: fewer than two codes are distinct."
+
+
+def bars(axes):
+    """Ends of the bins of each histogram, and heights."""
+    return [(np.unique(xy[:, 0]), xy[:, 1]) for xy in (np.asarray(patch.get_xy()) for patch in axes.patches)]
+
+
+def test_the_lowest_log_densities_are_counted_in_the_first_bin():
+    """One code in a hundred is far out: bins begin at the second percentile, where its bar is the taller for it."""
+    own = torch.linspace(-2, 0, 100).double()
+    own[0] = -1e6
+    *_, densities = axes_of(shown={name: SHOWN[name] for name in ("codes", "prior")} | {"own": own})
+    ((ends, heights),) = bars(densities)
+    assert ends[[0, -1]] == pytest.approx((float(own.quantile(0.02)), 0.0)) and len(ends) == 40
+    first, width = heights[1], ends[1] - ends[0]
+    assert first * width == pytest.approx(float((own < ends[1]).double().mean()))
+    assert words(3, shown={**SHOWN, "own": own}).split("own codes ")[1].startswith("-10000")  # the mean of all
+
+
+def test_log_densities_that_are_all_the_same_are_one_bar():
+    same = torch.full((9,), -1e3).double()
+    *_, densities = axes_of(shown={name: SHOWN[name] for name in ("codes", "prior")} | {"own": same})
+    ((_, heights),) = bars(densities)
+    assert np.isfinite(heights).all() and (heights > 0).any()
 
 
 def test_the_same_diagnosis_gives_the_same_pictures():

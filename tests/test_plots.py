@@ -28,6 +28,19 @@ def test_ellipses_have_the_components_sizes_places_and_colours(axes):
     np.testing.assert_allclose(drawn.get_facecolor(), want)
 
 
+@pytest.mark.parametrize(("alpha", "edge"), [(0.1, 0.4), (0.25, 1.0), (0.5, 1.0)])
+def test_outlines_are_four_times_as_opaque_as_what_they_enclose(axes, alpha, edge):
+    drawn = plots.ellipses(axes, torch.zeros(2, 2), torch.ones(2, 2), alpha=alpha).collections[0]
+    assert (drawn.get_facecolor()[:, 3].tolist(), drawn.get_edgecolor()[:, 3].tolist()) == ([alpha] * 2, [edge] * 2)
+
+
+def test_a_density_is_drawn_itself_the_right_way_up_in_its_place(axes):
+    side = torch.linspace(-3, 3, 5, dtype=torch.float64)
+    image = plots.density(axes, lambda z: -z.square().sum(-1), limit=3, num_points=5).images[0]
+    assert image.origin == "lower" and tuple(image.get_extent()) == (-3, 3, -3, 3)
+    np.testing.assert_allclose(image.get_array(), torch.exp(-side[:, None].square() - side.square()))
+
+
 def test_density_is_not_transposed(axes):
     point = torch.tensor([2.0, -1.0], dtype=torch.float64)
     image = plots.density(axes, lambda z: -(z - point).square().sum(-1), limit=4, num_points=9).images[0]
@@ -36,13 +49,29 @@ def test_density_is_not_transposed(axes):
 
 
 def test_prior_rings_have_the_radii_of_standard_deviations(axes):
-    assert [p.radius for p in plots.prior_rings(axes).patches] == [1, 2, 3]
+    rings = plots.prior_rings(axes).patches
+    assert [p.radius for p in rings] == [1, 2, 3]
+    assert [(p.get_linestyle(), p.get_fill()) for p in rings] == [(plots.DASHES[1], False)] * 3
 
 
 def test_image_strip_fills_rows_and_hides_the_rest():
     grid = plots.image_strip(torch.rand(5, 6), shape=(2, 3), captions=list("abcde"), num_columns=3)
     assert grid.shape == (2, 3) and [len(a.images) for a in grid.flat] == [1, 1, 1, 1, 1, 0]
     assert grid[1, 1].get_title() == "e" and grid[0, 0].images[0].get_array().shape == (2, 3)
+    plt.close("all")
+
+
+@pytest.mark.parametrize(("num", "columns", "shape"), [(6, 3, (2, 3)), (2, 10, (1, 2)), (7, 3, (3, 3)), (1, 1, (1, 1))])
+def test_an_image_strip_has_as_many_rows_and_columns_as_it_needs(num, columns, shape):
+    assert plots.image_strip(torch.zeros(num, 64), num_columns=columns).shape == shape
+    plt.close("all")
+
+
+def test_images_are_black_where_they_are_one_and_white_where_they_are_zero():
+    """Whatever else is in them: a pale image stays pale."""
+    (image,) = plots.image_strip(torch.tensor([[0.2, 0.3]]), shape=(1, 2))[0, 0].images
+    shade = image.cmap(image.norm(np.array([0.0, 0.3, 1.0])))[:, 0]
+    np.testing.assert_allclose(shade, [1.0, 0.7, 0.0], atol=0.01)
     plt.close("all")
 
 
@@ -54,6 +83,9 @@ def test_intervals_lie_where_they_should(axes):
     assert ends[0][0, 1] < 0 < 1 - 0.3 < ends[1][0, 1] < 1  # beside its name, the first series above the second
     assert [t.get_text() for t in axes.get_yticklabels()] == ["first", "second"] and axes.yaxis_inverted()
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["x", "y"]
+    heights = [[end[0, 1] for end in part.get_segments()] for part in axes.collections]
+    np.testing.assert_allclose(np.mean(heights, 0), [0, 1])  # the series lie about the name
+    assert set(axes.lines[-1].get_xdata()) == {0}
 
 
 def test_curves_differ_in_colour_and_dash(axes):
@@ -61,6 +93,20 @@ def test_curves_differ_in_colour_and_dash(axes):
     first, second = axes.lines
     assert first.get_color() != second.get_color() and first.get_linestyle() != second.get_linestyle()
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"] and axes.get_ylabel() == "nats"
+
+
+def test_what_has_a_gradient_is_drawn(axes):
+    x = torch.arange(3.0, requires_grad=True)
+    np.testing.assert_array_equal(plots.curves(axes, x, {"a": 2 * x}).lines[0].get_ydata(), [0, 2, 4])
+    assert axes.get_legend() is None  # of one curve
+    plots.ellipses(axes, x[:2].expand(3, 2), torch.ones(3, 2, requires_grad=True))
+
+
+def test_lines_that_are_drawn_without_a_word_differ_in_colour_and_dash():
+    with plt.rc_context():
+        plots.use_style()
+        cycle = list(plt.rcParams["axes.prop_cycle"])
+    assert len({style["color"] for style in cycle}) == len({str(style["linestyle"]) for style in cycle}) == 5
 
 
 PLACES = torch.zeros(2, 2)
@@ -82,6 +128,11 @@ PLACES = torch.zeros(2, 2)
             lambda a: plots.image_strip(torch.zeros(2, 64), captions=["a"]),
             ValueError,
             "captions: expected 2 of them, got 1",
+        ),
+        (
+            lambda a: plots.image_strip(torch.zeros(2, 64), captions=["a", "b", "c"]),
+            ValueError,
+            "captions: expected 2 of them, got 3",
         ),
         (
             lambda a: plots.curves(a, torch.zeros(3), {"a": torch.zeros(2)}),

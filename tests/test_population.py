@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from vaebook import population
 from vaebook.estimators import estimate
 from vaebook.information import mutual_information_quadrature
 from vaebook.mixture import DiagGaussianMixture
@@ -282,3 +283,72 @@ def test_inputs_are_left_alone_and_seeds_repeat():
     loc, state = q_agg.loc.clone(), torch.get_rng_state()
     one, two = (bracket_information(q_agg, generator=seeded(4), **QUICK) for _ in range(2))
     assert one == two and torch.equal(q_agg.loc, loc) and torch.equal(torch.get_rng_state(), state)
+
+
+def steps(drawn, **values):
+    """Log-densities at the draws that exceed the reference 0 by a constant and a spread."""
+    sign = (-1.0) ** torch.arange(len(drawn.z), dtype=torch.float64)
+    return {name: value + spread * sign for name, (value, spread) in values.items()}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_candidate_of_the_best_limit_is_chosen_and_what_is_no_number_is_passed_over(sign):
+    """The highest score may be the least certain; and a density that overflows is no candidate."""
+    drawn = population._Drawn(gaussian(0)[0], 80, seeded(0))
+    outside = steps(drawn, steady=(1.0, 0.01), wild=(1.1, 5.0)) | {"huge": torch.full((80,), torch.inf).double()}
+    found = population._bracket(drawn, torch.zeros(80).double(), sign, outside, 0.95)
+    estimate = found.low_estimate if sign > 0 else found.high_estimate
+    assert estimate == pytest.approx(sign * 1.0) and set(found.candidates) == {"leave-one-out", "steady", "wild"}
+    assert found.candidates["wild"] == pytest.approx((sign * 1.1, 5.0 / 79**0.5))
+
+
+def test_codes_of_which_nothing_is_a_number_are_refused():
+    drawn = population._Drawn(gaussian(0)[0], 80, seeded(0))
+    with pytest.raises(ValueError, match="q_agg: expected finite log-densities at its draws"):
+        population._bracket(drawn, torch.full((80,), torch.inf).double(), 1, {}, 0.95)
+
+
+@pytest.mark.parametrize(("num", "groups"), [(10, 5), (11, 5), (25, 12), (39, 19), (40, 20), (90, 20)])
+def test_groups_hold_two_data_or_more(num, groups):
+    sizes = population._Drawn(gaussian(0, num=num)[0], 40, seeded(0)).sizes
+    assert (
+        len(sizes) == groups
+        and int(sizes.sum()) == num
+        and 2 <= int(sizes.min()) <= int(sizes.max()) <= sizes.min() + 1
+    )
+
+
+def test_of_very_many_components_some_are_fitted_drawn_by_the_generator_alone(monkeypatch):
+    monkeypatch.setattr(population, "MOST", 20)
+    q_agg, state = gaussian(0)[0], torch.get_rng_state()
+    one, two = (population._Drawn(q_agg, 80, seeded(0)).some(torch.arange(40, 80)) for _ in range(2))
+    assert (
+        one.num_components == 20
+        and torch.equal(one.loc, two.loc)
+        and bool((one.loc[:, None] == q_agg.loc[40:]).any(1).all())
+    )
+    assert torch.equal(population._Drawn(q_agg, 80, seeded(0)).some(torch.arange(20)).loc, q_agg.loc[:20])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_less_confidence_is_a_narrower_bracket_of_either_kind():
+    q_agg = gaussian(0)[0]
+    for bracket in (
+        lambda **o: bracket_mismatch(q_agg, StandardNormal(1), **o),
+        lambda **o: bracket_information(q_agg, **o),
+    ):
+        wide, narrow = (bracket(confidence=c, generator=seeded(1), **QUICK) for c in (0.95, 0.5))
+        assert narrow.high < wide.high and (narrow.low, narrow.high_estimate) >= (wide.low, wide.high_estimate)
+
+
+def test_one_gaussian_is_fitted_with_its_correlations():
+    """Codes whose population is N(0, [[1, r], [r, 1]]): its mismatch is that of r alone."""
+    r = 0.9
+    z = (
+        torch.randn(400, 2, generator=seeded(0), dtype=torch.float64)
+        @ torch.tensor([[1.0, r], [0.0, (1 - r**2) ** 0.5]]).double()
+    )
+    found = bracket_mismatch(
+        DiagGaussianMixture(z, torch.full_like(z, 0.01)), StandardNormal(2), generator=seeded(1), **QUICK
+    )
+    assert found.candidates["mixture of 1"][0] == pytest.approx(-0.5 * math.log(1 - r**2), abs=0.15)

@@ -356,3 +356,32 @@ def test_full_and_diagonal_mixtures_agree_where_both_apply():
         model.log_prob_under(same, x, leave_out_index=torch.zeros(len(x), dtype=torch.long))
     with pytest.raises(ValueError, match=r"^q_z: expected dimension 3, got 2"):
         model.log_prob_under(full_mixture(2), x)
+
+
+@pytest.mark.parametrize("cosine", [1e-12, 1e-6])
+def test_columns_are_orthogonal_but_for_rounding(cosine):
+    weight = torch.tensor([[1.0, cosine], [0.0, 1.0]], dtype=torch.float64)
+    if cosine < 1e-9:
+        PPCA(torch.zeros(2).double(), weight, noise_variance=1.0)
+    else:
+        with pytest.raises(ValueError, match="weight: expected orthogonal columns, got two with cosine 1e-06"):
+            PPCA(torch.zeros(2).double(), weight, noise_variance=1.0)
+
+
+def test_a_model_has_no_gradients():
+    mean, weight = torch.zeros(2, requires_grad=True), torch.eye(2, 1, requires_grad=True)
+    model = PPCA(mean, weight, noise_variance=1.0)
+    x = torch.ones(3, 2)
+    assert not model.log_prob(x).requires_grad and not model.posterior(x).mean.requires_grad
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_data_that_are_alike_in_all_directions_are_fitted(dim):
+    """Eigenvalues that are equal but for rounding leave a weight of nearly nothing, and no number that is none."""
+    x = (
+        torch.cat([torch.eye(3), -torch.eye(3)]).double()
+        @ torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).double())[0]
+    )
+    model = PPCA.fit(x, dim)
+    assert bool(model.weight.isfinite().all()) and float(model.weight.abs().max()) < 1e-6
+    assert model.noise_variance == pytest.approx(1 / 3)

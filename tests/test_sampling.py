@@ -106,3 +106,73 @@ def test_a_conditional_decoder_has_no_samples_to_compare():
     vae = adapt(encode, decode, prior=StandardNormal(D).double())
     found = decode_candidates(vae, (draws(0, 20), torch.ones(20, 1).double()), None, 10, seeded())
     assert found.copies == {}
+
+
+def test_the_nearest_is_that_of_all_data_but_the_own():
+    data = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]).double()
+    points = torch.tensor([[0.0, 0.0], [3.0, 0.0]]).double()
+    assert sampling._nearest(points, data).tolist() == [0.0, 3.0]
+    assert sampling._nearest(points, data, torch.arange(2)).tolist() == [1.0, 3.0]
+    assert sampling._nearest(points, data, torch.tensor([1, 0])).tolist() == pytest.approx([0.0, 10**0.5])
+
+
+def copies(vae, x, new, candidates, generator=None):
+    choice = SimpleNamespace(candidates=candidates)
+    return sampling._copies(
+        adapt_vae(vae), (x, None), None if new is None else (new, None), choice, generator or seeded()
+    )
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_copy_is_nearer_than_the_nearest_twentieth_of_other_data(held_out):
+    """Ten of a hundred data are one unit from each other, ten held-out data two units from them; the rest is far."""
+    x, new = torch.zeros(2, 100, D).double()
+    x[:, 0] = 10 * torch.arange(100)
+    x[1:10:2, 0] = x[0:10:2, 0] + 1
+    new += x
+    new[:, 1] = torch.where(torch.arange(100) < 10, 2, 5)
+
+    def beside(far):
+        return SimpleNamespace(sample=lambda shape, generator: (x[50] + torch.tensor([far, 0, 0])).expand(*shape, D))
+
+    near = 2.0 if held_out else 1.0
+    candidates = {"on": beside(0.0), "inside": beside(0.99 * near), "outside": beside(1.01 * near)}
+    found = copies(identity(1e-3), x, new if held_out else None, candidates)
+    assert [found[name].value for name in candidates] == [1.0, 1.0, 0.0]
+    assert all(estimate.num_samples == sampling.SAMPLES == 400 for estimate in found.values())
+
+
+class Bare:
+    """A likelihood without moments."""
+
+    def __init__(self, z):
+        self.log_prob = Normal(z, 1.0).log_prob
+
+
+def test_a_decoder_without_means_has_no_samples_to_compare():
+    vae = adapt(lambda x: Independent(Normal(x, torch.ones_like(x)), 1), Bare, prior=StandardNormal(D).double())
+    assert copies(vae, draws(0, 20), None, {"prior": StandardNormal(D)}) == {}
+
+
+def test_samples_come_from_the_generator_and_without_dropout():
+    noisy = torch.nn.Dropout(0.5)
+    vae = adapt(
+        lambda x: Independent(Normal(noisy(x), torch.ones_like(x)), 1), lambda z: Independent(Normal(noisy(z), 1.0), 1),
+        prior=StandardNormal(D).double(), modules=(noisy,),
+    )  # fmt: skip
+    state, x = torch.get_rng_state(), draws(0, 60)
+    one, two = (copies(vae, x, None, {"prior": StandardNormal(D).double()}, seeded(1)) for _ in range(2))
+    assert one == two and torch.equal(torch.get_rng_state(), state) and noisy.training
+
+
+def test_as_many_training_data_are_scored_as_are_named(monkeypatch):
+    x, asked = draws(0, 100), []
+
+    def compare(vae, some, priors, num, *, condition, generator):
+        asked.append(some)
+        return {"prior": SimpleNamespace(log_prob=some.sum(1))}
+
+    monkeypatch.setattr(sampling, "compare_priors", compare)
+    found = sampling._log_likelihood(adapt_vae(identity(1.0)), (x, None), seeded())
+    assert found.num_samples == sampling.SCORED == 64 == len(asked[0].unique(dim=0))
+    assert found.value == pytest.approx(float(asked[0].sum(1).mean()))

@@ -1,6 +1,7 @@
 """The rule for what to sample from, against closed forms and integrals, and where it must not go wrong."""
 
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
+from vaebook import selection
 from vaebook.adapters import adapt
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
@@ -300,7 +302,7 @@ def test_images_conditions_and_loose_parts():
         [vae.decoder((z - a)[:, None]).log_prob(row[None]) for a, row in zip(label, x, strict=True)], 1
     ).double()
     held = choose_prior(
-        made, images, condition=label, held_out=x, held_out_condition=label, generator=seeded(), **QUICK
+        made, images, condition=label.roll(7, 0), held_out=x, held_out_condition=label, generator=seeded(), **QUICK
     )
     exact = {n: (terms + c.log_prob(z).double()[:, None]).logsumexp(0).mean() for n, c in held.candidates.items()}
     for name, gain in held.gains.items():
@@ -327,3 +329,81 @@ def test_few_effective_samples_are_said():
         warnings.simplefilter("error")
         many = choose_prior(model, x, generator=seeded(), **QUICK).effective_samples
     assert list(many) == ["prior", "gmm", "q_agg"] and all(10 < number <= 250 for number in many.values())
+
+
+def test_mixtures_of_either_covariance_have_fewer_parameters_than_data():
+    """In two dimensions a component takes six with a full covariance, five with a diagonal one; of 24 codes."""
+    x, tried = gaussian(24, latent_dim=2), set()
+    with pytest.MonkeyPatch.context() as patch:
+        made = lambda q, k, **o: tried.add((q.num_components, k, o["covariance"])) or fit_gmm(q, k, **o)  # noqa: E731
+        patch.setattr(selection, "fit_gmm", made)
+        selection._best(PPCA.fit(x, 2).aggregated_posterior(x), [2, 3, 4, 5], 0)
+    assert {(k, kind) for _, k, kind in tried} == {(k, "full") for k in (2, 3)} | {(k, "diag") for k in (2, 3, 4)}
+    assert {num for num, *_ in tried} == {16}  # two folds of three
+
+
+@pytest.mark.filterwarnings("ignore:choose_prior.*")
+@pytest.mark.parametrize("sizes", [(30, 2, 2), (2, 30)])
+def test_the_smallest_number_alone_is_always_tried_whatever_the_order(sizes, monkeypatch):
+    x, tried = gaussian(12, latent_dim=1), []
+    monkeypatch.setattr(selection, "fit_gmm", lambda q, k, **o: tried.append(k) or fit_gmm(q, k, **o))
+    choose_prior(PPCA.fit(x, 1), x, num_components=sizes, generator=seeded())
+    assert set(tried) == {2}
+
+
+def test_the_best_by_cross_validation_is_chosen_each_scored_on_the_fold_that_it_left_out(monkeypatch):
+    """Mixtures that know from which codes they were made: those that are scored are the others, in pairs."""
+    loc = torch.arange(12.0).double()[:, None]
+    q_agg, fold = DiagGaussianMixture(loc, torch.full_like(loc, 1e-9)), selection._folds(12, 0)
+
+    class Known:
+        def __init__(self, q, size):
+            self.loc, self.size = q.loc, size
+
+        def to(self, dtype):
+            return self
+
+        def log_prob(self, z):
+            assert set(z.round()[:, 0].tolist()) == set(loc[:, 0].tolist()) - set(self.loc[:, 0].tolist())
+            return torch.full((len(z),), {1: 0.0, 2: 0.5, 3: 0.4}[self.size]).double()
+
+    monkeypatch.setattr(selection, "fit_gmm", lambda q, size, **_: Known(q, size))
+    assert selection._best(q_agg, [1, 2, 3], 0) == (2, "full") and sorted(fold.bincount().tolist()) == [4, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("counts", "told"), [((50.0, 9.0, 50.0), True), ((9.9, 50.0, 50.0), True), ((10.0, 10.0, 10.0), False)]
+)
+def test_one_candidate_of_which_few_samples_count_is_enough_for_a_warning(counts, told, monkeypatch):
+    def compare(vae, x, priors, options):
+        return torch.arange(3.0).double()[:, None].expand(3, len(x)), torch.tensor(counts)[:, None].expand(3, len(x))
+
+    monkeypatch.setattr(selection, "_compare", compare)
+    x = gaussian(12, latent_dim=1)
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        choice = choose_prior(PPCA.fit(x, 1), x, num_components=(1,), generator=seeded())
+    assert [Path(w.filename) == Path(__file__) for w in caught if "choose_prior" in str(w.message)] == [True] * told
+    assert choice.effective_samples == dict(zip(selection.ORDER, counts, strict=True)) or told
+    assert [gain.value for gain in choice.gains.values()] == [0.0, 1.0, 2.0]
+    assert {gain.num_samples for gain in choice.gains.values()} == {12}
+
+
+def test_of_single_precision_the_mixture_is_of_single_precision():
+    q_agg = DiagGaussianMixture(torch.randn(20, 1, generator=seeded()), torch.ones(20, 1))
+    for covariance in ("full", "diag"):
+        assert selection._fit(q_agg, 1, covariance, 0).sample((2,)).dtype == torch.float32
+        assert selection._fit(q_agg.double(), 1, covariance, 0).sample((2,)).dtype == torch.float64
+
+
+def test_too_few_data_and_no_numbers_to_try_are_refused():
+    x = gaussian(12, latent_dim=1)
+    model = PPCA.fit(x, 1)
+    with pytest.raises(ValueError, match=r"^x: expected at least 10"):
+        choose_prior(model, x[:9])
+    with pytest.raises(ValueError, match=r"^held_out: expected at least 2"):
+        choose_prior(model, x, held_out=x[:1])
+    for sizes in ((), [1], 3):
+        with pytest.raises(TypeError, match="num_components: expected a tuple of ints"):
+            choose_prior(model, x, num_components=sizes)
+    with pytest.raises(ValueError, match="num_data: expected an int at least 2"):
+        choose_prior(model, x, num_data=1)

@@ -14,6 +14,9 @@ from vaebook.tables import number, table
         (0.0, "0"),
         (-0.36449, "-0.3645"),
         (99999.0, "1.000e5"),
+        (12345.6, "12350"),
+        (-10004.9, "-10000"),
+        (-math.inf, "-inf"),
         (9999.6, "10000"),
         (0.00099996, "0.001000"),
         (1.0, "1.000"),
@@ -77,9 +80,15 @@ def test_bad_tables(columns, error, message):
         table(columns)
 
 
-def test_a_number_is_one_number():
-    with pytest.raises(ValueError, match=r"value: expected one element, got shape \(2,\)"):
-        number(torch.zeros(2))
+@pytest.mark.parametrize("size", [0, 2])
+def test_a_number_is_one_number(size):
+    with pytest.raises(ValueError, match=rf"value: expected one element, got shape \({size},\)"):
+        number(torch.zeros(size))
+
+
+def test_no_line_of_a_table_ends_in_spaces():
+    assert str(table({"name": ["a", "longer"]})) == "name\na\nlonger"
+    assert str(table({"name": ["a"], "": [""]})) == "name\na"
 
 
 def test_a_bar_in_a_cell_does_not_end_it():

@@ -1,5 +1,6 @@
 """The test of densities against samplers: right ones pass, toys of the mistakes that were shipped do not."""
 
+import math
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -41,6 +42,17 @@ def each(z):
     return Normal(LOC, STD).log_prob(z[:, None])
 
 
+def apart(num):
+    """A few narrow components of equal weight, far from each other on a line."""
+    return MixtureSameFamily(
+        Categorical(torch.ones(num)), Independent(Normal(10.0 * torch.arange(num)[:, None], 1.0), 1)
+    )
+
+
+def in_turn(size, num):
+    return 10.0 * (torch.arange(size) % num)[:, None] + torch.randn(size, 1)
+
+
 GOOD, EVEN = mixture(STD), mixture(STD, torch.full((K,), 1 / K))
 BUGS = {
     "variance as scale in the sampler": (GOOD.log_prob, mixture(LOG_VAR.exp()).sample),
@@ -53,6 +65,10 @@ BUGS = {
     "weights sum to 0.8": (lambda z: GOOD.log_prob(z) - 0.2231, GOOD.sample),
     "draws sorted by component": (GOOD.log_prob, lambda shape: draw(some(shape[0]).sort().values)),
     "components in turn": (EVEN.log_prob, lambda shape: draw(torch.arange(shape[0]) % K)),
+    **{
+        f"{name} components in turn": (apart(num).log_prob, lambda shape, num=num: in_turn(shape[0], num))
+        for num, name in ((2, "two"), (3, "three"), (5, "five"))
+    },
     "the first components only": (EVEN.log_prob, lambda shape: draw(torch.randint(K - 2, shape))),
     "coordinates from different components": (
         GOOD.log_prob,
@@ -131,3 +147,92 @@ def test_what_is_refused():
         assert_density_matches_sampler(3)
     with pytest.raises(ValueError, match="num_samples: expected an int at least 1000"):
         assert_density_matches_sampler(GOOD, num_samples=3)
+    for chance in (0.0, 1.0):
+        with pytest.raises(ValueError, match="false_alarm: expected"):
+            assert_density_matches_sampler(GOOD, false_alarm=chance)
+
+
+@pytest.mark.parametrize("num", range(2, 6))
+def test_draws_in_no_order_and_in_any(num):
+    """By hand: parts at random, in turn, in halves; and one part alone, of which nothing can be tested."""
+    chance = torch.randint(num, (4_001,), generator=seeded(0))
+    each, half = "each depends on the one before it", "the first half differs from the second"
+    assert min(dict(testing._order(chance)).values()) > 1e-3
+    assert dict(testing._order(torch.arange(4_001) % num))[each] < 1e-6
+    assert dict(testing._order(chance.sort().values))[half] < 1e-6
+    assert testing._order(torch.zeros(1_001, dtype=torch.long)) == []
+
+
+def test_rare_parts_are_counted_together():
+    """Two parts of one draw in twenty each, the one in the first half, the other in the second: as one they pass."""
+    rare = torch.zeros(4_000, dtype=torch.long)
+    rare[::20] = 1
+    rare[2_000::20] = 2
+    assert dict(testing._order(rare))["the first half differs from the second"] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda z: z.fill_(torch.inf), "draws are not finite"),
+        (lambda z: z.fill_(torch.nan), "draws are not finite"),
+        (lambda z: z.copy_(z[torch.arange(len(z)) // 2]), "draws repeat: 500 of 1000 are distinct"),
+        (lambda z: z.copy_(z[torch.arange(len(z)) * 17 // 20]), "draws repeat: 850 of 1000 are distinct"),
+        (lambda z: z.copy_(z[torch.arange(len(z)) * 19 // 20]), None),
+        (lambda z: z[:, 0].copy_(z[:, 0].round()), None),  # one coordinate of whole numbers
+        (lambda z: z.copy_(1e6 + z.round()), None),  # rounding repeats what is far from the origin
+    ],
+)
+def test_draws_that_repeat_or_are_no_numbers(spoil, message):
+    z = torch.randn(1_000, 2, generator=seeded(0))
+    spoil(z)
+    with pytest.raises(AssertionError, match=message) if message else nullcontext():
+        testing._check_draws(z)
+
+
+def test_draws_of_either_turn_are_looked_at():
+    turn = iter([torch.randn(1_000, 1, generator=seeded(0)), torch.full((1_000, 1), torch.nan)])
+    both = SimpleNamespace(
+        log_prob=lambda z: z[:, 0], sample=lambda shape: next(turn) if shape[0] > 1 else torch.zeros(shape[0], 1)
+    )
+    with pytest.raises(AssertionError, match="draws are not finite"):
+        assert_density_matches_sampler(both, num_samples=1_000)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"), [(torch.nan, "a density over all of"), (torch.inf, "is not a number, or infinite")]
+)
+def test_a_density_that_is_no_number_is_said(value, message):
+    wild = SimpleNamespace(
+        log_prob=lambda z: torch.where(z[:, 0] > 3, value, 0.0), sample=RIGHT["one dimension"].sample
+    )
+    with pytest.raises((AssertionError, ValueError), match=message):
+        assert_density_matches_sampler(wild, num_samples=1_000, generator=seeded(0))
+
+
+def test_the_reference_is_a_density_with_a_third_for_each_of_its_widths():
+    z = torch.randn(1_500, 1, generator=seeded(0), dtype=torch.float64)
+    reference, few = testing._reference(z, 0)
+    line = torch.linspace(-12, 12, 20_001, dtype=torch.float64)[:, None]
+    assert float(torch.trapezoid(reference.log_prob(line).exp(), line[:, 0])) == pytest.approx(1, abs=1e-6)
+    weight, scale = reference.log_weight.exp(), reference.scale[:, 0] / z.std()
+    assert few.num_components == testing.PARTS == 5 and len(weight) == 5 + 2 * testing.KERNELS
+    wide, narrow = scale[5 : 5 + testing.KERNELS], scale[5 + testing.KERNELS :]
+    assert [float(part.sum()) for part in weight.split([5, 1_000, 1_000])] == pytest.approx([1 / 3] * 3)
+    assert float(wide[0]) == pytest.approx(1_000 ** (-1 / 5)) and float(narrow[0]) == pytest.approx(
+        0.2 * 1_000 ** (-1 / 5)
+    )
+
+
+def test_where_the_density_is_the_reference_every_coin_is_fair():
+    """On both sides, everywhere and in each part; and if it is twice as dense, one of three agrees, or two."""
+    z = torch.randn(4_000, 1, generator=seeded(0), dtype=torch.float64)
+    reference, few = testing._reference(z, 0)
+    for factor, ours, theirs in ((1.0, 0.5, 0.5), (2.0, 1 / 3, 2 / 3)):
+        counts = testing._compare(lambda z, f=factor: reference.log_prob(z) + math.log(f), reference, few, z, 0)
+        (where, got, expected), *parts = counts
+        assert where == "everywhere" and [name for name, *_ in parts] == [f"in part {k} of 5" for k in range(1, 6)]
+        assert (got / 4_000, expected / 4_000) == pytest.approx((ours, theirs), abs=0.03)
+        assert (sum(g for _, g, _ in parts), sum(e for *_, e in parts)) == (got, expected)
+        part = torch.cat([testing._part(few, reference.sample((4_000,), generator=torch.Generator().manual_seed(0)))])
+        assert [e / int((part == k).sum()) for k, (*_, e) in enumerate(parts)] == pytest.approx([theirs] * 5, abs=0.12)

@@ -138,10 +138,11 @@ def _order(label: Tensor) -> list[tuple[str, float]]:
     share = label.bincount(minlength=PARTS) / len(label)
     label = torch.where(share[label] < SHARE, PARTS, label)
     _, label = label.unique(return_inverse=True)
-    num, even = int(label.max()) + 1, len(label) // 2 * 2
+    # Pairs start in no regular step: components in turn would be the same ones in each.
+    num, start = int(label.max()) + 1, (torch.arange(int(len(label) / 2.62)) * 2.618).long()
     half = (torch.arange(len(label)) * 2 // len(label)).clamp(max=1)
     tables = {
-        "each depends on the one before it": (label[:even:2], label[1:even:2], num),
+        "each depends on the one before it": (label[start], label[start + 1], num),
         "the first half differs from the second": (half, label, num),
     }
     found = []

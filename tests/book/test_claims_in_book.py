@@ -1,5 +1,6 @@
 """Registry, chapters and ledger name the same claims, and each check compares two different things."""
 
+import json
 import re
 import shutil
 from functools import cache
@@ -9,7 +10,7 @@ import pytest
 import torch
 from fingerprint import ROOT, is_chapter, read_ipynb
 from nbformat import v4
-from statements import as_json, statements
+from statements import as_json, collect, statements
 
 from vaebook.claims import Evidence, Measurement, ledger, verify
 
@@ -45,6 +46,63 @@ def test_an_edited_statement_is_noticed(tmp_path):
         assert text.count(old) == 1
         md.write_text(text.replace(old, new), encoding="utf-8")
         assert statements(tmp_path)["index/joint"] != statements()["index/joint"]
+
+
+THEOREMS = """\
+---
+kernelspec: {name: python3}
+---
+
+:::{prf:theorem} A title, of course
+:label: b/one
+
+Let it be.
+
+  $$
+  x
+  $$ (its-label)
+:::
+
+:::{prf:proof}
+:label: b/proof
+
+No statement.
+:::
+
+:::{prf:lemma}
+:label: a/two
+The other.
+:::
+"""
+
+
+def test_statements_have_their_titles_chapters_and_texts_and_proofs_are_none(tmp_path):
+    (tmp_path / "book" / "part").mkdir(parents=True)
+    (tmp_path / "book" / "results").mkdir()
+    (tmp_path / "book" / "part" / "chapter.md").write_text(THEOREMS)
+    assert statements(tmp_path) == {
+        "b/one": {
+            "title": "A title, of course",
+            "chapter": "part/chapter",
+            "statement": "Let it be.\n\n  $$\n  x\n  $$",
+        },
+        "a/two": {"title": "", "chapter": "part/chapter", "statement": "The other."},
+    }
+    file = tmp_path / "book" / "results" / "statements.json"
+    for old in (None, "{}\n"):
+        if old is not None:
+            file.write_text(old)
+        collect(tmp_path)
+        assert file.read_text() == as_json(statements(tmp_path)) and list(json.loads(file.read_text())) == [
+            "a/two",
+            "b/one",
+        ]
+    before = file.stat().st_ino
+    collect(tmp_path)
+    assert file.stat().st_ino == before  # what has not changed is not written
+    (tmp_path / "book" / "part" / "chapter.md").write_text("nothing")
+    collect(tmp_path)
+    assert file.stat().st_ino == before  # nor is it emptied
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)

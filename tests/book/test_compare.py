@@ -2,6 +2,7 @@
 
 import base64
 import io
+from unittest import mock
 
 import compare
 import numpy as np
@@ -15,6 +16,13 @@ from PIL import Image
     [
         ("loss 1.2340 after 17 steps", "loss 1.2341 after 17 steps", True),
         ("| 26.72 |", "| 26.73 |", True),
+        ("0.999", "1.000", True),
+        ("1.000", "0.999", True),
+        ("1.000", "1.002", False),
+        ("1.002", "1.000", False),
+        ("−1.2340", "−1.2341", True),
+        ("−1.234", "1.234", False),
+        ("−1.0e-17", "3.0e-16", True),
         ("1.000", "1.001", True),
         ("9.999  a", "10.00 a", True),
         ("1.235e-6", "1.236e-6", True),
@@ -164,6 +172,79 @@ def test_pictures_of_the_book(change, equal):
     for place, picture in PICTURES.items():
         changed = (REJECTED | ACCEPTED)[change](picture.copy(), rng).clip(0, 255)
         assert (compare.excess(changed - picture) == []) is equal, place
+
+
+def flat(value, shape=(400, 400, 3)):
+    return np.full(shape, float(value))
+
+
+def spot(value, height, width, channel=slice(None)):
+    """A difference in one corner and one channel."""
+    found = flat(0)
+    found[:height, :width, channel] = value
+    return found
+
+
+EXCESSES = [
+    (spot(25, 80, 1, 1), []),  # of 160,000 pixels 80 may differ
+    (spot(-25, 81, 1, 1), ["pixels"]),
+    (spot(24, 400, 1), []),
+    (flat(0.09), []),
+    (flat(0.11), ["bias"]),
+    (flat(-0.11), ["bias"]),
+    (flat(0.99) * (-1.0) ** np.arange(400)[:, None, None], []),
+    (flat(1.01) * (-1.0) ** np.arange(400)[:, None, None], ["mean"]),
+    (flat(1.01) * (-1.0) ** np.arange(400)[:, None, None] * [0, 1, 0], ["mean"]),
+    (spot(31, 8, 8), []),
+    (spot(33, 8, 8), ["block"]),
+    (spot(-33, 8, 8, 2), ["block"]),
+    (spot(200, 3, 3), []),
+    (flat(33, (4, 4, 3)) * [[[1]], [[-1]], [[1]], [[-1]]], ["pixels", "mean"]),
+    (flat(33, (4, 4, 3)), ["pixels", "mean", "bias", "block"]),
+    (flat(0, (1, 1, 4)), []),
+]
+
+
+@pytest.mark.parametrize(("difference", "expected"), EXCESSES)
+def test_each_respect_has_its_limit(difference, expected):
+    """On both sides of it, for both signs, in one channel; and where a picture is smaller than a square."""
+    assert compare.excess(difference) == expected
+
+
+COLOURS = {
+    "as light": ((255, 0, 0), (0, 130, 0)),
+    "transparent": ((9, 9, 9, 255), (9, 9, 9, 0)),
+    "of another shape": (np.zeros((20, 30, 3)), np.zeros((30, 20, 3))),
+}
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_what_differs_in_colour_in_opacity_or_in_shape_differs(name, diffs):
+    one, two = (np.asarray(side) if np.ndim(side) > 1 else np.tile(side, (9, 9, 1)) for side in COLOURS[name])
+    assert compare.Output(png(one), "a") != png(two) and (diffs / "a.png").exists()
+
+
+def test_a_level_less_in_a_few_pixels_is_no_difference():
+    """One level up or down in one pixel of a hundred: as small as it is, whichever is the darker."""
+    grey = np.full((100, 100, 3), 100.0)
+    for step in (1, -1):
+        other = grey.copy()
+        other[::10, ::10] += step
+        assert compare.Output(png(grey), "a") == png(other)
+
+
+def test_photographs_are_compared_as_pictures():
+    files = [io.BytesIO() for _ in range(3)]
+    for file, shade, quality in zip(files, (90, 90, 160), (95, 90, 95), strict=True):
+        Image.fromarray(np.full((16, 16, 3), shade, np.uint8)).save(file, "JPEG", quality=quality)
+    one, two, other = (base64.b64encode(file.getvalue()).decode() for file in files)
+    assert one != two
+    assert compare.Output(one, "a") == two and compare.Output(one, "a") != other
+
+
+def test_what_is_no_text_decides_for_itself():
+    assert (compare.Output("a", "b") == 3) is False and (compare.Output("a", "b") != 3) is True
+    assert compare.Output("a", "b") == mock.ANY and (compare.Output("a", "b") != mock.ANY) is False
 
 
 def test_there_are_pictures():

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from fingerprint import LOCK, ROOT, chapters, fingerprint, read_md
 from nbformat import v4
+from reads import data_files
 
 
 class Book:
@@ -127,6 +128,54 @@ def reached(code, root):
     return {name.removesuffix(".py").removeprefix("vaebook/") for name in found} - {"code", LOCK}
 
 
+ODD = {
+    "vaebook/odd/__init__.py": "import sys\nfrom typing import TYPE_CHECKING\nif TYPE_CHECKING:\n"
+    "    from vaebook.odd.typed import T\nif sys.version_info > (3,):\n    from vaebook.odd.always import A\n"
+    "class Own:\n    pass\nasync def own():\n    return Own\ndef __getattr__(name):\n    return later\n",
+    "vaebook/odd/typed.py": "T = 1\n",
+    "vaebook/odd/always.py": "A = 1\n",
+}
+"""A package with names of its own, imports for type checkers and others, and names that come about as it runs."""
+
+
+@pytest.mark.parametrize(
+    ("code", "whole"),
+    [
+        ("from vaebook.odd import Own", False),
+        ("from vaebook.odd import own", False),
+        ("from vaebook.odd import T", False),
+        ("from vaebook.odd import later", True),
+    ],
+)
+def test_of_a_package_counts_what_it_defines_and_all_of_it_where_that_cannot_be_seen(tree, code, whole):
+    (tree / "vaebook/odd").mkdir()
+    for name, text in ODD.items():
+        (tree / name).write_text(text)
+    found = reached(code, tree)
+    assert {"odd/__init__", "odd/always"} <= found  # what is imported under a condition, it is imported
+    assert ("odd/typed" in found) is (whole or code.endswith("T"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("def f(x: int):\n    return x", "def f(x: float):\n    return x", True),
+        ("def f(*x: int, **y: int):\n    return x", "def f(*x, **y):\n    return x", True),
+        ("def f(x) -> int:\n    return x", "def f(x):\n    return x", True),
+        ("async def f(x) -> int:\n    return x", "async def f(x):\n    return x", True),
+        ("class C:\n    def f(self) -> int:\n        return 1", "class C:\n    def f(self):\n        return 1", True),
+        ("def f(x=1):\n    return x", "def f(x=2):\n    return x", False),
+        ("class C:\n    x: int = 1", "class C:\n    x: float = 1", False),  # a dataclass may read it
+    ],
+)
+def test_annotations_of_functions_make_nothing_stale(tree, old, new, same):
+    found = []
+    for text in (old, new):
+        (tree / "vaebook/alone.py").write_text(text)
+        found.append(fingerprint(v4.new_notebook(cells=[v4.new_code_cell("from vaebook.alone import f")]), tree))
+    assert (found[0] == found[1]) is same
+
+
 ONE, TWO = {"claims/one", "alone"}, {"claims/two"}
 BASE = {"__init__"}
 CLAIMS = {"__init__", "claims/__init__", "claims/registry"}
@@ -148,6 +197,7 @@ CLAIMS = {"__init__", "claims/__init__", "claims/registry"}
         ("from vaebook.lazy import f", BASE | {"lazy", "deep"}),
         ("def f():\n    from vaebook import lazy", BASE | {"lazy", "deep"}),
         ("import importlib\nimportlib.import_module('vaebook.alone')", BASE | {"alone"}),
+        ("__import__('vaebook.alone')", BASE | {"alone"}),
         ("import sys\nsys.path.append('../experiments')\nimport toy", BASE | {"book/experiments/toy", "lazy", "deep"}),
         ("from vaebook.claims import verify", CLAIMS),
         ("from vaebook.claims import verify\nverify('a/one')", CLAIMS | ONE),
@@ -190,12 +240,56 @@ ALL = {"runs.json", "runs-2.json", "weights-a.safetensors", "other.csv"}
         ("list(Path('../results').glob('*.csv'))", {"other.csv"}),
         ("list(Path('../results').iterdir())", ALL),
         ("Path('../results/runs.json'); os.listdir('../results')", ALL),
+        ("Path('../results/runs.json'); os.scandir('../results')", ALL),
+        ("Path('../results/runs.json'); os.walk('../results')", ALL),
+        ("paths = paths + ['../results/runs.json']", {"runs.json"}),
+        ("open(f'{load(\"../results/other.csv\")}.txt')", {"other.csv"}),
+        ("open(f'{load(path=\"../results/other.csv\")}.txt')", {"other.csv"}),
         ("folder = '../results'\nopen(f'{folder}/{name}')", ALL),
         ("name = 'runs'\n(Path('../results') / name)", {"runs.json"}),
     ],
 )
 def test_which_data_is_read(tree, code, expected):
     assert {name.removeprefix("book/results/") for name in reached(code, tree)} == expected
+
+
+def test_a_bracket_in_a_name_is_a_bracket(tree):
+    (tree / "book/results/runs[1].json").write_text("{}")
+    (tree / "book/results/runs1.json").write_text("{}")
+    assert reached("open('../results/runs[1].json')", tree) == {"book/results/runs[1].json"}
+
+
+def test_data_are_files_that_are_no_pages_no_code_and_not_hidden(tmp_path):
+    data = ["a.json", "folder/b.svg", "folder.json/c"]
+    others = ["a.py", "a.md", "a.ipynb", "a.bib", ".a.json", "_a.json", "_folder/b.json", ".folder/b.json"]
+    for name in (*data, *others):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [file.relative_to(tmp_path).as_posix() for file in data_files(tmp_path)] == data
+
+
+def test_chapters_are_pages_that_name_a_kernel_and_no_copies_of_them(tmp_path):
+    kernel = "---\nkernelspec:\n  name: python3\n---\n"
+    pages = {
+        "b.md": kernel,
+        "part/a.md": kernel,
+        "part/.ipynb_checkpoints/a-checkpoint.md": kernel,
+        "prose.md": "---\ntitle: A title\n---\nIt has no kernelspec: none\n---\n",
+        "code.md": f"A title\n{kernel}",
+        "none.md": "",
+    }
+    for name, text in pages.items():
+        (tmp_path / "book" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "book" / name).write_text(text)
+    assert [md.relative_to(tmp_path / "book").as_posix() for md in chapters(tmp_path)] == ["b.md", "part/a.md"]
+
+
+def test_lines_of_the_lock_do_not_run_together(tree):
+    found = []
+    for text in ("a==1\nb==2\n", "a==1b\n==2\n", "a==1b==2\n", "\na==1\n\nb==2"):
+        (tree / LOCK).write_text(text)
+        found.append(fingerprint(v4.new_notebook(), tree)[LOCK])
+    assert len(set(found)) == 3 and found[0] == found[3]  # empty lines are none
 
 
 def test_data_read_by_a_module_that_is_reached_counts(tree):
@@ -215,6 +309,11 @@ def test_data_read_by_a_module_that_is_reached_counts(tree):
         ("f'{x}a'", "f'{x}b'", False),
         ("f(None)", "f('')", False),
         ("f(1)", "f(True)", False),
+        ("f(1)", "f('1')", False),
+        ("x;", "x;\n# the end", True),
+        ("x;", "x;\n\n", True),
+        ("x;  # so", "x;", True),
+        ("x", "x\n# ;", True),
         ("'shown'", "'also shown'", False),
         ("%matplotlib inline", "%matplotlib agg", False),
     ],

@@ -211,8 +211,20 @@ def test_a_script_that_runs_through_the_runner_keeps_its_arguments_errors_and_st
     )
     code, _, err = told("raise FileNotFoundError(2, 'No such file', 'x')")
     assert code == 1 and err.startswith("Traceback")
+    assert told("os.kill(os.getpid(), 9)") == (137, "", "")  # as a shell has it
+    asks = "import time\ntry:\n    os.kill(os.getppid(), 15)\n    time.sleep(60)\nexcept KeyboardInterrupt:\n    "
+    assert told(f"{asks}print('so', file=sys.stderr, flush=True)\n    sys.exit(3)") == (130, "", "some: interrupted\n")
+    assert told(f"{asks}print('in time')") == (0, "in time\n", "")  # it ended as it would have
     code, _, err = told("1 / 0")
     assert code == 1 and err.endswith("ZeroDivisionError: division by zero\n")
+
+
+def test_what_a_script_started_and_left_ends_with_it(tmp_path):
+    script = tmp_path / "some.py"
+    script.write_text("import subprocess\nsubprocess.Popen(['sleep', '60'])\n")
+    command = [sys.executable, str(ROOT / "book" / "_tools" / "run.py"), str(script)]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=50)
+    assert ended(tmp_path)
 
 
 def test_one_waits_for_the_other(tmp_path):

@@ -40,3 +40,15 @@ def test_edits_to_the_notebook_alone_are_not_passed_over(tree, tmp_path):
     pair(tmp_path)
     with pytest.raises(HTTPError, match="more recent"):
         tree.get("book/mixture/index.md")
+
+
+def test_a_notebook_that_is_none_is_passed_over_and_all_the_others_are_paired(tree, tmp_path):
+    copies = [tmp_path / md.relative_to(ROOT) for md in chapters()]
+    copies[0].with_suffix(".ipynb").write_text("{")
+    pair(tmp_path)
+    newer = [md for md in copies if md.stat().st_mtime >= md.with_suffix(".ipynb").stat().st_mtime]
+    assert newer == copies[1:]
+
+
+def test_the_chapters_are_those_of_this_book_unless_others_are_named():
+    assert pair.__defaults__ == (ROOT,)

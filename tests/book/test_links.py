@@ -5,7 +5,7 @@ from links import dead_links
 
 PAGES = {
     "index.html": '<h1 id="top">A</h1><a name="old"></a><link rel="canonical" href="nowhere.html">',
-    "part/page.html": '<div id="here"></div>',
+    "part/page.html": '<div id="here"></div><div id="a é"></div>',
     "part/a b.html": "",
     "part/picture.png": "",
     "_static/template.html": '<a href="nowhere.html">',
@@ -30,6 +30,8 @@ def site(tmp_path):
         ('<a href="#here">', False),
         ('<a href="page.html?q=1#here">', False),
         ('<a href="a%20b.html">', False),
+        ('<a href="#a%20%C3%A9">', False),
+        ('<a href="page.html#a%20e">', True),
         ('<a href="picture.png#anything">', False),
         ('<a href="https://example.com/nowhere">', False),
         ('<a href="//example.com/nowhere">', False),
@@ -45,7 +47,9 @@ def site(tmp_path):
         ('<img src="nowhere.png">', True),
         ('<script src="nowhere.js">', True),
         ('<link rel="stylesheet" href="nowhere.css">', True),
-        ('<link rel="next" href="nowhere.html">', True),
+        *((f'<link rel="{rel}" href="nowhere.html">', True) for rel in ("next", "prev", "preload", "icon")),
+        ('<link rel="shortcut icon" href="nowhere.html">', True),
+        ('<link rel="next" href="../index.html#nowhere">', True),
     ],
 )
 def test_a_link(link, dead, site):

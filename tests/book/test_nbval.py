@@ -35,15 +35,17 @@ def draw(path, shift=(0, 0, 0), text="one"):
     plt.imsave(path, picture)
 
 
-def notebook(png, *, code=CODE, text=TEXT, counts=(1, 2, 3), tags=(), error=False, outputs=True):
-    """Write by hand what running the cells stores."""
+def notebook(png, *, code=CODE, text=TEXT, counts=(1, 2, 3), tags=(), error=False, outputs=True, more=None, said=""):
+    """Write by hand what running the cells stores; more kinds of the picture, and what else a cell has said."""
     import base64
 
     data = {
         "image/png": base64.b64encode(png.read_bytes()).decode(),
         "text/plain": "<IPython.core.display.Image object>",
-    }
+    } | (more or {})
     stored = [[], [v4.new_output("stream", text=text)], [v4.new_output("execute_result", data=data, execution_count=3)]]
+    if said:
+        stored[0] = [v4.new_output("stream", name="stderr", text=said)]
     if error:
         stored[0] = [v4.new_output("error", ename="ValueError", evalue="", traceback=[])]
     cells = [
@@ -66,6 +68,9 @@ ACCEPTED = {
     "last_digit_with_unit": {"text": TEXT.replace("1.2345s", "1.2346s")},
     "spacing": {"text": TEXT.replace("s in 3", "s  in  3")},
     "listed": {"code": marked("# NBVAL_IGNORE_OUTPUT"), "text": WRONG},
+    "said": {"code": [f"import sys; print('one', file=sys.stderr); {CODE[0]}", *CODE[1:]], "said": "another\n"},
+    "drawn": {"more": {"image/svg+xml": "<svg/>"}},
+    "folder/listed": {"code": marked("# NBVAL_IGNORE_OUTPUT"), "text": WRONG},
     "noise": {"code": [CODE[0], "print(1.0e-17)", CODE[2]], "text": "1.2e-17\n"},
 }
 REJECTED = {
@@ -88,6 +93,9 @@ REJECTED = {
     "ignored_as_of_old": ({"code": marked("#PYTEST_VALIDATE_IGNORE_OUTPUT"), "text": WRONG}, "asks not to be compared"),
     "skipped": ({"code": marked("##  NBVAL_SKIP"), "text": WRONG}, "asks not to be compared"),
     "may_raise": ({"code": marked("# NBVAL_RAISES_EXCEPTION"), "text": WRONG}, "asks not to be compared"),
+    "listed_elsewhere": ({"code": marked("# NBVAL_IGNORE_OUTPUT"), "text": WRONG}, "asks not to be compared"),
+    "folder/other": ({"code": marked("# NBVAL_IGNORE_OUTPUT"), "text": WRONG}, "asks not to be compared"),
+    "more": ({"more": {"text/html": "<p>"}}, "differ"),
     "tag_ignore": ({"tags": ["nbval-ignore-output"], "text": WRONG}, "asks not to be compared"),
     "tag_skip": ({"tags": ["nbval-skip"], "text": WRONG}, "asks not to be compared"),
     "tag_raises": ({"tags": ["raises-exception"]}, "asks not to be compared"),
@@ -99,11 +107,13 @@ REJECTED = {
 def project(tmp_path_factory):
     """An empty project with one notebook for each way to be right or wrong, and what pytest says of each."""
     folder = tmp_path_factory.mktemp("project")
+    (folder / "folder").mkdir()
     for file in ("conftest.py", "book/_tools/compare.py"):
         shutil.copy(ROOT / file, folder)
     draw(folder / "picture.png")
     draw(folder / "shifted.png", shift=(39, 0, 0))
     draw(folder / "other.png", text="two")
+    shutil.copy(folder / "picture.png", folder / "folder")
     for name, changed in (ACCEPTED | {name: changed for name, (changed, _) in REJECTED.items()}).items():
         picture = folder / changed.get("png", "picture.png")
         rest = {key: value for key, value in changed.items() if key != "png"}
@@ -114,7 +124,9 @@ def project(tmp_path_factory):
 @pytest.fixture(scope="module")
 def said(project):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--color=no", "-rA", "--nbval"]
-    command += ["--nbval-current-env", "-o", "not_compared=listed.ipynb:2 it shows how an exception is listed"]
+    listed = ("listed.ipynb:2", "listed_elsewhere.ipynb:1", "folder/listed.ipynb:2", "other.ipynb:2")
+    told = "\n".join(f"{place} it shows how an exception is listed" for place in listed)
+    command += ["--nbval-current-env", "-o", f"not_compared={told}"]
     done = subprocess.run([*command, "."], cwd=project, capture_output=True, text=True, check=False)
     return done.stdout
 
@@ -122,7 +134,7 @@ def said(project):
 def of(name, said):
     """Verdicts on the cells of one notebook, and what was printed about the failing ones."""
     verdicts = re.findall(rf"^(PASSED|FAILED|XFAIL|SKIPPED) {name}\.ipynb::", said, re.MULTILINE)
-    failures = re.split(r"^_{3,} (?:.*/)?(\S+?)(?:\.ipynb)?::.*_{3,}$", said, flags=re.MULTILINE)
+    failures = re.split(r"^_{3,} (\S+?)(?:\.ipynb)?::.*_{3,}$", said, flags=re.MULTILINE)
     return verdicts, "\n".join(
         text for title, text in zip(failures[1::2], failures[2::2], strict=True) if title == name
     )

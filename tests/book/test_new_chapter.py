@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 
 import new_chapter
 import pytest
@@ -33,6 +36,13 @@ def root(tmp_path):
 
 def test_what_is_laid_out_is_listed_everywhere(root):
     written = lay("practice/a-toy", "A toy, and its title", root)
+    assert [path.relative_to(root).as_posix() for path in written] == [
+        "book/practice/a-toy.md",
+        "vaebook/claims/a_toy.py",
+        "book/experiments/a_toy.py",
+        "tests/experiments/test_a_toy_results.py",
+        *ENTRIES,
+    ]
     assert all("@" not in re.sub(r"(?m)^@.*|Q @", "", path.read_text(encoding="utf-8")) for path in written[:4])
     toc = files(yaml.safe_load((root / "_toc.yml").read_text()))
     assert toc[toc.index("book/practice/a-toy.ipynb") - 1] == "book/practice/scale.ipynb"
@@ -65,6 +75,48 @@ def test_what_was_killed_goes_on(root, tmp_path_factory, monkeypatch, killed_aft
     assert not list(root.rglob(".vaebook-*"))
 
 
+def test_an_interruption_waits_until_all_is_written(root, monkeypatch):
+    whole = new_chapter.write_atomically
+
+    def write(file, content):
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        whole(file, content)
+
+    monkeypatch.setattr(new_chapter, "write_atomically", write)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            lay("practice/a-toy", "A toy", root)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (root / "book/practice/a-toy.md").exists()
+    assert "import a_toy" in (root / ENTRIES[-1]).read_text(encoding="utf-8")
+
+
+def test_the_command_lays_out_alone_and_says_what_it_wrote_or_why_not(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def lay(name, title):
+        second = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        os.close(second)
+        asked.append((name, title))
+        if name == "toy":
+            raise ValueError("NAME: expected another")
+        return [tmp_path / "a", tmp_path / "b"]
+
+    monkeypatch.setattr(new_chapter, "ROOT", tmp_path)
+    monkeypatch.setattr(new_chapter, "lay", lay)
+    for arguments, code in ((["some/a-toy"], 0), (["some/b", "--title", "Its title"], 0), (["toy"], 1)):
+        monkeypatch.setattr(sys, "argv", ["new_chapter.py", *arguments])
+        assert new_chapter.main() == code
+    assert asked == [("some/a-toy", "A toy"), ("some/b", "Its title"), ("toy", "Toy")]
+    out, err = capsys.readouterr()
+    assert out.startswith("a\nb\nlaid out some/a-toy. ") and "ONLY=a_toy\n" in out and "CHAPTER=some/a-toy\n" in out
+    assert err == "NAME: expected another\n"
+
+
 @pytest.mark.slow
 def test_what_is_laid_out_works(root):
     own = [path for path in lay("practice/a-toy", "A toy", root) if path.suffix == ".py"]
@@ -84,6 +136,12 @@ def test_what_is_laid_out_works(root):
     [
         ("toy", "expected folder/chapter"),
         ("practice/A toy", "expected folder/chapter"),
+        ("practice/Toy", "expected folder/chapter"),
+        ("Practice/toy", "expected folder/chapter"),
+        ("practice/to_y", "expected folder/chapter"),
+        ("practice/1toy", "expected folder/chapter"),
+        ("practice/toy/more", "expected folder/chapter"),
+        ("../practice/toy", "expected folder/chapter"),
         ("", "expected folder/chapter"),
         ("nowhere/toy", "expected a folder that has chapters"),
         ("practice/ppca", "book/experiments/ppca.py is there"),

@@ -1,5 +1,8 @@
 """The tools that store outputs: when a chapter is stale, when it may be run, and what a failure leaves behind."""
 
+import fcntl
+import json
+import os
 import re
 import shutil
 import signal
@@ -7,12 +10,17 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import build
+import copy_mathjax
 import execute
 import nbformat
+import numpy as np
+import pdf
 import pytest
-from drawings import SVG, shorten
+from alone import alone
+from drawings import SVG, keep_drawings, shorten
 from fingerprint import ROOT, fingerprint, is_chapter, read_ipynb, read_md, source_hash, why_stale
 from toy import CHAPTER
 
@@ -72,6 +80,54 @@ def test_stale(root, file, old, new, reason):
 def test_stale_when_never_executed(root):
     (root / "book" / "toy.ipynb").unlink()
     assert why_stale(root / "book" / "toy.md", root) == "never executed"
+
+
+def test_all_that_changed_is_named_or_counted(root):
+    """Files that were recorded and are gone, too; and of many things four."""
+    md = root / "book" / "toy.md"
+    (root / "vaebook" / "mixture.py").unlink()
+    assert why_stale(md, root) == "changed: vaebook/mixture.py"
+    stored = read_ipynb(md.with_suffix(".ipynb"))
+    stored.metadata["vaebook"]["fingerprint"] |= {f"vaebook/{name}.py": "0" for name in "abcd"}
+    nbformat.write(stored, md.with_suffix(".ipynb"))
+    why = why_stale(md, root)
+    assert why.startswith("changed: ") and len(why.split(", ")) == 4 and why.endswith(" and 1 more")
+
+
+@pytest.mark.parametrize("marks", [{}, {"fingerprint": None}, {"fingerprint": "0"}])
+def test_stale_when_what_it_depends_on_was_not_recorded(root, marks):
+    ipynb = root / "book" / "toy.ipynb"
+    stored = read_ipynb(ipynb)
+    stored.metadata["vaebook"] = marks
+    nbformat.write(stored, ipynb)
+    assert why_stale(root / "book" / "toy.md", root) == "what it depends on was not recorded"
+
+
+def test_stale_when_both_files_were_edited_in_the_same_way(root):
+    for suffix in ("md", "ipynb"):
+        edit(root / "book" / f"toy.{suffix}", "A title", "Another title")
+    assert why_stale(root / "book" / "toy.md", root) == "its text changed"
+
+
+def test_stale_when_a_caption_changed(root):
+    edit(
+        root / "book" / "toy.md", "{code-cell} ipython3\n", "{code-cell} ipython3\n:mystnb: {figure: {caption: Some}}\n"
+    )
+    assert why_stale(root / "book" / "toy.md", root) == "its text changed"
+
+
+@pytest.mark.parametrize("old", ['"source": [', '"name": "stdout",', '"execution_count": 1,'])
+def test_a_notebook_that_lacks_what_every_cell_or_output_has_is_none(root, old):
+    edit(root / "book" / "toy.ipynb", old, old.replace('": ', '_": '))
+    assert why_stale(root / "book" / "toy.md", root).startswith("toy.ipynb is no notebook")
+
+
+def test_of_the_header_only_what_stays_the_same_is_read(root):
+    assert "jupytext_version" not in read_md(root / "book" / "toy.md").metadata["jupytext"]["text_representation"]
+    text = (root / "book" / "toy.md").read_text()
+    edit(root / "book" / "toy.md", "format_name: myst\n", "format_name: myst\n    jupytext_version: 1.2.3\n")
+    assert (root / "book" / "toy.md").read_text() != text and why_stale(root / "book" / "toy.md", root) is None
+    assert "jupytext_version" not in read_md(root / "book" / "toy.md").metadata["jupytext"]["text_representation"]
 
 
 def test_prose_is_no_chapter(tmp_path):
@@ -393,3 +449,201 @@ def test_an_interruption_waits_until_the_new_site_is_in_place_and_the_rest_is_go
         signal.signal(signal.SIGINT, before)
     assert (site / "index.html").read_text() == "new"
     assert [path.name for path in (tmp_path / "_build").iterdir()] == ["html"]
+
+
+@pytest.fixture
+def making(tmp_path, monkeypatch):
+    """Builds of a site that only pretend: what is made, with which status, and what links are dead."""
+    (tmp_path / "_build" / "html").mkdir(parents=True)
+    (tmp_path / "_build" / "html" / "index.html").write_text("old")
+
+    def run(status=0, dead=(), builder="html"):
+        def make(root, scratch, kind, lock):
+            made = scratch / "_build" / kind
+            made.mkdir(parents=True)
+            (made / "index.html").write_text("new")
+            return status
+
+        for name, value in (("copy_mathjax", lambda _: None), ("_make", make), ("dead_links", lambda _: list(dead))):
+            monkeypatch.setattr(build, name, value)
+        code = build.build(tmp_path, builder=builder)
+        files = {path.parent.name: path.read_text() for path in (tmp_path / "_build").rglob("index.html")}
+        assert sorted(path.name for path in (tmp_path / "_build").iterdir()) == sorted(files)
+        return code, files
+
+    run.root = tmp_path
+    return run
+
+
+def test_only_a_site_without_a_warning_or_a_dead_link_takes_the_place_of_the_old_one(making, capsys):
+    assert making(status=3) == (3, {"html": "old"})
+    assert making(dead=["a: b", "c: d"]) == (1, {"html": "old"})
+    assert capsys.readouterr().err == "dead link: a: b\ndead link: c: d\n"
+    assert making(dead=["a: b"], builder="singlehtml") == (0, {"html": "old", "singlehtml": "new"})
+    assert making() == (0, {"html": "new", "singlehtml": "new"})
+
+
+def test_what_killed_builds_have_left_is_removed(making):
+    left = making.root / "_build" / f"{build.MAKING}x" / "_build"
+    left.mkdir(parents=True)
+    assert making() == (0, {"html": "new"}) and not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "told"),
+    [
+        (0, "all is well\n", "all is well\n"),
+        (2, "page.md: WARNING: no\n", "page.md: WARNING: no\n"),
+        (
+            1,
+            "Traceback\nOSError: [Errno 28] No space left on device: 'x'\n",
+            "[Errno 28] No space left on device: 'x'\n",
+        ),
+        (1, "[Errno 30] Read-only file system: 'x'\nmore\n", "[Errno 30] Read-only file system: 'x'\n"),
+        (1, "[Errno 2] No such file: 'x'\n", "[Errno 2] No such file: 'x'\n"),
+    ],
+)
+def test_a_build_is_strict_undisturbed_and_says_what_it_was_told(code, said, told, tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def run(command, **options):
+        asked.append((command, options))
+        return subprocess.CompletedProcess(command, code, stderr=said)
+
+    monkeypatch.setattr(build.subprocess, "run", run)
+    assert build._make(tmp_path, tmp_path / "scratch", "html", (7,)) == code
+    assert capsys.readouterr().err == told
+    ((command, options),) = asked
+    assert {"-W", "-n", "--all", str(tmp_path)} <= set(command)
+    assert options["start_new_session"] and options["pass_fds"] == (7,)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_command_ends_as_the_build_and_names_what_is_stale(status, root, monkeypatch, capsys):
+    (root / "book" / "toy.ipynb").unlink()
+    for name, value in (
+        ("build", lambda *_, **__: status),
+        ("chapters", lambda: [root / "book" / "toy.md"]),
+        ("ROOT", root),
+    ):
+        monkeypatch.setattr(build, name, value)
+    monkeypatch.setattr(sys, "argv", ["build.py", "--output", str(root)])
+    assert build.main() == status
+    out, err = capsys.readouterr()
+    assert out.startswith("stale: book/toy.md (never executed)\n")
+    assert ("Open file://" in out, "The build failed" in err) == (not status, bool(status))
+
+
+def test_a_lock_ends_with_what_was_done_under_it(tmp_path):
+    """Also where that fails; and who holds it gets it handed on."""
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), alone(tmp_path) as lock:
+            assert len(lock) == 1
+            second = os.open(tmp_path, os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(second, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            os.close(second)
+            1 / 0  # noqa: B018
+
+
+PDF = {"book/intro.html": '<a href="book/intro.html#a">A</a><a href="https://example.org/book/intro.html#b">B</a>'}
+
+
+def test_links_of_the_page_that_is_printed_start_at_the_page(tmp_path):
+    (tmp_path / "book").mkdir()
+    for name, text in PDF.items():
+        (tmp_path / name).write_text(text)
+    page = pdf.printable(tmp_path)
+    assert page.parent == tmp_path and page.name != "index.html"
+    assert page.read_text() == '<a href="#a">A</a><a href="https://example.org/book/intro.html#b">B</a>'
+
+
+def test_a_pdf_needs_a_browser_a_site_and_what_the_browser_wrote(tmp_path, monkeypatch, capsys):
+    site, target = tmp_path / "_build" / "singlehtml" / "book", tmp_path / "_build" / "book.pdf"
+    site.mkdir(parents=True)
+    (site / "intro.html").write_text("")
+    found, status, writes = {}, [1], [False]
+
+    def run(command, **_):
+        if writes[0]:
+            Path(next(part for part in command if "print-to-pdf=" in part).partition("=")[2]).write_bytes(b"%PDF")
+        return subprocess.CompletedProcess(command, 0, stderr="why")
+
+    for owner, name, value in (
+        (pdf, "ROOT", tmp_path), (pdf.shutil, "which", found.get), (pdf.subprocess, "run", run),
+        (pdf, "build", lambda root, builder: status[0] if builder == "singlehtml" and root == tmp_path else 9),
+    ):  # fmt: skip
+        monkeypatch.setattr(owner, name, value)
+    with pytest.raises(SystemExit, match="needs Chromium or Chrome"):
+        pdf.main()
+    found |= {"google-chrome": "/chrome", "chromium": "/chromium"}
+    assert pdf.find_browser() == "/chromium"
+    with pytest.raises(SystemExit, match="The build failed"):
+        pdf.main()
+    status[0] = 0
+    with pytest.raises(SystemExit, match=r"(?s)^/chromium wrote no PDF:.why"):
+        pdf.main()
+    assert not target.exists()
+    writes[0] = True
+    assert pdf.main() == 0
+    assert target.read_bytes() == b"%PDF" and capsys.readouterr().out == f"Open {target.as_uri()}\n"
+
+
+def test_mathjax_is_copied_once_and_again_when_what_copies_it_has_changed(tmp_path, monkeypatch):
+    source, own = tmp_path / "static" / "mathjax", tmp_path / "copy_mathjax.py"
+    for path in copy_mathjax.PARTS.values():
+        (source / "es5" / f"{path}.js").parent.mkdir(parents=True, exist_ok=True)
+        (source / "es5" / f"{path}.js").write_text(f"// {path}")
+    (source / "es5" / copy_mathjax.FONTS).mkdir(parents=True)
+    (source / "es5" / copy_mathjax.FONTS / "a.woff").write_text("a font")
+    (source / "LICENSE").write_text("a licence")
+    (tmp_path / "__init__.py").touch()
+    own.touch()
+    os.utime(own, (0, 1000))
+    package = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(copy_mathjax, "find_spec", lambda name: package if name == "mathjax" else None)
+    monkeypatch.setattr(copy_mathjax, "__file__", str(own))
+    target = tmp_path / "root" / "book" / "_static" / "mathjax"
+    copy_mathjax.copy_mathjax(tmp_path / "root")
+    text = (target / "mathjax.js").read_text()
+    places = [text.index(f"// {path}\n") for path in copy_mathjax.PARTS.values()]
+    assert places == sorted(places) and places[0] == 0
+    assert json.loads(re.search(r'preLoad\("loader", \.\.\.(\[.*?\])\);', text)[1]) == list(copy_mathjax.PARTS)
+    packages = json.loads(re.search(r"packages = (\[.*?\]);", text)[1])
+    assert packages == ["base", "ams", "newcommand", "configmacros"]
+    assert (target / copy_mathjax.FONTS / "a.woff").read_text() == "a font" and (target / "LICENSE").exists()
+    (target / "mathjax.js").write_text("mine")
+    copy_mathjax.copy_mathjax(tmp_path / "root")
+    assert (target / "mathjax.js").read_text() == "mine"
+    (target / "left").touch()
+    os.utime(target / "mathjax.js", (0, 999))
+    copy_mathjax.copy_mathjax(tmp_path / "root")
+    assert (target / "mathjax.js").read_text() == text and not (target / "left").exists()
+    package = None
+    os.utime(target / "mathjax.js", (0, 999))
+    with pytest.raises(SystemExit, match="is not installed"):
+        copy_mathjax.copy_mathjax(tmp_path / "root")
+
+
+def test_a_drawing_is_rounded_but_for_its_signs_and_has_no_author():
+    svg = "<svg>\n <metadata>\n  me\n </metadata>\n <path d='M 1.23456 -7.1' style='opacity: 0.0051'/>  \n"
+    svg += " <g transform='scale(0.015625 -0.015625)'/><g x='12.5'/>\n</svg>"
+    assert shorten(svg) == (
+        "<svg>\n <path d='M 1.23 -7.1' style='opacity: 0.0051'/>\n"
+        " <g transform='scale(0.015625 -0.015625)'/><g x='12.5'/>\n</svg>"
+    )
+
+
+@pytest.mark.parametrize(
+    ("svg", "kept"),
+    [("<svg><path/></svg>", True), ("<svg><image/></svg>", False), ("<svg>{}</svg>", False)],
+    ids=["lines", "pixels", "a cloud"],
+)
+def test_a_drawing_is_kept_if_it_is_one_and_short(svg, kept):
+    cloud = " ".join(f"{place:.2f}" for place in np.random.default_rng(0).uniform(10, 99, 20_000))
+    output = nbformat.v4.new_output("display_data", data={"image/png": "", SVG: svg.format(cloud)})
+    keep_drawings(output)
+    assert list(output.data) == ["image/png", SVG][: 1 + kept]
+    stream = nbformat.v4.new_output("stream", text="")
+    keep_drawings(stream)
+    assert stream == nbformat.v4.new_output("stream", text="")

@@ -5,6 +5,7 @@ import re
 from contextlib import contextmanager
 
 import figures
+import numpy as np
 import pytest
 import torch
 from fingerprint import ROOT
@@ -318,3 +319,102 @@ def test_colours_are_those_of_the_book():
     css = (STATIC / "figures.css").read_text(encoding="utf-8")
     for k, color in enumerate(plots.COLORS):
         assert f"--c{k}: {color.lower()};" in css
+
+
+@pytest.fixture
+def bare(browser):
+    """A page of no site with the scripts of the figures, and with those of one that is named."""
+    context = browser.new_context(viewport={"width": 900, "height": 900}, device_scale_factor=1)
+    page = context.new_page()
+    page.wrong = []
+    page.on("pageerror", lambda error: page.wrong.append(str(error)))
+
+    def start(name="toy"):
+        page.set_content(f'<html><body><figure class="interactive {name}"></figure></body></html>')
+        page.add_style_tag(
+            content=":root { --ink: #010203; --ground: #ffffff; --c0: #0072b2; } canvas { width: 400px }"
+        )
+        own = [] if name == "toy" else [f"{name}.data.js", f"{name}.js"]
+        for script in ("core.js", "gaussians.js", *own):
+            page.add_script_tag(content=(STATIC / script).read_text(encoding="utf-8"))
+        return page
+
+    yield start
+    context.close()
+    assert page.wrong == []
+
+
+NUMBERS = {
+    "0": "0", "17": "17", "-3": "−3", "1e-12": "0", "-1e-12": "0", "3.14159": "3.142", "-0.5": "−0.5000",
+    "123456.7": "123500", "0.00012345": "0.0001234", "1 / 0": "∞", "-1 / 0": "−∞", "0 / 0": "–",
+}  # fmt: skip
+
+
+def test_numbers_are_written_as_the_book_prints_them(bare):
+    page = bare()
+    assert {n: page.evaluate(f"figures.format({n})") for n in NUMBERS} == NUMBERS
+    assert page.evaluate("figures.format(3.14159, 2)") == "3.1"
+
+
+def test_packed_numbers_come_back(bare):
+    page = bare()
+    floats = np.array([0.0, -1.5, 3.25e-8, 1e30], "<f4")
+    halves = np.array([0.0, -0.0, 1.0, -2.5, 6e-8, 6.1e-5, 65504.0, 0.1], "<f2")
+    assert page.evaluate("text => Array.from(figures.unpack(text))", figures.packed(floats)) == floats.tolist()
+    assert page.evaluate("text => Array.from(figures.halves(text))", figures.packed(halves)) == halves.tolist()
+    assert page.evaluate(
+        "text => Array.from(figures.unpack(text, Uint8Array))", figures.packed(np.arange(256, dtype="u1"))
+    ) == [*range(256)]
+
+
+TOY = """() => new Promise(done => figures.define("toy", figure => {
+    figure.tile("some", "a tile");
+    const slider = figure.slider("x", { label: "x", min: -1, max: 3, step: 0.5, value: 0, show: v => `x ${v}` });
+    const margin = { left: 50, right: 50, top: 50, bottom: 50 };
+    const panel = figure.panel({ name: "p", label: "l", height: 300, x: [-2, 2], y: [0, 10], margin });
+    const at = (x, y) => Array.from(panel.pen.getImageData(x, y, 1, 1).data);
+    figure.redraw = () => {
+        panel.shades([0, 0, 0, 1], 2, "#0072b2");
+        panel.dot(-1, 2, { radius: 9 });
+        panel.image([1, 0, 0, 0], 2, 0, 0, 20);
+        figure.show("some", -0.5);
+        done({
+            ends: [panel.toX(-2), panel.toX(2), panel.toY(10), panel.toY(0)],
+            back: [panel.fromX(panel.toX(0.7)), panel.fromY(panel.toY(7))],
+            colours: [at(340, 60), at(60, 240), at(60, 60), at(125, 210), at(3, 3), at(15, 3), at(3, 15)],
+            value: slider.value, min: document.querySelector("input").min,
+        });
+    };
+}))"""
+
+
+def test_what_is_drawn_lies_where_it_belongs(bare):
+    """High values above, x to the right; of four shades the last is that of high x and y; an image begins above."""
+    page = bare()
+    found = page.evaluate(TOY)
+    assert found["ends"] == [50, 350, 50, 250] and found["back"] == pytest.approx([0.7, 7])
+    shade, *pale, dot, black, white, below = found["colours"]
+    assert shade == [0, 0x72, 0xB2, 255] and all(colour[3] < 40 for colour in pale)
+    assert dot == [1, 2, 3, 255] and black == [0, 0, 0, 255] and white == below == [255] * 4
+    tile = page.locator("[data-value=some]")
+    assert (tile.inner_text(), tile.get_attribute("data-number")) == ("−0.5000", "-0.5")
+    slider, shown = page.locator("input"), page.locator("output[for]")
+    for key, text in (("Home", "x -1"), ("ArrowRight", "x -0.5"), ("End", "x 3")):
+        slider.press(key)
+        assert shown.inner_text() == slider.get_attribute("aria-valuetext") == text
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_sliders_go_to_their_ends(bare, name):
+    """At each end, alone and all together, every tile shows a number and every slider says its own."""
+    page = bare(name)
+    sliders = page.locator("input[type=range]:visible")
+    for key in ("Home", "End"):
+        for number in range(sliders.count()):
+            slider = sliders.nth(number)
+            slider.press(key)
+            page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+            low, high = float(slider.get_attribute("min")), float(slider.get_attribute("max"))
+            assert float(slider.input_value()) == pytest.approx(low if key == "Home" else high)
+            texts = page.locator("[data-value]").all_inner_texts()
+            assert texts and all(re.fullmatch(r"−?(∞|[\d.]+(e[−+]?\d+)?)( %)?", text) for text in texts), texts

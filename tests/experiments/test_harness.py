@@ -96,11 +96,22 @@ def test_another_configuration_shares_no_piece(other):
     Experiment("some", CONFIG | other).piece("a", counted(calls))
     Experiment("other", CONFIG).piece("a", counted(calls))
     assert len(calls) == 3
+    Experiment("some", CONFIG).piece("a", counted(calls))
+    Experiment("some", CONFIG | other).piece("a", counted(calls))
+    assert len(calls) == 3  # what the one has found, the other leaves
+
+
+def test_the_seconds_of_a_piece_are_those_of_its_computation_and_no_part_of_a_row(monkeypatch):
+    clock = iter([10.0, 12.5])
+    monkeypatch.setattr(harness.time, "perf_counter", lambda: next(clock))
+    experiment = Experiment("some", CONFIG)
+    assert experiment.piece("a", lambda: {"value": 1}) == {"value": 1, "seconds": 2.5}
+    assert experiment.row("a", failing(AssertionError())) == {"value": 1}
 
 
 def test_keys_that_make_similar_file_names_are_apart():
     experiment = Experiment("some", CONFIG)
-    keys = ["a b", "a/b", "a_b", "a\nb", "../a b", "é" * 300]
+    keys = ["a b", "a/b", "a_b", "a\nb", "../a b", "é" * 300, "a" * 300, "a" * 301]
     values = [experiment.piece(key, lambda key=key: {"key": key})["key"] for key in keys]
     assert values == keys == [experiment.piece(key, failing(AssertionError()))["key"] for key in keys]
     assert len(files(experiment.folder)) == len(keys)
@@ -248,6 +259,33 @@ def test_a_resumed_experiment_names_all_commits(monkeypatch):
     assert found["commit"] == "a, b" and found["dirty"] is True
 
 
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_one_piece_of_changed_code_is_enough(order, monkeypatch):
+    """Of code a the tree was clean, of code b it was not, whichever came first."""
+    experiment = Experiment("some", CONFIG)
+    for commit in order:
+        monkeypatch.setattr(harness, "_git", lambda *a, c=commit: c if a[0] == "rev-parse" else c.strip("a"))
+        experiment.piece(commit, counted([]))
+    assert json.loads(experiment.write({}).read_text())["provenance"]["dirty"] is True
+
+
+def test_results_without_pieces_were_made_of_none_in_a_folder_that_is_made():
+    harness.RESULTS.rmdir()
+    found = json.loads(Experiment("some", CONFIG).write({"a": 1}).read_text())["provenance"]
+    assert (found["pieces"], found["seconds"]) == (0, 0) and found["device"] == "cpu"
+
+
+def test_without_git_there_is_no_commit_unless_one_is_told(monkeypatch):
+    monkeypatch.setattr(harness.subprocess, "run", lambda *_, **__: failing(FileNotFoundError("git"))())
+    assert harness.provenance()["commit"] is harness.provenance()["dirty"] is None
+    monkeypatch.setenv("VAEBOOK_COMMIT", "abc")
+    assert harness.provenance()["commit"] == "abc"
+
+
+def test_digits_are_kept_in_lists_of_lists():
+    assert harness.rounded([1.2345, [2.3456], {"a": [3.4567]}], 2) == [1.2, [2.3], {"a": [3.5]}]
+
+
 @pytest.mark.parametrize("key", ["provenance", "config"])
 def test_content_must_not_hide_provenance_or_configuration(key):
     with pytest.raises(ValueError, match=f"^content: expected keys other than provenance and config, got {key}"):
@@ -279,6 +317,7 @@ def test_a_truncated_or_foreign_results_file_is_one_clear_error():
     [
         (CONFIG | {"dim": 3}, "dim = 3, got 2"),
         (CONFIG | {"beta": 1}, "beta = 1, got nothing"),
+        ({}, "dim = nothing, got 2"),
         ({"seeds": [0, 1], "dim": 2}, "rate = nothing, got 0.1"),
         (CONFIG | {"dim": 2.0}, "dim = 2.0, got 2"),
         (CONFIG | {"seeds": [False, True]}, r"seeds = [False, True], got [0, 1]"),
