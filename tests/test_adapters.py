@@ -156,7 +156,7 @@ class TestEncoders:
 
     @pytest.mark.parametrize("name", ["x", "held_out"])
     def test_batches_name_the_argument_that_they_come_from(self, name):
-        with pytest.raises(TypeError, match=rf"^{name}: expected a tensor, an array or an iterable"):
+        with pytest.raises(TypeError, match=rf"^{name}: expected a tensor, array or iterable"):
             next(adapt(loc_scale).batches(3, 5, name=name))
 
     @pytest.mark.parametrize("spread", ["scale", "log_std", None, 2, X])

@@ -311,3 +311,11 @@ def test_no_codes_are_refused_in_words():
         ValueError, match=r"^loc: expected at least one element, got shape \(0, 2, 1\)|^loc: expected shape"
     ):
         as_codes("held_out", {"loc": LOC[:0].reshape(0, 2, 1), "scale": SCALE[:0].reshape(0, 2, 1)})
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_codes_of_a_model_refuse_points_that_are_no_numbers(bad):
+    q_agg = aggregated_posterior(lambda x: (x, torch.ones_like(x)), torch.eye(3))
+    for mixture in (q_agg, q_agg.double(), q_agg[:2], merge_duplicates(q_agg)[0]):
+        with pytest.raises(ValueError, match="z: expected finite values"):
+            mixture.log_prob(torch.full((1, 3), bad))

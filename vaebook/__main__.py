@@ -65,7 +65,8 @@ def _diagnose(given: argparse.Namespace) -> Any:
         prior=None if given.prior is None else _prior(given.prior),
         generator=torch.Generator().manual_seed(given.seed),
     )
-    report.to_json(given.json)  # None writes nothing
+    if given.json is not None:
+        report.to_json(given.json)
     if given.html is not None:
         report.to_html(given.html)
     return report

@@ -67,9 +67,8 @@ def aggregated_posterior(
             q = vae.encoder(x, rows).base_dist
             parts.append((q.loc, q.scale))
     loc, scale = (torch.cat(part) for part in zip(*parts, strict=True))
-    return DiagGaussianMixture(
-        check_tensor("encoder's loc", loc, ("N", "D")), check_positive("encoder's scale", scale), validate_args=False
-    )
+    check_tensor("encoder's loc", loc, ("N", "D"))
+    return DiagGaussianMixture(loc, check_positive("encoder's scale", scale))
 
 
 def merge_duplicates(q_agg: DiagGaussianMixture) -> tuple[DiagGaussianMixture, Tensor]:
