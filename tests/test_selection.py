@@ -402,8 +402,8 @@ def test_too_few_data_and_no_numbers_to_try_are_refused():
         choose_prior(model, x[:9])
     with pytest.raises(ValueError, match=r"^held_out: expected at least 2"):
         choose_prior(model, x, held_out=x[:1])
-    for sizes in ((), [1], 3):
-        with pytest.raises(TypeError, match="num_components: expected a tuple of ints"):
+    for sizes, error in (((), ValueError), ([], ValueError), (3, TypeError), ((1.5,), TypeError), ((0,), ValueError)):
+        with pytest.raises(error, match="num_components"):
             choose_prior(model, x, num_components=sizes)
     with pytest.raises(ValueError, match="num_data: expected an int at least 2"):
         choose_prior(model, x, num_data=1)

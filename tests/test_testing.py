@@ -234,5 +234,5 @@ def test_where_the_density_is_the_reference_every_coin_is_fair():
         assert where == "everywhere" and [name for name, *_ in parts] == [f"in part {k} of 5" for k in range(1, 6)]
         assert (got / 4_000, expected / 4_000) == pytest.approx((ours, theirs), abs=0.03)
         assert (sum(g for _, g, _ in parts), sum(e for *_, e in parts)) == (got, expected)
-        part = torch.cat([testing._part(few, reference.sample((4_000,), generator=torch.Generator().manual_seed(0)))])
+        part = torch.cat([few.responsibilities(reference.sample((4_000,), generator=seeded(0))).argmax(1)])
         assert [e / int((part == k).sum()) for k, (*_, e) in enumerate(parts)] == pytest.approx([theirs] * 5, abs=0.12)
