@@ -546,7 +546,7 @@ def test_a_lock_ends_with_what_was_done_under_it(tmp_path):
             1 / 0  # noqa: B018
 
 
-PDF = {"book/intro.html": '<a href="book/intro.html#a">A</a><a href="https://example.org/book/intro.html#b">B</a>'}
+PDF = {"book/intro.html": '<a href="book/intro.html#a">A</a><a href="https://example.com/book/intro.html#b">B</a>'}
 
 
 def test_links_of_the_page_that_is_printed_start_at_the_page(tmp_path):
@@ -555,7 +555,7 @@ def test_links_of_the_page_that_is_printed_start_at_the_page(tmp_path):
         (tmp_path / name).write_text(text)
     page = pdf.printable(tmp_path)
     assert page.parent == tmp_path and page.name != "index.html"
-    assert page.read_text() == '<a href="#a">A</a><a href="https://example.org/book/intro.html#b">B</a>'
+    assert page.read_text() == '<a href="#a">A</a><a href="https://example.com/book/intro.html#b">B</a>'
 
 
 def test_a_pdf_needs_a_browser_a_site_and_what_the_browser_wrote(tmp_path, monkeypatch, capsys):
