@@ -110,10 +110,9 @@ def test_a_conditional_decoder_has_no_samples_to_compare():
 
 def test_the_nearest_is_that_of_all_data_but_the_own():
     data = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]).double()
-    points = torch.tensor([[0.0, 0.0], [3.0, 0.0]]).double()
-    assert sampling._nearest(points, data).tolist() == [0.0, 3.0]
-    assert sampling._nearest(points, data, torch.arange(2)).tolist() == [1.0, 3.0]
-    assert sampling._nearest(points, data, torch.tensor([1, 0])).tolist() == pytest.approx([0.0, 10**0.5])
+    points = torch.tensor([[0.0, 0.0], [3.0, 3.5]]).double()
+    assert sampling._nearest(points, data).tolist() == [0.0, 0.5]
+    assert sampling._nearest(points, data, left_out=True).tolist() == pytest.approx([1.0, 15.25**0.5])
 
 
 def copies(vae, x, new, candidates, generator=None):
