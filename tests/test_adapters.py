@@ -941,8 +941,16 @@ def test_another_prior_for_a_decoder_does_not_take_the_place_of_the_models_own()
     """Both are modules, and the model in which one was exchanged shared its list of modules with the other."""
     own, other = StandardNormal(2), StandardNormal(2).double()
     vae = adapt(nn.Linear(6, 4), nn.Linear(2, 6), likelihood="bernoulli_logits", prior=own)
-    assert adapt_decoder(vae, other).prior is other
-    assert vae.prior is own
+    changed = adapt_decoder(vae, other)
+    assert (changed.prior, vae.prior) == (other, own)
+    assert own in vae.children() and own not in changed.children()
+
+
+def test_a_prior_that_a_part_of_a_model_makes_for_itself_is_not_the_models():
+    vae = adapt(nn.Linear(6, 4), nn.Linear(2, 6), likelihood="bernoulli_logits", latent_shape=(2,))
+    part = vae.only(encoder=None)
+    assert part.prior in part.children()
+    assert part.prior not in vae.children() and vae.prior is not part.prior
 
 
 def test_the_standard_normal_of_a_model_in_double_is_in_double():

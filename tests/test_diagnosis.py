@@ -21,6 +21,7 @@ from vaebook import report as report_module
 from vaebook.adapters import adapt, adapt_prior
 from vaebook.diagnosis import diagnose
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.parts import one_gaussian
 from vaebook.population import FEWEST
 from vaebook.ppca import PPCA
 from vaebook.priors import StandardNormal
@@ -437,7 +438,8 @@ def test_the_standard_normal_is_that_of_mean_0_and_scale_1_in_all_latents(loc, s
     for row in (0, 1):
         place, width = torch.zeros(2).double(), torch.ones(2).double()
         place[row], width[row] = loc, scale
-        assert diagnosis._describe(adapt_prior(Independent(Normal(place, width), 1), 2)) == name
+        prior = adapt_prior(Independent(Normal(place, width), 1), 2)
+        assert diagnosis._describe(prior, one_gaussian(prior)) == name
 
 
 def test_what_pictures_show_is_own_left_out_and_held_out():

@@ -120,7 +120,8 @@ class AdaptedVAE(nn.Module):
     def only(self, **changes: Any) -> AdaptedVAE:
         """Return the same without one of its parts: conditions that only that part takes may be left out."""
         other = copy(self)
-        vars(other).update(changes)  # by setattr a prior that is a module would go to this one, too: they share theirs
+        other._modules = {name: part for name, part in self._modules.items() if name not in changes}  # a copy shares it
+        vars(other).update(changes)
         return other
 
     def encode(self, x: Tensor, condition: Condition = None) -> Independent:

@@ -191,7 +191,7 @@ def _found(
         num_data=num,
         num_distinct=num_distinct,
         latent_dim=dim,
-        prior=_describe(prior),
+        prior=_describe(prior, unit),
         rate=parts.rate,
         information=parts.mutual_information,
         log_num_data=math.log(num),
@@ -257,8 +257,7 @@ def _moments(q: DiagGaussianMixture, loc: Tensor, scale: Tensor) -> Moments:
     return Moments(*(round(float(value), 9) + 0.0 for value in worst))  # no digits of rounding
 
 
-def _describe(prior: Any) -> str:
-    unit = one_gaussian(prior)
+def _describe(prior: Any, unit: Any) -> str:
     if unit is not None and bool((unit[0] == 0).all() and (unit[1] == 1).all()):
         return "standard normal"
     return type(optional(prior, "source") or prior).__name__

@@ -62,9 +62,8 @@ def components(prior: Prior) -> Components | None:
 def one_gaussian(prior: Prior) -> tuple[Tensor, Tensor] | None:
     """Return mean and scale, (D) each, float64, of a prior that is one Gaussian with independent dimensions."""
     found = components(prior)
-    if found is None or found[2].shape != (1, prior.latent_dim):
-        return None
-    return found[1][0].double(), found[2][0].double()
+    plain = found is not None and found[2].shape == (1, prior.latent_dim)
+    return (found[1][0].double(), found[2][0].double()) if plain else None
 
 
 def optional(prior: Prior, name: str) -> Any:

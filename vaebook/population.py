@@ -241,9 +241,11 @@ def _outside(drawn: _Drawn, densities: Sequence[Any], num_components: tuple[int,
 
 def _cross_fitted(fits: list[DiagGaussianMixture], fold: Tensor, z: Tensor, size: int, seed: int) -> Tensor:
     """Log-density at draws of each fold's data under the mixture fitted to the others."""
+    value = torch.empty(len(z), dtype=torch.float64)
     with warnings.catch_warnings(action="ignore"):  # EM that runs out of steps: what it found is scored
-        values = [_fit(fit, size, seed).log_prob(z) for fit in fits]
-    return torch.stack(values)[fold, torch.arange(len(z))]
+        for f, fit in enumerate(fits):
+            value[fold == f] = _fit(fit, size, seed).log_prob(z[fold == f])
+    return value
 
 
 def _fit(q: DiagGaussianMixture, num_components: int, seed: int) -> GaussianMixture:

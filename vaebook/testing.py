@@ -138,7 +138,8 @@ def _order(label: Tensor) -> list[tuple[str, float]]:
     share = label.bincount(minlength=PARTS) / len(label)
     label = torch.where(share[label] < SHARE, PARTS, label)
     _, label = label.unique(return_inverse=True)
-    # Pairs start in no regular step: components in turn would be the same ones in each.
+    # Pairs start two or three steps apart, in the irregular order of the golden ratio's square, so that components in
+    # turn are not the same ones in every pair.
     num, start = int(label.max()) + 1, (torch.arange(int(len(label) / 2.62)) * 2.618).long()
     half = (torch.arange(len(label)) * 2 // len(label)).clamp(max=1)
     tables = {

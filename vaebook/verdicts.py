@@ -53,8 +53,7 @@ def verdicts(found: Diagnosis) -> tuple[Verdict, ...]:
     Returns:
         One verdict for each question; the one on sampling comes first.
     """
-    asked = {question: answer for question, (answer, part) in QUESTIONS.items() if getattr(found, part) is not None}
-    answers = ((question, answer(found)) for question, answer in asked.items())
+    answers = ((q, answer(found)) for q, (answer, part) in QUESTIONS.items() if getattr(found, part) is not None)
     return tuple(Verdict(question, *answer) for question, answer in answers if answer is not None)
 
 
