@@ -49,6 +49,8 @@ def test_table_as_markdown_and_as_text():
         (["none", "0.15 to 1.50"], True),
         (["-0.42 to 7.69"], True),
         (["< 1"], True),
+        (["+0.20", "+0.01"], True),
+        (["± 3"], True),
         (["[3, 4, 4]"], True),
         ([math.nan, -math.inf], True),
         (["VAE (IWAE, k = 1)", "flow"], False),

@@ -11,7 +11,7 @@ import torch
 
 DIGITS = 4
 """Significant digits that the book prints; the checks on stored outputs use the same rounding."""
-NUMBER = re.compile(r"[-−<≤\[( ]*(\d|(inf|nan)\b)")
+NUMBER = re.compile(r"[-−+±<≤\[( ]*(\d|(inf|nan)\b)")
 """How the text of a number, or of an interval, begins."""
 
 
