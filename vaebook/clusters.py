@@ -30,6 +30,8 @@ ROUGH = 8.0
 """Largest error bound, in nats, of terms that choose clusters: with a larger one too few could be left out."""
 EACH = ("loc", "scale", "normaliser", "keys")
 """The fields of `kernels.Components` with a row for each component."""
+MORE = 0.08
+"""Bounds choose if they leave at most this share of clusters more than terms do, which take longer."""
 SAMPLE, WORTH = 64, 0.45
 """Points of a trial: choosing is worth its cost if they need at most this share of the clusters."""
 
@@ -40,6 +42,11 @@ class Clusters(NamedTuple):
     components: kernels.Components  # in order, cluster after cluster; each is filled up with components of weight zero
     keys: dict[torch.dtype, Tensor]  # by the precision in which clusters are chosen
     size: int  # components in a cluster
+    middle: Tensor  # (D, 1, clusters), half way between the least and the largest mean, minus that of all components
+    half: Tensor  # (D, 1, clusters), from there to either
+    widest: Tensor  # (D, 1, clusters), the largest scale
+    highest: Tensor  # (clusters), the largest normaliser
+    central: Tensor  # (clusters), the index of a component near the middle
 
 
 def worth(num_components: int, num_points: int, device: torch.device) -> bool:
@@ -77,7 +84,16 @@ def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor, places: Tensor) -> C
     log_weight = log_weight[index].masked_fill(places.flatten() == len(loc), -torch.inf)
     components = kernels.prepare(loc[index], scale[index], log_weight)
     keys = {torch.float32: components.keys.float(), torch.float64: components.keys}
-    return Clusters(components, keys, places.shape[1])
+    parts, size = places.shape
+    # A component of weight zero may be in a box, but not alone: what is left out only by it, matters to no sum.
+    low, high = (components.loc - components.middle).view(parts, size, -1).aminmax(dim=1)
+    middle, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
+    away = (components.loc.view(parts, size, -1) - components.middle - middle[:, None]).square().sum(-1)
+    away = away.masked_fill(components.normaliser.view(parts, size).isneginf(), torch.inf)
+    central = away.argmin(1) + size * torch.arange(parts)
+    widest = components.scale.view(parts, size, -1).amax(1)
+    box = (x.mT[:, None].contiguous() for x in (middle, half, widest))
+    return Clusters(components, keys, size, *box, components.normaliser.view(parts, size).amax(1), central)
 
 
 def evaluate(z: Tensor, clusters: Clusters, *, score: bool = False) -> Tensor:
@@ -112,27 +128,30 @@ def evaluate(z: Tensor, clusters: Clusters, *, score: bool = False) -> Tensor:
 
 def _chosen(z: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype, *, direct: bool, score: bool) -> Tensor:
     """Sum over the clusters that can matter to each point."""
-    components, points = clusters.components, kernels.queries(z, clusters.components)
-    step = max(1, len(z) // SAMPLE)
-    if not direct and float(needed(points[::step], clusters, error[::step], dtype)[1].float().mean()) > WORTH:
-        return kernels.attend(z, components, score=score)
+    components, points = clusters.components, kernels.LOG2_E * kernels.queries(z, clusters.components)
+    step, choose = max(1, len(z) // SAMPLE), needed
+    if not direct:
+        exact, rough = (float(f(points[::step], clusters, error[::step], dtype)[1].float().mean()) for f in (needed, bounded))
+        if min(exact, rough) > WORTH:
+            return kernels.attend(z, components, score=score)
+        choose = bounded if rough < exact + MORE else needed
     results = z.new_empty(len(z), 1 + z.shape[1] * score)
     for band in (slice(start, start + BAND) for start in range(0, len(z), BAND)):
-        top, wanted = needed(points[band], clusters, error[band], dtype)
+        top, wanted = choose(points[band], clusters, error[band], dtype)
         rows, points[band, -2:-1] = z[band] if direct else points[band], -top
         sums = z.new_zeros(len(rows), 1 + (1 if direct else 2) * z.shape[1] * score)
-        for k, column in enumerate(wanted.mT.contiguous()):
-            index, members = column.nonzero()[:, 0], slice(k * clusters.size, (k + 1) * clusters.size)
+        for k, index in enumerate(wanted.mT.nonzero()[:, 1].split(wanted.sum(0).tolist())):
+            members = slice(k * clusters.size, (k + 1) * clusters.size)
             if len(index) and direct:
                 part = components._replace(**{name: getattr(components, name)[members] for name in EACH})
                 found = kernels.dense(rows[index], part, score=score)
-                weight = (found[:, :1] - top[index]).exp()
+                weight = (kernels.LOG2_E * found[:, :1] - top[index]).exp2()
                 sums.index_add_(0, index, torch.cat([weight * found[:, 1:], weight], 1))
             elif len(index):
                 keys = components.keys[members]
                 sums.index_add_(0, index, kernels.weigh(rows[index] @ keys.mT, keys, score=score))
         if direct:
-            results[band] = torch.cat([sums[:, -1:].log() + top, sums[:, :-1] / sums[:, -1:]], 1)
+            results[band] = torch.cat([sums[:, -1:].log() + top / kernels.LOG2_E, sums[:, :-1] / sums[:, -1:]], 1)
         else:
             results[band] = kernels.finish(z[band], components, top, sums)
     return results
@@ -147,5 +166,19 @@ def needed(points: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype
         rows, part = points[start : start + ROWS], keys[first * size : (first + step) * size]
         terms = torch.mm(rows, part.mT, out=buffer[: len(rows) * len(part)].view(len(rows), len(part)))
         maxima[start : start + ROWS, first : first + step] = terms.view(len(rows), -1, size).amax(2)
-    top, reach = maxima.amax(1, keepdim=True), math.log(len(keys)) - math.log(NEGLIGIBLE)
-    return top.double(), maxima >= top - (reach + 2 * error[:, None]).to(dtype)
+    top, reach = maxima.amax(1, keepdim=True), math.log2(len(keys) / NEGLIGIBLE)
+    return top.double(), maxima >= top - (reach + 2 * kernels.LOG2_E * error[:, None]).to(dtype)
+
+
+def bounded(points: Tensor, clusters: Clusters, *_: object) -> tuple[Tensor, Tensor]:
+    """Return what `needed` does, of few terms: a lower bound of each point's largest, and clusters that can matter.
+
+    In each dimension a point is at some distance from the means of a cluster. With it and the cluster's largest
+    scales and normaliser the cluster's terms are bounded from above.
+    """
+    dim = len(clusters.middle)
+    gap = (points[:, dim : 2 * dim].mT[..., None] / kernels.LOG2_E - clusters.middle).abs_().sub_(clusters.half)
+    highest = clusters.highest - 0.5 * gap.clamp_(min=0).div_(clusters.widest).square_().sum(0)
+    top = (points @ clusters.components.keys[clusters.central].mT).amax(1, keepdim=True)
+    reach = math.log2(len(clusters.components.keys) / NEGLIGIBLE)
+    return top, kernels.LOG2_E * highest >= top - reach - 1

@@ -38,6 +38,8 @@ POINTS = 2**14
 """The most points in one pass over all components: each takes little memory, but there may be millions."""
 ENTRIES = 2**21
 """The most numbers in an array of `dense` (16 MiB), unless a single point with all components needs more."""
+LOG2_E = math.log2(math.e)
+"""Log-terms of `attend` are in base 2: on most processors exp2 takes less time than exp."""
 FAR = -1e8
 """Log-terms below this have too few digits left for their differences, which determine the responsibilities."""
 
@@ -167,7 +169,7 @@ def attend(z: Tensor, components: Components, exclude: Tensor | None = None, *, 
 
     Source: Milakov & Gimelshein, Online normalizer calculation for softmax (2018); Dao et al., FlashAttention (2022).
     """
-    points, lowest = queries(z, components), torch.finfo(z.dtype).min
+    points, lowest = LOG2_E * queries(z, components), torch.finfo(z.dtype).min
     top, sums = z.new_full((len(z), 1), lowest), z.new_zeros(len(z), 1 + 2 * z.shape[1] * score)
     num_rows, num_columns = (size * (1 if z.device.type == "cpu" else ON_CARD) for size in (ROWS, COLUMNS))
     buffer = z.new_empty(min(num_rows, len(z)) * min(num_columns, len(components.keys)))
@@ -186,7 +188,7 @@ def attend(z: Tensor, components: Components, exclude: Tensor | None = None, *, 
             points[rows, -2] = 0
             terms = block(rows, start, keys)
             risen = torch.maximum(top[rows], terms.amax(1, keepdim=True))
-            sums[rows] *= (top[rows] - risen).exp()
+            sums[rows] *= (top[rows] - risen).exp2()
             top[rows], points[rows, -2:-1] = risen, -risen
             new = weigh(terms.sub_(risen), keys, score=score)
         sums[rows] += new
@@ -200,19 +202,19 @@ def queries(z: Tensor, components: Components) -> Tensor:
 
 
 def weigh(terms: Tensor, keys: Tensor, *, score: bool) -> Tensor:
-    """Sum the exponentials of log-terms, (M, 1); for the score, put the sums of the keys so weighted before it.
+    """Sum 2 to the power of terms, (M, 1); for the score, put the sums of the keys so weighted before it.
 
-    Works in place. Exponents are clamped where their exponentials no longer matter, because exp is slow below.
+    Works in place. Terms are clamped where their powers no longer matter, because exp2 is slow below.
     """
-    weights = terms.clamp_(min=0.98 * math.log(torch.finfo(terms.dtype).tiny)).exp_()
+    weights = terms.clamp_(min=0.98 * math.log2(torch.finfo(terms.dtype).tiny)).exp2_()
     return weights @ keys[:, :-1] if score else weights.sum(1, keepdim=True)
 
 
 def finish(z: Tensor, components: Components, top: Tensor, sums: Tensor) -> Tensor:
-    """Turn sums relative to the largest term into the log-sum-exp and, if the keys were summed, the score."""
+    """Turn the largest terms, in base 2, and the sums relative to them into the log-sum-exp and, if asked, the score."""
     dim, averages = sums.shape[1] // 2, sums[:, :-1] / sums[:, -1:]
     score = averages[:, dim:] + 2 * averages[:, :dim] * (z - components.middle)[:, :dim]
-    return torch.cat([sums[:, -1:].log() + top, score], -1)
+    return torch.cat([sums[:, -1:].log() + top / LOG2_E, score], -1)
 
 
 def dense(z: Tensor, components: Components, exclude: Tensor | None = None, *, score: bool = False) -> Tensor:
