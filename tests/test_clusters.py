@@ -122,14 +122,79 @@ def test_no_cluster_is_left_out_that_the_rounding_error_might_have_hidden(dtype,
     """What is left out wrongly would be far too small to see in a density, so look at which are needed."""
     held = in_clusters(mixture(num=4_000, dim=2, log_scale=-3.0))
     z = 2 * normal(50, 2, seed=5)
-    terms = kernels.queries(z, held.components).to(dtype) @ held.keys[dtype].mT
-    maxima = terms.view(50, -1, held.size).amax(2)
-    reach = math.log(len(held.components.loc)) + math.log(1e10) + 2 * error
+    points = kernels.queries(z, held.components) / math.log(2)
+    maxima = (points.to(dtype) @ held.keys[dtype].mT).view(50, -1, held.size).amax(2)
+    reach = (math.log(len(held.components.loc)) + math.log(1e10) + 2 * error) / math.log(2)
     want = maxima >= maxima.amax(1, keepdim=True) - reach
-    given = kernels.queries(z, held.components), held, torch.full((50,), error, dtype=torch.float64), dtype
-    top, needed = clusters.needed(*given)
+    top, needed = clusters.needed(points, held, torch.full((50,), error, dtype=torch.float64), dtype)
     assert top.dtype == torch.float64 and torch.equal(top, maxima.amax(1, keepdim=True).double())
     assert 0 < int(needed.sum()) < needed.numel() and torch.equal(needed, want)
+
+
+def given_for(z, held):
+    """What `needed` and `bounded` take."""
+    points = kernels.queries(z, held.components) / math.log(2)
+    return points, held, kernels.rounding_bound(z, held.components, torch.float64), torch.float64
+
+
+@pytest.mark.parametrize("dim", [1, 2, 5])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("unequal", [0.0, 0.3, 2.0])
+def test_bounds_leave_out_no_cluster_that_can_matter(monkeypatch, dim, spread, unequal):
+    """At points near and far, of components whose widths and weights differ by factors of thousands."""
+    monkeypatch.setattr(clusters, "WITHIN", math.inf)
+    loc, log_weight = normal(3_000, dim), 5 * normal(3_000, seed=2)
+    log_weight[::7] = -torch.inf
+    scale = (unequal * normal(3_000, dim, seed=1) - 3).exp()
+    held = clusters.prepare(loc, scale, log_weight.log_softmax(0), cluster(loc))
+    z = torch.cat([spread * normal(300, dim, seed=3), loc[:50]])
+    given = given_for(z, held)
+    maxima = (given[0] @ held.components.keys.mT).view(len(z), -1, held.size).amax(2)
+    top, wanted = clusters.bounded(*given)
+    assert bool((top <= maxima.amax(1, keepdim=True) + 1e-6).all()) and torch.equal(top.isfinite(), top == top)
+    reach = math.log2(len(held.components.loc) * 1e10)
+    assert bool((wanted | (maxima < maxima.amax(1, keepdim=True) - reach)).all())
+    if unequal < 1 and spread == 1.0 and dim < 5:
+        assert not bool(wanted.all())  # so they do leave some out
+
+
+def test_a_cluster_whose_best_term_could_just_matter_is_kept_by_bounds():
+    """Of clusters of one point each, where the bound from above is the term itself."""
+    loc = torch.linspace(0, 100, 1024, dtype=torch.float64)[:, None].repeat_interleave(256, 0)
+    held = clusters.prepare(loc, torch.ones_like(loc), loc[:, 0] * 0, cluster(loc))
+    given = given_for(loc[:1], held)
+    maxima = (given[0] @ held.components.keys.mT).view(1, -1, held.size).amax(2)
+    top, wanted = clusters.bounded(*given)
+    reach = math.log2(len(loc) / clusters.NEGLIGIBLE)
+    assert torch.equal(wanted, maxima >= top - reach - 1) and bool((maxima < top - reach - 1).any())
+    torch.testing.assert_close(top, maxima.amax(1, keepdim=True), rtol=0, atol=1e-9)
+
+
+def test_what_fills_a_cluster_does_not_widen_its_box():
+    loc = torch.cat([normal(4_000, 2), 1e3 * torch.ones(1, 2, dtype=torch.float64)])
+    held = clusters.prepare(loc, torch.ones_like(loc), loc[:, 0] * 0, cluster(loc))
+    assert int((held.components.normaliser == -torch.inf).sum()) == len(held.components.loc) - len(loc) > 1
+    assert int((held.box[1] > 100).any(0).sum()) == 1
+
+
+def test_bounds_choose_where_they_are_tight_and_terms_where_not():
+    for dim, scale, want in ((2, 0.05, "bounded"), (12, 0.3, "needed"), (2, 3.0, None)):
+        loc = normal(20_000, dim)
+        held = clusters.prepare(loc, torch.full_like(loc, scale), loc[:, 0] * 0, cluster(loc))
+        assert getattr(clusters.cheapest(*given_for(loc[:1_000], held)), "__name__", None) == want
+
+
+def test_where_bounds_lie_far_apart_terms_choose_so_that_nothing_overflows(monkeypatch):
+    """Few sharp components in large boxes: at its own component a point's term is thousands above the others."""
+    monkeypatch.setattr(clusters, "MORE", 1.0)
+    loc = normal(4_000, 2)
+    held = clusters.prepare(loc, torch.full_like(loc, 0.01), loc[:, 0] * 0, cluster(loc))
+    z = loc[:700] + 0.003
+    want, given = kernels.all_pairs(z, held.components, score=True), given_for(z, held)
+    torch.testing.assert_close(clusters.evaluate(z, held, score=True), want, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(clusters.bounded(*given), clusters.needed(*given), rtol=0, atol=0)
+    monkeypatch.setattr(clusters, "WITHIN", math.inf)
+    assert not bool(clusters.evaluate(z, held).isfinite().all())  # so the case is one
 
 
 @pytest.mark.parametrize(("log_scale", "dtype"), [(-1.0, torch.float32), (-8.0, torch.float64)])

@@ -1,17 +1,21 @@
 r"""The same sums as in `vaebook.kernels`, but only over the components that can matter to a point.
 
-Components are sorted once into clusters of neighbours (`cluster`). For each point one matrix product in float32, or in
-float64 where float32 is too rough, computes all log-terms, and only the largest of each cluster is kept. A cluster is
-left out if its largest term is below that of the best one by more than log N - log `NEGLIGIBLE` plus twice the rounding
-error. All clusters left out add at most a share `NEGLIGIBLE` to the sum. The others are summed exactly, by the
-functions of `vaebook.kernels`.
+Components are sorted once into clusters of neighbours (`cluster`). A cluster is left out at a point if all its terms
+are below the point's largest one by more than log N - log `NEGLIGIBLE`. All clusters left out add at most a share
+`NEGLIGIBLE` to the sum. The others are summed exactly, by the functions of `vaebook.kernels`.
+
+Which clusters these are is found in two ways. By terms (`needed`): one matrix product in float32, or in float64 where
+float32 is too rough, computes all of them, and twice its rounding error is allowed for. By bounds (`bounded`): the
+smallest box that holds a cluster's means tells how large its terms can be. Bounds take a tenth of the time, but are
+loose in many dimensions. A trial with a few points decides.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,10 +34,11 @@ ROUGH = 8.0
 """Largest error bound, in nats, of terms that choose clusters: with a larger one too few could be left out."""
 EACH = ("loc", "scale", "normaliser", "keys")
 """The fields of `kernels.Components` with a row for each component."""
-MORE = 0.08
-"""Bounds choose if they leave at most this share of clusters more than terms do, which take longer."""
-SAMPLE, WORTH = 64, 0.45
-"""Points of a trial: choosing is worth its cost if they need at most this share of the clusters."""
+SAMPLE, WORTH, MORE = 64, 0.45, 0.08
+"""Points of a trial: choosing is worth its cost if they need at most a share `WORTH` of the clusters, and is done by
+bounds if these leave at most `MORE` of all clusters more than terms do, which take longer."""
+WITHIN = 900.0
+"""How far apart, in base 2, bounds on a point's largest term may be, so that no power of 2 overflows."""
 
 
 class Clusters(NamedTuple):
@@ -42,11 +47,10 @@ class Clusters(NamedTuple):
     components: kernels.Components  # in order, cluster after cluster; each is filled up with components of weight zero
     keys: dict[torch.dtype, Tensor]  # by the precision in which clusters are chosen
     size: int  # components in a cluster
-    middle: Tensor  # (D, 1, clusters), half way between the least and the largest mean, minus that of all components
-    half: Tensor  # (D, 1, clusters), from there to either
-    widest: Tensor  # (D, 1, clusters), the largest scale
-    highest: Tensor  # (clusters), the largest normaliser
-    central: Tensor  # (clusters), the index of a component near the middle
+    box: Tensor  # (3, D, 1, clusters), for each cluster the middle of its means, half their range, and what divides by
+    # its largest scale, in units of the points of `bounded`
+    highest: Tensor  # (clusters), the largest normaliser, in base 2
+    central: Tensor  # (clusters, 2D + 2), the keys of a component near the middle
 
 
 def worth(num_components: int, num_points: int, device: torch.device) -> bool:
@@ -80,20 +84,17 @@ def cluster(points: Tensor) -> Tensor:
 
 def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor, places: Tensor) -> Clusters:
     """Prepare components, given as for `kernels.prepare`, in the clusters returned by `cluster`."""
-    index = places.flatten().clamp(max=len(loc) - 1)
-    log_weight = log_weight[index].masked_fill(places.flatten() == len(loc), -torch.inf)
-    components = kernels.prepare(loc[index], scale[index], log_weight)
+    index, added = places.flatten() % len(loc), places.flatten() == len(loc)  # what fills a cluster stays in its box
+    components = kernels.prepare(loc[index], scale[index], log_weight[index].masked_fill(added, -torch.inf))
     keys = {torch.float32: components.keys.float(), torch.float64: components.keys}
-    parts, size = places.shape
-    # A component of weight zero may be in a box, but not alone: what is left out only by it, matters to no sum.
-    low, high = (components.loc - components.middle).view(parts, size, -1).aminmax(dim=1)
-    middle, half = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low
-    away = (components.loc.view(parts, size, -1) - components.middle - middle[:, None]).square().sum(-1)
-    away = away.masked_fill(components.normaliser.view(parts, size).isneginf(), torch.inf)
-    central = away.argmin(1) + size * torch.arange(parts)
-    widest = components.scale.view(parts, size, -1).amax(1)
-    box = (x.mT[:, None].contiguous() for x in (middle, half, widest))
-    return Clusters(components, keys, size, *box, components.normaliser.view(parts, size).amax(1), central)
+    centred, scales = (x.view(*places.shape, -1) for x in (components.loc - components.middle, components.scale))
+    low, high = centred.aminmax(dim=1)
+    middle, half, normaliser = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low, components.normaliser.view(places.shape)
+    away = (centred - middle[:, None]).square().sum(-1).masked_fill(normaliser.isneginf(), torch.inf)
+    central = components.keys.view(*places.shape, -1)[torch.arange(len(places)), away.argmin(1)]
+    box = torch.stack([kernels.LOG2_E * middle, kernels.LOG2_E * half, (2 * kernels.LOG2_E) ** -0.5 / scales.amax(1)])
+    box, highest = box.mT[:, :, None].contiguous(), kernels.LOG2_E * normaliser.amax(1)
+    return Clusters(components, keys, places.shape[1], box, highest, central)
 
 
 def evaluate(z: Tensor, clusters: Clusters, *, score: bool = False) -> Tensor:
@@ -129,12 +130,9 @@ def evaluate(z: Tensor, clusters: Clusters, *, score: bool = False) -> Tensor:
 def _chosen(z: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype, *, direct: bool, score: bool) -> Tensor:
     """Sum over the clusters that can matter to each point."""
     components, points = clusters.components, kernels.LOG2_E * kernels.queries(z, clusters.components)
-    step, choose = max(1, len(z) // SAMPLE), needed
-    if not direct:
-        exact, rough = (float(f(points[::step], clusters, error[::step], dtype)[1].float().mean()) for f in (needed, bounded))
-        if min(exact, rough) > WORTH:
-            return kernels.attend(z, components, score=score)
-        choose = bounded if rough < exact + MORE else needed
+    choose = needed if direct else cheapest(points, clusters, error, dtype)
+    if choose is None:
+        return kernels.attend(z, components, score=score)
     results = z.new_empty(len(z), 1 + z.shape[1] * score)
     for band in (slice(start, start + BAND) for start in range(0, len(z), BAND)):
         top, wanted = choose(points[band], clusters, error[band], dtype)
@@ -157,8 +155,18 @@ def _chosen(z: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype, *,
     return results
 
 
+def cheapest(points: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype) -> Callable[..., Any] | None:
+    """Return what finds the clusters for these points with the least work, or None if that is all pairs."""
+    step = max(1, len(points) // SAMPLE)
+    given = points[::step], clusters, error[::step], dtype
+    by_terms, by_bounds = (float(method(*given)[1].float().mean()) for method in (needed, bounded))
+    if by_terms > WORTH:
+        return None
+    return bounded if by_bounds < by_terms + MORE else needed
+
+
 def needed(points: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return each point's largest term, (M, 1), roughly, and which clusters can matter to it, (M, clusters)."""
+    """Return each point's largest term, (M, 1), roughly and in base 2, and which clusters can matter, (M, clusters)."""
     keys, size, points = clusters.keys[dtype], clusters.size, points.to(dtype)
     step, count = max(1, COLUMNS // size), len(keys) // size
     maxima, buffer = points.new_empty(len(points), count), points.new_empty(min(ROWS, len(points)) * step * size)
@@ -170,15 +178,16 @@ def needed(points: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype
     return top.double(), maxima >= top - (reach + 2 * kernels.LOG2_E * error[:, None]).to(dtype)
 
 
-def bounded(points: Tensor, clusters: Clusters, *_: object) -> tuple[Tensor, Tensor]:
-    """Return what `needed` does, of few terms: a lower bound of each point's largest, and clusters that can matter.
+def bounded(points: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return what `needed` does from bounds instead of terms: the largest term is at least the one returned.
 
-    In each dimension a point is at some distance from the means of a cluster. With it and the cluster's largest
-    scales and normaliser the cluster's terms are bounded from above.
+    In each dimension a point has some distance from all means of a cluster. It bounds the cluster's terms from above,
+    with the largest scale and normaliser. The term of one component of each cluster bounds the largest from below.
     """
-    dim = len(clusters.middle)
-    gap = (points[:, dim : 2 * dim].mT[..., None] / kernels.LOG2_E - clusters.middle).abs_().sub_(clusters.half)
-    highest = clusters.highest - 0.5 * gap.clamp_(min=0).div_(clusters.widest).square_().sum(0)
-    top = (points @ clusters.components.keys[clusters.central].mT).amax(1, keepdim=True)
-    reach = math.log2(len(clusters.components.keys) / NEGLIGIBLE)
-    return top, kernels.LOG2_E * highest >= top - reach - 1
+    (middle, half, sharpness), dim = clusters.box, points.shape[1] // 2 - 1
+    away = (points[:, dim : 2 * dim].mT[..., None] - middle).abs_().sub_(half).clamp_(min=0)
+    most = clusters.highest - away.mul_(sharpness).square_().sum(0)
+    least = (points @ clusters.central.mT).amax(1, keepdim=True)
+    if bool((most.amax(1, keepdim=True) - least > WITHIN).any()):
+        return needed(points, clusters, error, dtype)
+    return least, most >= least - math.log2(len(clusters.components.keys) / NEGLIGIBLE) - 1  # for rounding

@@ -170,6 +170,7 @@ def attend(z: Tensor, components: Components, exclude: Tensor | None = None, *, 
     Source: Milakov & Gimelshein, Online normalizer calculation for softmax (2018); Dao et al., FlashAttention (2022).
     """
     points, lowest = LOG2_E * queries(z, components), torch.finfo(z.dtype).min
+    least = 0.98 * math.log2(torch.finfo(z.dtype).tiny)
     top, sums = z.new_full((len(z), 1), lowest), z.new_zeros(len(z), 1 + 2 * z.shape[1] * score)
     num_rows, num_columns = (size * (1 if z.device.type == "cpu" else ON_CARD) for size in (ROWS, COLUMNS))
     buffer = z.new_empty(min(num_rows, len(z)) * min(num_columns, len(components.keys)))
@@ -181,16 +182,21 @@ def attend(z: Tensor, components: Components, exclude: Tensor | None = None, *, 
             terms[inside, exclude[rows][inside] - start] = -torch.inf
         return terms
 
+    def powers(terms: Tensor, keys: Tensor) -> Tensor:
+        # exp2 is slow where its value nearly is zero: many terms that small are clamped, as a sample tells.
+        many = float((terms[::64, ::16] < least).float().mean()) > 0.1
+        return weigh(terms.clamp_(min=least) if many else terms, keys, score=score)
+
     for start, first in product(range(0, len(components.keys), num_columns), range(0, len(z), num_rows)):
         rows, keys = slice(first, first + num_rows), components.keys[start : start + num_columns]
-        new = weigh(block(rows, start, keys), keys, score=score) if start else None
+        new = powers(block(rows, start, keys), keys) if start else None
         if new is None or not bool((new[:, -1] < (-lowest) ** 0.65).all()):
             points[rows, -2] = 0
             terms = block(rows, start, keys)
             risen = torch.maximum(top[rows], terms.amax(1, keepdim=True))
             sums[rows] *= (top[rows] - risen).exp2()
             top[rows], points[rows, -2:-1] = risen, -risen
-            new = weigh(terms.sub_(risen), keys, score=score)
+            new = powers(terms.sub_(risen), keys)
         sums[rows] += new
     return finish(z, components, top, sums)
 
@@ -204,14 +210,14 @@ def queries(z: Tensor, components: Components) -> Tensor:
 def weigh(terms: Tensor, keys: Tensor, *, score: bool) -> Tensor:
     """Sum 2 to the power of terms, (M, 1); for the score, put the sums of the keys so weighted before it.
 
-    Works in place. Terms are clamped where their powers no longer matter, because exp2 is slow below.
+    Works in place.
     """
-    weights = terms.clamp_(min=0.98 * math.log2(torch.finfo(terms.dtype).tiny)).exp2_()
+    weights = terms.exp2_()
     return weights @ keys[:, :-1] if score else weights.sum(1, keepdim=True)
 
 
 def finish(z: Tensor, components: Components, top: Tensor, sums: Tensor) -> Tensor:
-    """Turn the largest terms, in base 2, and the sums relative to them into the log-sum-exp and, if asked, the score."""
+    """Turn sums relative to 2^top into the log-sum-exp and, if the keys were summed, the score."""
     dim, averages = sums.shape[1] // 2, sums[:, :-1] / sums[:, -1:]
     score = averages[:, dim:] + 2 * averages[:, :dim] * (z - components.middle)[:, :dim]
     return torch.cat([sums[:, -1:].log() + top / LOG2_E, score], -1)

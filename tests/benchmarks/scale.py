@@ -138,8 +138,9 @@ def _choice(q: DiagGaussianMixture) -> Method:
     held = clusters.prepare(q.loc, q.scale, q.log_weight, clusters.cluster(q.loc))
 
     def method(z: Tensor) -> Tensor:
-        error = kernels.rounding_bound(z, held.components, torch.float32)
-        return clusters.needed(kernels.queries(z, held.components), held, error, torch.float32)[1]
+        points, error = kernels.queries(z, held.components), kernels.rounding_bound(z, held.components, torch.float32)
+        given = kernels.LOG2_E * points, held, error, torch.float32
+        return (clusters.cheapest(*given) or clusters.needed)(*given)[1]
 
     return method
 
@@ -168,11 +169,11 @@ def _floor(q: DiagGaussianMixture) -> Method:
     buffer = q.loc.new_empty(larger**2 * kernels.ROWS * kernels.COLUMNS)
 
     def method(z: Tensor) -> None:
-        for rows in kernels.queries(z, held).split(larger * kernels.ROWS):
+        for rows in (kernels.LOG2_E * kernels.queries(z, held)).split(larger * kernels.ROWS):
             for part in held.keys.split(larger * kernels.COLUMNS):
                 block = buffer[: len(rows) * len(part)].view(len(rows), len(part))
-                # Clamped as ours: far below 0, where most real pairs are, exp alone would be slower still.
-                torch.mm(rows, part.mT, out=block).clamp_(min=-700.0).exp_()
+                # In base 2, and clamped, as ours: far below 0, where most real pairs are, exp2 alone would be slower.
+                torch.mm(rows, part.mT, out=block).clamp_(min=-1000.0).exp2_()
 
     return method
 
