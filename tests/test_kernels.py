@@ -100,8 +100,8 @@ def test_the_bound_takes_the_worst_component():
     normaliser = [-math.log(2 * math.pi) - math.log(0.1), -math.log(2 * math.pi) - math.log(6.0) - 3.0]
     point, means = 0.5 * (1 / 0.1**2 + 4 / 0.01**2), 0.5 * max(9 / 0.1**2, 9 + 0.25 / 0.01**2, 0.25 / 9)
     size = (point**0.5 + means**0.5) ** 2 + max(map(abs, normaliser))
-    assert kernels.rounding_bound(z, held).item() == pytest.approx((2 * 2 + 12) * 2.0**-53 * size, rel=1e-12)
-    assert kernels.rounding_bound(z, held, torch.float32).item() == pytest.approx((2 * 2 + 12) * 2.0**-24 * size)
+    assert kernels.rounding_bound(z, held).item() == pytest.approx((3 * 2 + 14) * 2.0**-53 * size, rel=1e-12)
+    assert kernels.rounding_bound(z, held, torch.float32).item() == pytest.approx((3 * 2 + 14) * 2.0**-24 * size)
 
 
 def test_the_expanded_form_alone_would_be_wrong_where_the_bound_refuses_it():

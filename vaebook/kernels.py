@@ -14,8 +14,7 @@ is fast, but subtracts large numbers where sigma is small. *Direct*, it sums ((z
 `rounding_bound` decides for each point.
 
 `attend` sums the expanded form over all components, a block of them at a time. `dense` takes all components at once and
-few points, in either form: for points at which the expanded one would lose too much, and for derivatives with respect
-to components, which recompute the terms in the backward pass. The tests compare both with the same reference.
+few points, in either form: for points at which the expanded one would lose too much, and for derivatives in components.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ POINTS = 2**14
 ENTRIES = 2**21
 """The most numbers in an array of `dense` (16 MiB), unless a single point with all components needs more."""
 LOG2_E = math.log2(math.e)
-"""Log-terms of `attend` are in base 2: on most processors exp2 takes less time than exp."""
+"""Turns log-terms into base 2: exp2 takes less time than exp."""
 FAR = -1e8
 """Log-terms below this have too few digits left for their differences, which determine the responsibilities."""
 
@@ -87,11 +86,11 @@ def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor) -> Components:
 def rounding_bound(z: Tensor, components: Components, dtype: torch.dtype = torch.float64) -> Tensor:
     r"""Bound the rounding error of the expanded form, for each point, in nats.
 
-    $(2D + 12)\,u\,\bigl((\sqrt\alpha + \sqrt\gamma)^2 + \max_n|c_n|\bigr)$ with
+    $(3D + 14)\,u\,\bigl((\sqrt\alpha + \sqrt\gamma)^2 + \max_n|c_n|\bigr)$ with
     $\alpha = \sum_j z_j^2 \max_n 1/(2\sigma_{nj}^2)$ and $\gamma = \max_n\sum_j \mu_{nj}^2/(2\sigma_{nj}^2)$, z and mu
-    centred, c the normalisers, and u the unit roundoff, $2^{-53}$ in float64. A scalar product of 2D + 1 numbers may
-    lose u times the sum of their sizes at every step. By the triangle inequality that sum is at most the expression in
-    brackets. It is taken at the worst component, so the bound is far above the usual error.
+    centred, c the normalisers, and u the unit roundoff, $2^{-53}$ in float64. What is added has been rounded at most
+    D + 8 times; 2D + 1 additions and two steps out of base 2 follow. Each may lose u times the sum of the sizes, which
+    by the triangle inequality is at most the bracket. This is the worst case, far above the usual error.
 
     Args:
         z: points, (M, D), float64.
@@ -112,7 +111,8 @@ def rounding_bound(z: Tensor, components: Components, dtype: torch.dtype = torch
     """
     largest = components.normaliser.detach().nan_to_num(neginf=0.0).abs().max()
     near = 0.5 * (z.detach() - components.middle).square() @ components.sharpest
-    return (z.shape[1] + 6) * torch.finfo(dtype).eps * ((near.sqrt() + components.farthest.sqrt()).square() + largest)
+    size = (near.sqrt() + components.farthest.sqrt()).square() + largest
+    return (1.5 * z.shape[1] + 7) * torch.finfo(dtype).eps * size
 
 
 def all_pairs(z: Tensor, components: Components, exclude: Tensor | None = None, *, score: bool = False) -> Tensor:
@@ -147,9 +147,9 @@ def all_pairs(z: Tensor, components: Components, exclude: Tensor | None = None, 
 def attend(z: Tensor, components: Components, exclude: Tensor | None = None, *, score: bool = False) -> Tensor:
     r"""Compute what `all_pairs` does in the expanded form, in z's dtype, a block of points and components at a time.
 
-    For every point it keeps a reference, the largest log-term of the first block, and sums exponentials of the terms
-    minus it, so that none overflows. The queries hold minus the reference opposite the 1 of the keys: the matrix
-    product subtracts it. It is raised only when a block's terms are so large that their sum would nearly overflow.
+    For every point it keeps a reference, the largest log-term of the first block, and sums powers of 2 of the terms
+    minus it, all in base 2. The queries hold minus the reference opposite the 1 of the keys, so that the matrix product
+    subtracts it. It is raised only when a block's terms are so large that their sum would nearly overflow.
 
     Args:
         z: points, (M, D), in the dtype of the components.
@@ -182,21 +182,21 @@ def attend(z: Tensor, components: Components, exclude: Tensor | None = None, *, 
             terms[inside, exclude[rows][inside] - start] = -torch.inf
         return terms
 
-    def powers(terms: Tensor, keys: Tensor) -> Tensor:
-        # exp2 is slow where its value nearly is zero: many terms that small are clamped, as a sample tells.
-        many = float((terms[::64, ::16] < least).float().mean()) > 0.1
-        return weigh(terms.clamp_(min=least) if many else terms, keys, score=score)
+    def total(terms: Tensor, keys: Tensor) -> Tensor:
+        if float((terms[::64, ::16] < least).float().mean()) > 0.1:  # of a sample; exp2 is slow where it is nearly zero
+            terms.clamp_(min=least)
+        return weigh(terms, keys, score=score)
 
     for start, first in product(range(0, len(components.keys), num_columns), range(0, len(z), num_rows)):
         rows, keys = slice(first, first + num_rows), components.keys[start : start + num_columns]
-        new = powers(block(rows, start, keys), keys) if start else None
+        new = total(block(rows, start, keys), keys) if start else None
         if new is None or not bool((new[:, -1] < (-lowest) ** 0.65).all()):
             points[rows, -2] = 0
             terms = block(rows, start, keys)
             risen = torch.maximum(top[rows], terms.amax(1, keepdim=True))
             sums[rows] *= (top[rows] - risen).exp2()
             top[rows], points[rows, -2:-1] = risen, -risen
-            new = powers(terms.sub_(risen), keys)
+            new = total(terms.sub_(risen), keys)
         sums[rows] += new
     return finish(z, components, top, sums)
 
@@ -208,10 +208,7 @@ def queries(z: Tensor, components: Components) -> Tensor:
 
 
 def weigh(terms: Tensor, keys: Tensor, *, score: bool) -> Tensor:
-    """Sum 2 to the power of terms, (M, 1); for the score, put the sums of the keys so weighted before it.
-
-    Works in place.
-    """
+    """Sum 2^terms, in place, (M, 1); for the score, put the sums of the keys so weighted before it."""
     weights = terms.exp2_()
     return weights @ keys[:, :-1] if score else weights.sum(1, keepdim=True)
 
@@ -251,8 +248,7 @@ def log_terms(z: Tensor, components: Components, exclude: Any = None, apart: boo
     """Return log-terms minus that of one component, (M, N), and that one, (M, 1), in one form for all of these points.
 
     Far from all components, unless ``apart`` is False, differences of squares are computed as (x - y)(x + y) with
-    x = (z - mu)/sigma, and x - y without subtracting large numbers. So responsibilities and score are right however
-    far away z is.
+    x = (z - mu)/sigma, and x - y without subtracting large numbers: responsibilities and score are right everywhere.
     """
     loc, scale, offset = components.loc, components.scale, _without(exclude, components.normaliser.expand(len(z), -1))
     if bool(too_rough(z, components).any()):
