@@ -420,3 +420,17 @@ def test_no_estimate_is_surer_than_its_rounding():
     q = DiagGaussianMixture(torch.full((1, 1), 1e3, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
     parts = decompose_kl(q, StandardNormal(1).double(), num_samples=10)
     assert parts.rate.value == 5e5 and parts.marginal_kl.stderr >= 2**-52 * 5e5
+
+
+@pytest.mark.parametrize("far", [1e8, 1e30, 1e60])
+@pytest.mark.parametrize("num", [2, 50])
+def test_an_outlier_does_not_drown_the_information_in_the_rounding_of_the_rate(far, num):
+    """log N nats are told of N codes far from each other, however large the rate; it was 0 with an error of 1e44."""
+    loc = 100 * torch.arange(num, dtype=torch.float64)[:, None]
+    loc[0] = far
+    q = DiagGaussianMixture(loc, torch.ones_like(loc))
+    parts = decompose_kl(q, StandardNormal(1).double(), num_samples=1_000, generator=seeded())
+    assert parts.mutual_information.value == pytest.approx(math.log(num), abs=1e-6)
+    assert parts.mutual_information.stderr < 1e-6
+    assert parts.marginal_kl.value == pytest.approx(parts.rate.value - math.log(num), rel=1e-12)
+    assert parts.marginal_kl.stderr >= 2**-52 * parts.rate.value

@@ -115,21 +115,21 @@ def evaluate(z: Tensor, clusters: Clusters, *, score: bool = False) -> Tensor:
         >>> bool((everything - evaluate(loc, prepare(*given, cluster(loc)))).abs().max() < 1e-9)
         True
     """
-    results, left = z.new_empty(len(z), 1 + z.shape[1] * score), torch.ones(len(z), dtype=torch.bool)
-    rough = kernels.too_rough(z, clusters.components)
-    for dtype, direct in product(clusters.keys, (False, True)):
+    results, rough = z.new_empty(len(z), 1 + z.shape[1] * score), kernels.too_rough(z, clusters.components)
+    for dtype in clusters.keys:  # where float64 is good enough for the sum, float32 is for the choice
         error = kernels.rounding_bound(z, clusters.components, dtype)
-        index = (left & (rough == direct) & (error <= ROUGH)).nonzero()[:, 0]
+        index = ((rough == (dtype == torch.float64)) & (error <= ROUGH)).nonzero()[:, 0]
         if len(index):
-            results[index] = _chosen(z[index], clusters, error[index], dtype, direct=direct, score=score)
-            left[index] = False
+            results[index] = _chosen(z[index], clusters, error[index], dtype, score=score)
+    left = rough & ~(error <= ROUGH)  # the error may be nan
     results[left] = kernels.all_pairs(z[left], clusters.components, score=score)
     return results
 
 
-def _chosen(z: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype, *, direct: bool, score: bool) -> Tensor:
-    """Sum over the clusters that can matter to each point."""
+def _chosen(z: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtype, *, score: bool) -> Tensor:
+    """Sum over the clusters that can matter to each point, which are chosen in this dtype."""
     components, points = clusters.components, kernels.LOG2_E * kernels.queries(z, clusters.components)
+    direct = dtype == torch.float64
     choose = needed if direct else cheapest(points, clusters, error, dtype)
     if choose is None:
         return kernels.attend(z, components, score=score)

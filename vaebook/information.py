@@ -96,7 +96,7 @@ def decompose_kl(
     if rates is None:
         parts, how = (estimate(price), estimate(told), estimate(price - told)), "sampled"
     else:
-        rate, rounding = float(rates.sum()), torch.finfo(torch.float64).eps * float(price.abs().max())
+        rate, rounding = float(rates.sum()), [2**-52 * float(part.abs().max()) for part in (log_own, price)]
         told, between = (_with_control(part, price - rate) for part in (told, between))
         parts, how = _bounded(rate, told, _entropy(q_agg), rounding)
         price = rate
@@ -268,11 +268,14 @@ def _rates(q_agg: Any, prior: Prior) -> Tensor | None:
     return found and q_agg.average(lambda _, loc, scale: gaussian_kl(loc, scale, *(part.to(loc) for part in found)))
 
 
-def _bounded(rate: float, told: Tensor, entropy: float, rounding: float) -> tuple[tuple[Estimate, ...], str]:
-    """Return rate, information and mismatch within their bounds, from draws of the information; and how it was done."""
-    found = estimate(rate - told)
-    value, error = min(max(found.value, rate - entropy, 0.0), rate), max(found.stderr, rounding)
-    parts = [Estimate(part, error, found.num_samples) for part in (min(rate - value, entropy), value)]
+def _bounded(rate: float, told: Tensor, entropy: float, rounding: list[float]) -> tuple[tuple[Estimate, ...], str]:
+    """Return rate, information and mismatch within their bounds, from draws of the information; and how it was done.
+
+    Information has an error of its own: where rates are huge, their rounding is that of the mismatch alone.
+    """
+    found = estimate(told)
+    value, errors = min(max(found.value, 0.0), entropy, rate), [max(found.stderr, part) for part in rounding]
+    parts = map(Estimate, (value, rate - value), errors, [found.num_samples] * 2)
     return (Estimate(rate, 0.0, 0), *parts), "combined" if value == found.value else "bounded"
 
 

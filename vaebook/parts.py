@@ -143,7 +143,7 @@ class _Outside(nn.Module):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats of z (*s, D), as (*s), in the precision of the density."""
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
-        with explained(self.name, "a density over all of R^D"):
+        with explained(self.name, "a density over all of R^D, where Gaussian codes lie; from others KL is infinite"):
             value = self._density().log_prob(z.to(self._like()))
         if getattr(value, "shape", None) != z.shape[:-1]:
             got = tuple(getattr(value, "shape", ())) or type(value).__name__
