@@ -123,9 +123,5 @@ def as_codes(name: str, codes: Any) -> DiagGaussianMixture:
         raise ValueError(
             f"{name}: expected loc and exactly one of {', '.join(SPREADS)}, got {', '.join(map(str, keys))}"
         )
-    arrays = {key: np.asarray(codes[key]) if not isinstance(codes[key], Tensor) else codes[key] for key in keys}
-    flat = {
-        key: value.reshape(len(value), -1) if value.ndim > 2 and len(value) else value for key, value in arrays.items()
-    }
     with explained(name, "dense arrays of real numbers"):
-        return DiagGaussianMixture.from_arrays(**flat)
+        return DiagGaussianMixture.from_arrays(**codes)

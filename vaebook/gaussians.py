@@ -60,8 +60,8 @@ class WeightedGaussians(Distribution):
         r"""Make a mixture from numpy arrays, memory maps, lists or anything else that has an `__array__`.
 
         Args:
-            loc: the means, (N, D).
-            scale: the standard deviations, (N, D). Give exactly one of these three.
+            loc: the means, (N, D), or codes of any shape, of which each is flattened.
+            scale: the standard deviations, of that shape. Give exactly one of these three.
             var: or the variances, scale².
             log_var: or the logarithms of the variances, 2 log scale.
             log_weight: the logarithms of the weights, (N); None means 1/N each.
@@ -286,10 +286,11 @@ def _outside_inference_mode(tensor: Tensor) -> Tensor:
 
 
 def _as_tensor(name: str, value: Any) -> Tensor:
-    """Copy anything that numpy reads as real numbers into a float32 or float64 tensor."""
+    """Copy anything that numpy reads as real numbers into a float32 or float64 tensor, of at most two dimensions."""
     if isinstance(value, Tensor):
         value = value.detach().cpu().to(at_least_single(value.dtype)).numpy()
     array = np.asarray(value)
+    array = array.reshape(len(array), -1) if array.ndim > 2 and len(array) else array
     if array.dtype.kind not in "iuf":
         raise TypeError(f"{name}: expected an array of real numbers, got {type(value).__name__} of dtype {array.dtype}")
     single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
