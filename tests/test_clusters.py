@@ -166,13 +166,44 @@ def test_bounds_leave_out_no_cluster_that_can_matter(monkeypatch, dim, spread, u
 def test_a_cluster_whose_best_term_could_just_matter_is_kept_by_bounds():
     """Of clusters of one point each, where the bound from above is the term itself."""
     loc = torch.linspace(0, 100, 1024, dtype=torch.float64)[:, None].repeat_interleave(256, 0)
-    held = clusters.prepare(loc, torch.ones_like(loc), loc[:, 0] * 0, cluster(loc))
+    log_weight = torch.full((len(loc),), -math.log(len(loc)), dtype=torch.float64)
+    held = clusters.prepare(loc, torch.ones_like(loc), log_weight, cluster(loc))
     given = given_for(loc[:1], held)
     maxima = (given[0] @ held.components.keys.mT).view(1, -1, held.size).amax(2)
     top, wanted = clusters.bounded(*given)
     reach = math.log2(len(loc) / clusters.NEGLIGIBLE)
     assert torch.equal(wanted, maxima >= top - reach - 1) and bool((maxima < top - reach - 1).any())
     torch.testing.assert_close(top, maxima.amax(1, keepdim=True), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_box_reaches_to_its_outermost_means(sign, place):
+    """One cluster is at the point, wide; of the other, sharp, only one end is, and no component in the middle."""
+    ends = sign * torch.tensor([[0.0], [100.0]], dtype=torch.float64)
+    loc = torch.cat([ends[[place, place]], ends])
+    scale, log_weight = torch.tensor([[1.0], [1.0], [0.1], [0.1]], dtype=torch.float64), torch.zeros(4).double()
+    held = clusters.prepare(loc, scale, log_weight, torch.tensor([[0, 1], [2, 3]]))
+    assert clusters.bounded(*given_for(ends[[place]], held))[1].tolist() == [[True, True]]
+
+
+def test_a_component_that_is_near_the_middle_of_a_cluster_has_weight():
+    loc, log_weight = torch.linspace(-1, 1, 513, dtype=torch.float64)[:, None], torch.zeros(513).double()
+    log_weight[1::2] = -torch.inf
+    held = clusters.prepare(loc, torch.ones_like(loc), log_weight, cluster(loc))
+    assert bool(held.central[:, -1].isfinite().all())
+
+
+def test_points_whose_bound_is_no_number_are_summed_over_all_pairs():
+    """The largest precision is infinite, and a point lies in the middle of all means: 0 times infinity."""
+    loc = torch.cat([normal(3_000, 2), -normal(3_000, 2)])
+    scale = torch.full_like(loc, 0.1)
+    scale[7] = 1e-170
+    held, z = clusters.prepare(loc, scale, loc[:, 0] * 0, cluster(loc)), torch.zeros(500, 2, dtype=torch.float64)
+    z[250:] = loc[:250]
+    bound = kernels.rounding_bound(z, held.components)
+    assert bool(bound[:250].isnan().all())
+    torch.testing.assert_close(clusters.evaluate(z, held), kernels.all_pairs(z, held.components), rtol=0, atol=0)
 
 
 def test_what_fills_a_cluster_does_not_widen_its_box():

@@ -85,6 +85,15 @@ SETTLED = """() => Array.from(document.querySelectorAll("pre, .output, div.math,
     box.scrollWidth <= box.clientWidth + 1 || box.tabIndex === 0 || getComputedStyle(box).overflowX === "visible")"""
 FADED = """() => Array.from(document.querySelectorAll(".has-more"))
     .filter(box => box.scrollWidth <= box.clientWidth + 4).map(box => box.outerHTML.slice(0, 120))"""
+# Numbers in tables, with sign, exponent, error or unit, of which a part stands on another line.
+BROKEN = r"""() => Array.from(document.querySelectorAll(".bd-article .cell_output td")).filter(cell => {
+    const number = /^[+−-]?[\d.,]+(e[+-]?\d+)?( [±%×].*)?$/.test(cell.textContent.trim());
+    if (!number || cell.closest("details.fold")) return false;
+    const range = document.createRange();
+    range.selectNodeContents(cell);
+    const tops = Array.from(range.getClientRects()).filter(part => part.width > 1).map(part => part.top);
+    return tops.length && Math.max(...tops) - Math.min(...tops) > 10;
+}).map(cell => cell.textContent.trim())"""
 READY = "() => !window.MathJax || (window.MathJax.startup?.promise && window.MathJax.startup.promise.then(() => true))"
 # Formulas have been looked at; without the thousands of boxes within them axe takes a fraction of the time.
 BARE = """() => document.querySelectorAll("mjx-container").forEach(box => {
@@ -193,6 +202,7 @@ def seen(request, visit, site):
             resize(page, width)
             shown["hidden"][width] = page.evaluate(HIDDEN)
             shown["faded"][width] = page.evaluate(FADED)
+        shown["broken"] = page.evaluate(BROKEN)
         page.evaluate(BARE)
         shown["light"] = violations(page, "light")
         resize(page, 390)
@@ -250,6 +260,10 @@ def test_every_text_has_contrast(visit, name):
 @pytest.mark.parametrize("width", SIZES)
 def test_nothing_is_cut_off(seen, width):
     assert seen["hidden"][width] == []
+
+
+def test_a_number_in_a_table_stands_on_one_line(seen):
+    assert seen["broken"] == []
 
 
 def test_a_window_made_wider_fades_nothing_that_is_whole(seen):
