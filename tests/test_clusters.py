@@ -210,7 +210,7 @@ def test_what_fills_a_cluster_does_not_widen_its_box():
     loc = torch.cat([normal(4_000, 2), 1e3 * torch.ones(1, 2, dtype=torch.float64)])
     held = clusters.prepare(loc, torch.ones_like(loc), loc[:, 0] * 0, cluster(loc))
     assert int((held.components.normaliser == -torch.inf).sum()) == len(held.components.loc) - len(loc) > 1
-    assert int((held.box[1] > 100).any(0).sum()) == 1
+    assert int((held.box[:, 1] > 100).any(0).sum()) == 1
 
 
 def test_bounds_choose_where_they_are_tight_and_terms_where_not():

@@ -14,7 +14,7 @@ import vaebook
 PACKAGE = Path(vaebook.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))
 ALL = sorted(PACKAGE.rglob("*.py"))
-CODE_LINES = 5_260
+CODE_LINES = 5_264
 """Of the package without docstrings and claims. The aim is 2,400: this number rises only for what a measurement pays
 for, as boxes did, which halved the time of log q_agg in the plane."""
 FILE_LINES = 300

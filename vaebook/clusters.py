@@ -47,8 +47,8 @@ class Clusters(NamedTuple):
     components: kernels.Components  # in order, cluster after cluster; each is filled up with components of weight zero
     keys: dict[torch.dtype, Tensor]  # by the precision in which clusters are chosen
     size: int  # components in a cluster
-    box: Tensor  # (3, D, 1, clusters), for each cluster the middle of its means, half their range, and what divides by
-    # its largest scale, in units of the points of `bounded`
+    box: Tensor  # (D, 3, clusters): the middle of its means, half their range, and what divides by its largest scale,
+    # in units of the points of `bounded`
     highest: Tensor  # (clusters), the largest normaliser, in base 2
     central: Tensor  # (clusters, 2D + 2), the keys of a component near the middle
 
@@ -93,7 +93,7 @@ def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor, places: Tensor) -> C
     away = (centred - middle[:, None]).square().sum(-1).masked_fill(normaliser.isneginf(), torch.inf)
     central = components.keys.view(*places.shape, -1)[torch.arange(len(places)), away.argmin(1)]
     box = torch.stack([kernels.LOG2_E * middle, kernels.LOG2_E * half, (2 * kernels.LOG2_E) ** -0.5 / scales.amax(1)])
-    box, highest = box.mT[:, :, None].contiguous(), kernels.LOG2_E * normaliser.amax(1)
+    box, highest = box.permute(2, 0, 1).contiguous(), kernels.LOG2_E * normaliser.amax(1)
     return Clusters(components, keys, places.shape[1], box, highest, central)
 
 
@@ -184,10 +184,14 @@ def bounded(points: Tensor, clusters: Clusters, error: Tensor, dtype: torch.dtyp
     In each dimension a point has some distance from all means of a cluster. It bounds the cluster's terms from above,
     with the largest scale and normaliser. The term of one component of each cluster bounds the largest from below.
     """
-    (middle, half, sharpness), dim = clusters.box, points.shape[1] // 2 - 1
-    away = (points[:, dim : 2 * dim].mT[..., None] - middle).abs_().sub_(half).clamp_(min=0)
-    most = clusters.highest - away.mul_(sharpness).square_().sum(0)
-    least = (points @ clusters.central.mT).amax(1, keepdim=True)
-    if bool((most.amax(1, keepdim=True) - least > WITHIN).any()):
-        return needed(points, clusters, error, dtype)
-    return least, most >= least - math.log2(len(clusters.components.keys) / NEGLIGIBLE) - 1  # for rounding
+    reach = 1 + math.log2(len(clusters.components.keys) / NEGLIGIBLE)  # 1 for rounding
+    dim, parts = len(clusters.box), []
+    for rows in points.split(ROWS):
+        most = clusters.highest.expand(len(rows), -1).clone()
+        for place, (middle, half, sharpness) in zip(rows.mT[dim : 2 * dim, :, None], clusters.box, strict=True):
+            most -= (place - middle).abs_().sub_(half).clamp_(min=0).mul_(sharpness).square_()
+        least = (rows @ clusters.central.mT).amax(1, keepdim=True)
+        if bool((most.amax(1, keepdim=True) - least > WITHIN).any()):
+            return needed(points, clusters, error, dtype)
+        parts.append((least, most >= least - reach))
+    return tuple(map(torch.cat, zip(*parts, strict=True)))
