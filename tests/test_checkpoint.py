@@ -422,13 +422,18 @@ def test_models_and_densities_are_not_taken_for_one_another(tmp_path):
         match=r"written by vaebook.training.save_density, got one that holds config, model and no density$",
     ):
         load_density(tmp_path / "model")
-    with pytest.raises(FileNotFoundError, match=r"^path: expected a complete safetensors file"):
-        load_density(tmp_path / "none")
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(
+            FileNotFoundError, match=r"^path: expected a complete safetensors file.*, which is no file$"
+        ):
+            load_density(path)
     for call in (lambda: save_density(3, full_mixture()), lambda: load_density(None)):
         with pytest.raises(TypeError, match=r"^path: expected a str or a PathLike, got"):
             call()
     with pytest.raises(ValueError, match=r"^path: expected a file in a folder that exists"):
         save_density(tmp_path / "nowhere" / "density", full_mixture())
+    with pytest.raises(ValueError, match=r"^path: expected a file in a folder that exists"):
+        save_density(tmp_path / "density" / "density", full_mixture())  # below a file
 
 
 def test_a_density_of_which_a_byte_was_changed_or_lost_is_refused(tmp_path):

@@ -320,7 +320,9 @@ def test_bad_calls(call, error, message):
 def test_leave_one_out_of_the_only_component_is_an_error(log_weight):
     num = 1 if log_weight is None else 2
     q = DiagGaussianMixture(torch.zeros(num, 1), torch.ones(num, 1), log_weight)
-    with pytest.raises(ValueError, match="index: expected other components of positive weight to remain"):
+    with pytest.raises(
+        ValueError, match=r"^index: expected other components of positive weight to remain, .* \(N = \d\)$"
+    ):
         q.log_prob_leave_one_out(torch.zeros(1, 1), torch.tensor([0]))
 
 
@@ -972,3 +974,31 @@ def test_whole_numbers_keep_all_digits(dtype):
     loc = np.array([[min(2**24 + 1, np.iinfo(dtype).max)]], dtype)
     q = DiagGaussianMixture.from_arrays(loc, scale=np.ones((1, 1), np.float32))
     assert q.loc.dtype == torch.float64 and q.loc.tolist() == loc.tolist()
+
+
+@pytest.mark.parametrize("num", [5, 3_000])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_what_is_kept_for_sums_holds_no_graph(mode, num):
+    """A mixture of parameters that is evaluated without gradients, as q_agg of a model in training is."""
+    q = DiagGaussianMixture(torch.zeros(num, 1).double().requires_grad_(), torch.ones(num, 1).double().requires_grad_())
+    with mode():
+        q.log_prob(torch.zeros(1_000, 1).double())
+    kept = q._held.get("all") or q._held["some"].components
+    assert not any(part.requires_grad for part in (*kept, *q._held["given"]))
+
+
+def test_a_density_may_be_changed_in_place_before_its_derivative_is_taken():
+    q, z = DiagGaussianMixture(torch.zeros(2, 1).double(), torch.ones(2, 1).double()), torch.ones(3, 1).double()
+    value = q.log_prob(z.requires_grad_())
+    value += 1
+    value.sum().backward()
+    assert z.grad.tolist() == [[-1.0]] * 3
+
+
+def test_tiny_weights_remain_where_a_large_one_is_left_out():
+    """Of the others, of weights e^-2000 and e^-2001, the shares are those of 1 and 1/e."""
+    loc = torch.tensor([[0.0], [1.0], [3.0]], dtype=torch.float64)
+    q = DiagGaussianMixture(loc, torch.ones_like(loc), torch.tensor([0.0, -2_000.0, -2_001.0], dtype=torch.float64))
+    rest = DiagGaussianMixture(loc[1:], torch.ones(2, 1).double(), torch.tensor([0.0, -1.0]).double().log_softmax(0))
+    z = torch.tensor([[0.5]], dtype=torch.float64)
+    torch.testing.assert_close(q.log_prob_leave_one_out(z, torch.tensor([0])), rest.log_prob(z), rtol=1e-12, atol=0)
