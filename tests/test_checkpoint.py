@@ -598,3 +598,13 @@ def test_a_density_is_stored_in_plain_safetensors_and_json(tmp_path):
     with safetensors.safe_open(tmp_path / "density", "pt") as file:
         content = json.loads(file.metadata()["vaebook"])
     assert content.pop("sha256") and content == {"format": 1, "density": "GaussianMixture"}
+
+
+def test_a_mixture_of_a_class_of_its_own_is_saved_as_the_mixture_that_it_is(tmp_path):
+    class Mine(DiagGaussianMixture):
+        pass
+
+    q, z = Mine(torch.eye(2), torch.ones(2, 2)), torch.zeros(1, 2)
+    save_density(tmp_path / "density", q)
+    found = load_density(tmp_path / "density")
+    assert type(found) is DiagGaussianMixture and torch.equal(found.log_prob(z), q.log_prob(z))

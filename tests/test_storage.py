@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import os
 import random
 import re
@@ -15,8 +16,12 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
+import torch
 
+from vaebook import storage
 from vaebook.storage import check_path, write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -287,3 +292,66 @@ def test_a_disk_that_is_full_or_cannot_be_written_to(kind, words, tmp_path):
         pytest.skip(f"no file system may be mounted here: {done.stderr.strip()}")
     number = {"full": 28, "ro": 30}[kind]
     assert done.stdout == f"[Errno {number}] {words}: '{tmp_path / 'file'}'\nfile\nold\n", done.stderr
+
+
+def arrays_file(folder, kind):
+    arrays = {"loc": np.zeros((4, 2)), "labels": np.zeros((50, 50))}
+    if kind == "npz":
+        np.savez(folder / "codes", **arrays)
+    else:
+        safetensors.numpy.save_file(arrays, folder / f"codes.{kind}")
+    return folder / f"codes.{kind}"
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_only_wanted_arrays_are_read(tmp_path, kind):
+    found = storage.read_arrays(arrays_file(tmp_path, kind), ("loc",))
+    assert found.keys() == {"loc", "labels"} and found["labels"] is None and found["loc"].shape == (4, 2)
+
+
+def test_arrays_may_take_a_quarter_of_the_memory_and_only_wanted_ones_count(tmp_path, monkeypatch):
+    file = arrays_file(tmp_path, "npz")
+    size = 64 + 8 * 8 + 64  # the header of an npy file takes 128 bytes
+    monkeypatch.setattr(storage, "_memory", lambda: 4.0 * size)
+    assert storage.read_arrays(file, ("loc",))["loc"].shape == (4, 2)
+    monkeypatch.setattr(storage, "_memory", lambda: 4.0 * size - 1)
+    with pytest.raises(ValueError, match=r"arrays of 0.0 GB where there are 0.0 GB of memory"):
+        storage.read_arrays(file, ("loc",))
+    assert set(storage.read_arrays(file, ()).values()) == {None}
+
+
+@pytest.mark.parametrize("error", [AttributeError, ValueError, OSError])
+def test_where_a_system_does_not_tell_its_memory_there_is_no_limit(monkeypatch, error):
+    def fail(name):
+        raise error
+
+    assert 1e8 < storage._memory() < math.inf
+    monkeypatch.setattr(os, "sysconf", fail)
+    assert storage._memory() == math.inf
+
+
+def test_a_digest_tells_names_shapes_kinds_and_content_apart():
+    zeros = torch.zeros(2, 3)
+    cases = [{"a": zeros}, {"b": zeros}, {"a": zeros.mT}, {"a": zeros.flatten()}, {"a": zeros.int()}, {"a": zeros + 1}]
+    cases += [{"a": zeros, "b": zeros}, {}]
+    found = [storage.digest({}, case) for case in cases] + [storage.digest({"a": 1}, {}), storage.digest({"a": 2}, {})]
+    assert len(set(found)) == len(found)
+    assert storage.digest({}, {"b": zeros, "a": zeros}) == storage.digest({}, cases[6])
+    assert storage.digest({"x": 1, "y": 2}, {}) == storage.digest({"y": 2, "x": 1}, {})
+
+
+@pytest.mark.parametrize("odd", [True, 1.0, "1", 2, None, [1]])
+def test_only_this_format_is_read(tmp_path, odd):
+    storage.write(tmp_path / "file", {"format": odd, "density": "any"}, {"a": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"format .* where 1 is read"):
+        storage.read(tmp_path / "file", "density")
+
+
+def test_an_error_without_a_number_is_told_as_it_is(tmp_path, monkeypatch):
+    def fail(number):
+        raise OSError("the disk is tired")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=r"^the disk is tired$"):
+        write_atomically(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []
