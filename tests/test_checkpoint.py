@@ -282,7 +282,16 @@ class Holds(nn.Module):
         self.log_prob, self.sample = self.q.log_prob, self.q.sample
 
 
+class Keeps(Plain, nn.Module):
+    """A module with a tensor that is no buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = torch.ones(2)
+
+
 LOST = {
+    "Keeps": Keeps,
     "DiagGaussianMixture": lambda: DiagGaussianMixture(torch.zeros(3, 2), torch.ones(3, 2)),
     "Independent": lambda: Independent(Normal(torch.zeros(2), torch.ones(2)), 1),
     "Plain": Plain,
@@ -608,3 +617,18 @@ def test_a_mixture_of_a_class_of_its_own_is_saved_as_the_mixture_that_it_is(tmp_
     save_density(tmp_path / "density", q)
     found = load_density(tmp_path / "density")
     assert type(found) is DiagGaussianMixture and torch.equal(found.log_prob(z), q.log_prob(z))
+
+
+def test_a_hundred_layers_are_saved_and_loaded(tmp_path):
+    encoder = GaussianEncoder(3, 1, (1,) * 100)
+    save(tmp_path / "vae", VAE(encoder, BernoulliDecoder(1, 3, ()), StandardNormal(1)))
+    assert len(load(tmp_path / "vae").encoder.hidden) == 100
+
+
+@pytest.mark.parametrize("make", [full_mixture, diag_mixture, lambda: StandardNormal(2)])
+def test_a_density_with_a_tensor_too_many_is_refused(tmp_path, make):
+    density = make()
+    tensors = checkpoint._tensors(density)
+    storage.write(tmp_path / "density", {"density": type(density).__name__}, tensors | {"more": torch.zeros(1)})
+    with pytest.raises(ValueError, match="more"):
+        load_density(tmp_path / "density")

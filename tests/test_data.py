@@ -469,3 +469,28 @@ def test_binarize_rejects(x, generator, error, message):
     with pytest.raises(error) as caught:
         data.binarize(x, generator)
     assert str(caught.value).startswith(message)
+
+
+def test_what_a_download_brings_is_counted_over_all_its_pieces(monkeypatch):
+    monkeypatch.setattr(data, "_MOST", 10)
+    file = data._Limited()
+    assert file.write(b"123456") == 6
+    with pytest.raises(ValueError, match="more than 10 bytes"):
+        file.write(b"12345")
+    assert file.write(b"1234") == 4
+
+
+def test_an_address_that_is_wrong_is_no_wrong_content(miniature, monkeypatch):
+    class Odd(OSError, ValueError):
+        """As requests' error of an address that is none."""
+
+    def fail(base, cache):
+        raise Odd("no address")
+
+    monkeypatch.setattr(data, "_download", fail)
+    with pytest.raises(FileNotFoundError, match="Odd: no address"):
+        data.fashion_mnist()
+
+
+def test_black_and_white_data_have_no_derivatives():
+    assert not data.binarize(torch.full((2, 3), 0.5).requires_grad_()).requires_grad
