@@ -209,9 +209,13 @@ def test_the_longest_name_and_a_name_with_signs(tmp_path):
         assert (tmp_path / name).read_bytes() == b"1"
 
 
-def test_a_device_is_written_to_and_stays_one(tmp_path):
-    write_atomically(Path(os.devnull), b"gone")
-    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+def test_a_device_is_written_to_and_stays_one():
+    """A terminal, which nothing can take the place of: where this failed as root, /dev/null would become a file."""
+    (far, near), content = os.openpty(), b"told"
+    write_atomically(Path(os.ttyname(near)), content)
+    assert os.read(far, 10) == content and stat.S_ISCHR(os.stat(os.ttyname(near)).st_mode)
+    os.close(near)
+    os.close(far)
     code = (
         "from pathlib import Path; from vaebook.storage import write_atomically as w; w(Path('/dev/stdout'), b'told')"
     )
