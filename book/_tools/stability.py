@@ -61,13 +61,15 @@ def measure_all(keep: Callable[[str, Callable[[], dict]], dict] = lambda _, comp
     own = [Path(__file__).with_name(name) for name in ("compare.py", "perturb.py", "stability.py")]
     tools = hashlib.sha256(b"".join(file.read_bytes() for file in own)).hexdigest()[:16]
 
-    def row(job: tuple[Path, dict]) -> dict:
-        ipynb, run = job
-        key = f"{_name(ipynb)}, {run}, {fingerprint(read_ipynb(ipynb))}, {tools}"
-        return keep(key, lambda: measure(ipynb, **run))
+    jobs = [(md.with_suffix(".ipynb"), run) for run in CONFIG["runs"] for md in chapters()]
+    # Not in the threads: Python 3.11 now and then fails to parse two sources at a time.
+    keys = [f"{_name(ipynb)}, {run}, {fingerprint(read_ipynb(ipynb))}, {tools}" for ipynb, run in jobs]
+
+    def row(key: str, job: tuple[Path, dict]) -> dict:
+        return keep(key, lambda: measure(job[0], **job[1]))
 
     with ThreadPoolExecutor(WORKERS) as pool:  # the work is done in the kernels
-        return list(pool.map(row, [(md.with_suffix(".ipynb"), run) for run in CONFIG["runs"] for md in chapters()]))
+        return list(pool.map(row, keys, jobs))
 
 
 def movements(old: str, new: str) -> list[float]:

@@ -110,9 +110,20 @@ def working_in(folder):
                 yield place
 
 
+def listens(pid):
+    """Whether a process has begun to handle requests to end; before that, Python itself starts. Only Linux tells."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return True
+    return bool(int(re.search(r"SigCgt:\s*(\w+)", status)[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def stopped(toy, command, number, delay, *, group):
-    """Start a command and send it a signal; what it said, and how it ended."""
-    running = start(toy, command)
+    """Start a command and, once it listens, send it a signal; what it said, and how it ended."""
+    running, end = start(toy, command), time.monotonic() + 30
+    while running.poll() is None and not listens(running.pid) and time.monotonic() < end:
+        time.sleep(0.01)
     time.sleep(delay)
     (os.killpg if group else os.kill)(running.pid, number)
     _, err = running.communicate()
