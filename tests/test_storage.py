@@ -315,7 +315,7 @@ def test_only_wanted_arrays_are_read(tmp_path, kind):
 
 def test_arrays_may_take_a_quarter_of_the_memory_and_only_wanted_ones_count(tmp_path, monkeypatch):
     file = arrays_file(tmp_path, "npz")
-    size = 64 + 8 * 8 + 64  # the header of an npy file takes 128 bytes
+    size = 128 + 4 * 2 * 8  # the header of an npy file, and what it holds
     monkeypatch.setattr(storage, "_memory", lambda: 4.0 * size)
     assert storage.read_arrays(file, ("loc",))["loc"].shape == (4, 2)
     monkeypatch.setattr(storage, "_memory", lambda: 4.0 * size - 1)

@@ -88,9 +88,9 @@ def rounding_bound(z: Tensor, components: Components, dtype: torch.dtype = torch
 
     $(3D + 14)\,u\,\bigl((\sqrt\alpha + \sqrt\gamma)^2 + \max_n|c_n|\bigr)$ with
     $\alpha = \sum_j z_j^2 \max_n 1/(2\sigma_{nj}^2)$ and $\gamma = \max_n\sum_j \mu_{nj}^2/(2\sigma_{nj}^2)$, z and mu
-    centred, c the normalisers, and u the unit roundoff, $2^{-53}$ in float64. What is added has been rounded at most
-    D + 8 times; 2D + 1 additions and two steps out of base 2 follow. Each may lose u times the sum of the sizes, which
-    by the triangle inequality is at most the bracket. This is the worst case, far above the usual error.
+    centred, c the normalisers, and u the unit roundoff, $2^{-53}$ in float64. A loss is u
+    times the sum of the sizes, by the triangle inequality at most the bracket. What is added has been rounded D + 8
+    times at most; of 2D + 1 additions two hold the reference too, and count twice; two steps lead out of base 2.
 
     Args:
         z: points, (M, D), float64.

@@ -12,6 +12,7 @@ import io
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -61,15 +62,15 @@ def measure_all(keep: Callable[[str, Callable[[], dict]], dict] = lambda _, comp
     own = [Path(__file__).with_name(name) for name in ("compare.py", "perturb.py", "stability.py")]
     tools = hashlib.sha256(b"".join(file.read_bytes() for file in own)).hexdigest()[:16]
 
-    jobs = [(md.with_suffix(".ipynb"), run) for run in CONFIG["runs"] for md in chapters()]
     # Not in the threads: Python 3.11 now and then fails to parse two sources at a time.
-    keys = [f"{_name(ipynb)}, {run}, {fingerprint(read_ipynb(ipynb))}, {tools}" for ipynb, run in jobs]
+    marks = {path: fingerprint(read_ipynb(path)) for path in (md.with_suffix(".ipynb") for md in chapters())}
 
-    def row(key: str, job: tuple[Path, dict]) -> dict:
-        return keep(key, lambda: measure(job[0], **job[1]))
+    def row(job: tuple[dict, Path]) -> dict:
+        run, ipynb = job
+        return keep(f"{_name(ipynb)}, {run}, {marks[ipynb]}, {tools}", lambda: measure(ipynb, **run))
 
     with ThreadPoolExecutor(WORKERS) as pool:  # the work is done in the kernels
-        return list(pool.map(row, keys, jobs))
+        return list(pool.map(row, product(CONFIG["runs"], marks)))
 
 
 def movements(old: str, new: str) -> list[float]:
