@@ -338,3 +338,11 @@ def test_score_where_the_direct_form_is_chosen():
     q = DiagGaussianMixture(loc, torch.full((2, 1), math.exp(-6), dtype=torch.float64))
     z = loc[:1] + 1e-6
     torch.testing.assert_close(q.log_prob_and_score(z)[1], (loc[:1] - z) * math.exp(12), rtol=1e-12, atol=0)
+
+
+def test_another_default_device_changes_nothing():
+    q, z = mixture(), mixture().sample((800,), generator=seeded())
+    want = mixture().log_prob(z)
+    with torch.device("meta"):
+        got = q.log_prob(z)
+    torch.testing.assert_close(got, want, rtol=0, atol=0)

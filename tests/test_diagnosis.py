@@ -1,6 +1,5 @@
 """The diagnosis: codes and models of which the answer is known; its forms; what it refuses."""
 
-import dataclasses
 import html
 import json
 import math
@@ -461,7 +460,9 @@ def test_what_is_missing_is_said_and_what_is_there_is_not():
     found = diagnose(FEW)
     for decoder in (False, True):
         for held_out in (False, True):
-            told = " ".join(diagnosis._remarks(dataclasses.replace(found, unknown=()), decoder, held_out).unknown)
+            work = diagnosis._Work(None, None)
+            work.remark(found, decoder, held_out)
+            told = " ".join(work.unknown)
             assert ("takes the decoder" in told, "takes held-out data" in told) == (not decoder, not held_out)
 
 

@@ -14,9 +14,8 @@ import vaebook
 PACKAGE = Path(vaebook.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))
 ALL = sorted(PACKAGE.rglob("*.py"))
-CODE_LINES = 5_264
-"""Of the package without docstrings and claims. The aim is 2,400: this number rises only for what a measurement pays
-for, as boxes did, which halved the time of log q_agg in the plane."""
+CODE_LINES = 5_230
+"""Of the package without docstrings and claims. The aim is 2,400: this number may only fall."""
 FILE_LINES = 300
 LONG = {}
 """Files that are longer still, and may only shrink."""

@@ -136,10 +136,8 @@ def check_log_weight(log_weight: Tensor) -> Tensor:
     total = log_weight.detach().double().logsumexp(0)
     allowed = max(NORMALISATION, 8 * torch.finfo(log_weight.dtype).eps)  # weights in half precision are rough
     if not abs(float(total)) <= allowed:  # also catches nan
-        raise ValueError(
-            f"log_weight: expected natural logarithms that log-sum to 0 within {allowed:g}, got {float(total):.6g}; "
-            "torch.log_softmax(log_weight, 0) normalises them"
-        )
+        wanted, hint = f"natural logarithms that log-sum to 0 within {allowed:g}", "torch.log_softmax(log_weight, 0)"
+        raise ValueError(f"log_weight: expected {wanted}, got {float(total):.6g}; {hint} normalises them")
     return total
 
 

@@ -249,10 +249,8 @@ def adapt_vae(vae: Any) -> AdaptedVAE:
         return vae
     missing = [part for part in ("encoder", "decoder", "prior") if not hasattr(vae, part)]
     if missing:
-        raise TypeError(
-            "vae: expected an object with .encoder, .decoder and .prior (vaebook.adapters.adapt makes one of parts), "
-            f"got {type(vae).__name__} without .{missing[0]}"
-        )
+        wanted = "an object with .encoder, .decoder and .prior (vaebook.adapters.adapt makes one of parts)"
+        raise TypeError(f"vae: expected {wanted}, got {type(vae).__name__} without .{missing[0]}")
     return AdaptedVAE(Encoder(vae.encoder), Decoder(vae.decoder), vae.prior, modules=evaluation.modules_of(vae))
 
 

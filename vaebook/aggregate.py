@@ -120,8 +120,7 @@ def as_codes(name: str, codes: Any) -> DiagGaussianMixture:
         raise TypeError(f"{name}: expected codes of the same kind, a mapping or a mixture, got {type(codes).__name__}")
     keys = list(codes)
     if "loc" not in keys or sum(key in keys for key in SPREADS) != 1 or set(keys) - {"loc", *SPREADS, "log_weight"}:
-        raise ValueError(
-            f"{name}: expected loc and exactly one of {', '.join(SPREADS)}, got {', '.join(map(str, keys))}"
-        )
+        got = ", ".join(map(str, keys))
+        raise ValueError(f"{name}: expected loc and exactly one of {', '.join(SPREADS)}, got {got}")
     with explained(name, "dense arrays of real numbers"):
         return DiagGaussianMixture.from_arrays(**codes)

@@ -186,9 +186,8 @@ def _density(name: str, tensors: dict[str, Tensor]) -> Density:
 
 
 def _check_vae(vae: Any) -> VAE:
-    return check_type(
-        "vae", vae, VAE, "; of what is no vaebook.models.VAE, keep the state_dict, and the prior by save_density"
-    )
+    hint = "; of what is no vaebook.models.VAE, keep the state_dict, and the prior by save_density"
+    return check_type("vae", vae, VAE, hint)
 
 
 def _check_finite(prefix: str, tensors: dict[str, Tensor]) -> None:

@@ -91,10 +91,10 @@ def prepare(loc: Tensor, scale: Tensor, log_weight: Tensor, places: Tensor) -> C
     low, high = centred.aminmax(dim=1)
     middle, half, normaliser = 0.5 * low + 0.5 * high, 0.5 * high - 0.5 * low, components.normaliser.view(places.shape)
     away = (centred - middle[:, None]).square().sum(-1).masked_fill(normaliser.isneginf(), torch.inf)
-    central = components.keys.view(*places.shape, -1)[torch.arange(len(places)), away.argmin(1)]
-    box = torch.stack([kernels.LOG2_E * middle, kernels.LOG2_E * half, (2 * kernels.LOG2_E) ** -0.5 / scales.amax(1)])
-    box, highest = box.permute(2, 0, 1).contiguous(), kernels.LOG2_E * normaliser.amax(1)
-    return Clusters(components, keys, places.shape[1], box, highest, central)
+    central = components.keys.view(*places.shape, -1)[torch.arange(len(places), device=loc.device), away.argmin(1)]
+    sides = kernels.LOG2_E * middle, kernels.LOG2_E * half, (2 * kernels.LOG2_E) ** -0.5 / scales.amax(1)
+    box = torch.stack([side.mT for side in sides], 1)
+    return Clusters(components, keys, places.shape[1], box, kernels.LOG2_E * normaliser.amax(1), central)
 
 
 def evaluate(z: Tensor, clusters: Clusters, *, score: bool = False) -> Tensor:

@@ -156,10 +156,9 @@ def _found_or_downloaded() -> list[bytes]:
             failures.append((source, error))
     told = " ".join("; ".join(f"{source}: {type(error).__name__}: {error}" for source, error in failures).split())
     wrong = any(isinstance(error, ValueError) and not isinstance(error, OSError) for _, error in failures)
-    raise (ValueError if wrong else FileNotFoundError)(
-        f"Fashion-MNIST: expected its four files, got {told}. Install the package dataset-fashion-mnist (Debian, "
-        "Ubuntu), or put the files into a folder and pass it as `folder`"
-    )
+    remedy = "Install the package dataset-fashion-mnist (Debian, Ubuntu), or put the files into a folder and pass it"
+    kind = ValueError if wrong else FileNotFoundError
+    raise kind(f"Fashion-MNIST: expected its four files, got {told}. {remedy} as `folder`")
 
 
 def _read_all(folder: Path, prefix: str = "") -> list[bytes]:

@@ -104,7 +104,8 @@ def diagnose(
         if vae is not None and vae.decoder is not None:
             decode = partial(decode_candidates, vae, given, new, num_data)
         found = _found(work, q_agg.to("cpu"), None if other is None else other.to("cpu"), prior, decode)
-    return dataclasses.replace(_remarks(found, decode is not None, other is not None), verdicts=verdicts(found))
+    work.remark(found, decode is not None, other is not None)
+    return dataclasses.replace(found, verdicts=verdicts(found), unknown=tuple(work.unknown), notes=tuple(work.notes))
 
 
 class _Work:
@@ -133,6 +134,21 @@ class _Work:
         self.notes += dict.fromkeys(f"{what}: {w.message}" for w in caught if issubclass(w.category, UserWarning))
         self.bar.update()
         return result
+
+    def remark(self, found: Diagnosis, decoder: bool, held_out: bool) -> None:
+        """Record which inputs were missing and what they would show, and that copies were merged."""
+        if not decoder:
+            self.unknown.append("Whether samples gain by another distribution of codes: that takes the decoder.")
+        if not held_out:
+            self.unknown.append(
+                "Whether the encoder treats new data as it treats these: that takes held-out data. If the encoder was "
+                "trained on these data, the intervals for the population may not hold for new data."
+            )
+        if copies := found.num_data - found.num_distinct:
+            self.notes.append(
+                f"{copies} of {found.num_data} codes are exact copies of others and were merged. For leaving out and "
+                "for the population each distinct code counts once, as is right for copies that were made."
+            )
 
 
 def _read(subject: Any, x: Any, held_out: Any, condition: Any, held_out_condition: Any) -> tuple[Any, ...]:
@@ -208,8 +224,6 @@ def _found(
         moments=None if unit is None else _moments(merged, *unit),
         shown=_shown(merged, other, prior, work.generator),
         sampling=None if decode is None else work.attempt("The decoder", decode),
-        unknown=tuple(work.unknown),
-        notes=tuple(work.notes),
     )
 
 
@@ -224,24 +238,6 @@ def _population(
     return work.attempt("The population", bracket_both, sample, prior, outside, sizes) or (None, None)
 
 
-def _remarks(found: Diagnosis, decoder: bool, held_out: bool) -> Diagnosis:
-    """Add which inputs were missing and what they would show, and that copies were merged."""
-    unknown, notes, copies = list(found.unknown), list(found.notes), found.num_data - found.num_distinct
-    if not decoder:
-        unknown.append("Whether samples gain by another distribution of codes: that takes the decoder.")
-    if not held_out:
-        unknown.append(
-            "Whether the encoder treats new data as it treats these: that takes held-out data. If the encoder was "
-            "trained on these data, the intervals for the population may not hold for new data."
-        )
-    if copies:
-        notes.append(
-            f"{copies} of {found.num_data} codes are exact copies of others and were merged. For leaving out and "
-            "for the population each distinct code counts once, as is right for copies that were made."
-        )
-    return dataclasses.replace(found, unknown=tuple(unknown), notes=tuple(notes))
-
-
 def _active(q: DiagGaussianMixture, prior: Any, unit: Any, generator: torch.Generator) -> tuple[bool, ...]:
     """Return which latents are in use, in units of the prior's scale or, if that is smaller, of the codes' own."""
     scale = prior.sample((5_000,), generator=generator).to("cpu", torch.float64).std(0) if unit is None else unit[1]
@@ -250,9 +246,8 @@ def _active(q: DiagGaussianMixture, prior: Any, unit: Any, generator: torch.Gene
 
 
 def _moments(q: DiagGaussianMixture, loc: Tensor, scale: Tensor) -> Moments:
-    weight = q.double().log_weight.exp()
-    centred = (q.loc.double() - loc) / scale
-    mean, second = weight @ centred, weight @ (centred.square() + (q.scale.double() / scale).square())
+    weight, centred = q.log_weight.exp(), (q.loc - loc) / scale
+    mean, second = weight @ centred, weight @ (centred.square() + (q.scale / scale).square())
     worst = mean[mean.abs().argmax()], second[(second - 1).abs().argmax()]
     return Moments(*(round(float(value), 9) + 0.0 for value in worst))  # no digits of rounding
 
@@ -267,7 +262,7 @@ def _shown(
     q: DiagGaussianMixture, other: DiagGaussianMixture | None, prior: Any, generator: torch.Generator
 ) -> dict[str, Tensor]:
     """Draw the points that the pictures show."""
-    q, (z, index) = q.double(), q.double().sample_with_index((SHOWN,), generator=generator)
+    z, index = q.sample_with_index((SHOWN,), generator=generator)
     shown = {"codes": z, "prior": prior.sample((SHOWN,), generator=generator).to("cpu", torch.float64)}
     if q.num_components > 1:
         shown |= {"own": q.log_prob(z), "leave_one_out": q.log_prob_leave_one_out(z, index)}

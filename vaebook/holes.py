@@ -167,10 +167,8 @@ def _classifier(codes: Tensor, reference: Tensor, seed: int) -> Any:
     num = min(len(codes), len(reference) // 2)  # not all of the reference, whose rest sets cuts
     x = np.concatenate([_features(codes[:num]), _features(reference[:num])])
     y = np.repeat([1, 0], num)
-    model = HistGradientBoostingClassifier(
-        max_iter=60, max_leaf_nodes=8, learning_rate=0.1, min_samples_leaf=min(20, max(2, num // 5)), random_state=seed
-    )
-    return model.fit(x, y)
+    size = {"max_iter": 60, "max_leaf_nodes": 8, "learning_rate": 0.1, "min_samples_leaf": min(20, max(2, num // 5))}
+    return HistGradientBoostingClassifier(**size, random_state=seed).fit(x, y)
 
 
 def _features(z: Tensor) -> np.ndarray:
@@ -202,12 +200,10 @@ def _largest(inside: dict[str, list[tuple[Tensor, Tensor]]], fresh: Tensor, code
 
 def _where(points: Tensor, others: Tensor, prior: Tensor) -> tuple[Coordinate, ...]:
     """Order coordinates by how far points differ from others in distribution, and keep those that differ most."""
-    columns = [torch.from_numpy(_features(part)).T for part in (points, others, prior)]
-    distance = [scipy.stats.ks_2samp(one, two, method="asymp").statistic for one, two, _ in zip(*columns, strict=True)]
+    here, elsewhere, all_of_it = (torch.from_numpy(_features(part)).T for part in (points, others, prior))
+    pairs = zip(here, elsewhere, strict=True)
+    distance = [scipy.stats.ks_2samp(one, two, method="asymp").statistic for one, two in pairs]
     ends = torch.tensor([0.1, 0.9], dtype=prior.dtype)
     far = sorted(range(len(distance)), key=lambda j: -distance[j])[:3]
-    return tuple(
-        Coordinate(j, *columns[0][j].quantile(ends).tolist(), *columns[2][j].quantile(ends).tolist())
-        for j in far
-        if distance[j] > max(0.2, 0.5 * distance[far[0]])
-    )
+    shown = [j for j in far if distance[j] > max(0.2, 0.5 * distance[far[0]])]
+    return tuple(Coordinate(j, *here[j].quantile(ends).tolist(), *all_of_it[j].quantile(ends).tolist()) for j in shown)

@@ -60,9 +60,8 @@ def find_modes(
         z, previous = pull / stiffness, z
         if bool(((z - previous).abs().amax(-1) < tolerance).all()):
             return _distinct_maxima(near, z, separation) * unit + origin
-    raise RuntimeError(
-        f"tolerance: expected one that {STEPS} steps reach from every start, got {tolerance:g}; raise it"
-    )
+    wanted = f"one that {STEPS} steps reach from every start"
+    raise RuntimeError(f"tolerance: expected {wanted}, got {tolerance:g}; raise it")
 
 
 def _distinct_maxima(q: DiagGaussianMixture, z: Tensor, distance: float) -> Tensor:

@@ -260,13 +260,10 @@ def _diag_normal(loc: Tensor, scale: Tensor) -> Independent:
 
 def _linear(num_in: int, num_out: int, generator: torch.Generator) -> nn.Linear:
     """As nn.Linear, initial weights included, but drawn from the generator alone; on "meta" it has no memory."""
-    layer = nn.Linear(num_in, num_out, device="meta")
-    if torch.get_default_device().type != "meta":
-        layer.to_empty(device=generator.device)
-    bound = 1 / math.sqrt(num_in)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.uniform_(-bound, bound, generator=generator)
+    place = "meta" if torch.get_default_device().type == "meta" else generator.device
+    layer, bound = nn.utils.skip_init(nn.Linear, num_in, num_out, device=place), 1 / math.sqrt(num_in)
+    for parameter in layer.parameters():
+        nn.init.uniform_(parameter, -bound, bound, generator)
     return layer
 
 

@@ -90,10 +90,8 @@ def fit_npmle(
         if certificate <= tolerance:
             return DiscretePrior(atoms, log_weight, log_prob, certificate)
         atoms = torch.cat([atoms, peaks[height > 0]])
-    raise RuntimeError(
-        f"tolerance: expected one that {ROUNDS} rounds reach, got {tolerance:g} and certificate {certificate:.3g}; "
-        "raise it, or refine the candidates"
-    )
+    got = f"{tolerance:g} and certificate {certificate:.3g}; raise it, or refine the candidates"
+    raise RuntimeError(f"tolerance: expected one that {ROUNDS} rounds reach, got {got}")
 
 
 def _needed(log_likelihood: LogLikelihood, atoms: Tensor, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:

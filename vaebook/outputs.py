@@ -120,10 +120,8 @@ def read_likelihood(output: object, likelihood: Likelihood = None) -> Any:
         return _named(output, likelihood)
     if not callable(getattr(output, "log_prob", None)):
         hint = f'name the likelihood: adapt(…, likelihood="bernoulli"), one of {", ".join(get_args(Family))}'
-        raise TypeError(
-            f"decoder: expected it to return a distribution of x, got {type(output).__name__}; {hint}, or a function "
-            "that makes a distribution of it"
-        )
+        got = f"{type(output).__name__}; {hint}, or a function that makes a distribution of it"
+        raise TypeError(f"decoder: expected it to return a distribution of x, got {got}")
     return output
 
 

@@ -90,10 +90,9 @@ def _card(verdict: Any, status: Mapping[str, str], level: int) -> str:
 
 
 def _figure(panel: Panel) -> str:
-    alt, title = escape(panel.alt, quote=True), escape(panel.title)
-    return (
-        f'<figure><img src="{panel.uri}" alt="{alt}"><figcaption><strong>{title}.</strong> {alt}</figcaption></figure>'
-    )
+    alt, title = escape(panel.alt), escape(panel.title)
+    caption = f"<figcaption><strong>{title}.</strong> {alt}</figcaption>"
+    return f'<figure><img src="{panel.uri}" alt="{alt}">{caption}</figure>'
 
 
 def _numbers(found: Any) -> str:

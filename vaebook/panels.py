@@ -95,9 +95,8 @@ def _rates(axes: Axes, found: Any) -> str:
     axes.set(xlabel="latent dimensions, sorted", ylabel="rate, nats")
     axes.locator_params(axis="x", integer=True)
     axes.legend(fontsize=8)
-    return (
-        f"Bars, the rate of each latent, from {number(rates[0])} down to {number(rates[-1])} nats; {used} are in use."
-    )
+    ends = f"from {number(rates[0])} down to {number(rates[-1])} nats"
+    return f"Bars, the rate of each latent, {ends}; {used} are in use."
 
 
 def _intervals(axes: Axes, found: Any) -> str:

@@ -117,10 +117,9 @@ class _Outside(nn.Module):
         self.source, self.name = source, name
         density = self._density()
         if isinstance(density, type) or not all(callable(getattr(density, m, None)) for m in ("log_prob", "sample")):
-            raise TypeError(
-                f"{name}: expected a torch distribution over vectors, or an object with latent_dim, log_prob(z) "
-                f"and sample(shape, generator=…), got {type(source).__name__}"
-            )
+            wanted = "an object with latent_dim, log_prob(z) and sample(shape, generator=…)"
+            got = type(source).__name__
+            raise TypeError(f"{name}: expected a torch distribution over vectors, or {wanted}, got {got}")
         self.latent_dim, self._drawn = "D", None
         self._drawn = self.sample((1,), generator=torch.Generator().manual_seed(0))  # tells dtype, device and D
         self.latent_dim = self._drawn.shape[1]

@@ -77,9 +77,8 @@ def ellipses(axes: Axes, loc: Tensor, scale: Tensor, *, labels: Tensor | None = 
         raise ValueError(f"labels: expected {len(loc)} integers from 0 to {len(COLORS) - 1}, got {labels}")
     width, height = 2 * _array(scale).T
     colors = [COLORS[int(k)] for k in labels]
-    drawn = EllipseCollection(
-        width, height, np.zeros(len(loc)), units="xy", offsets=_array(loc), offset_transform=axes.transData
-    )
+    place = {"units": "xy", "offsets": _array(loc), "offset_transform": axes.transData}
+    drawn = EllipseCollection(width, height, np.zeros(len(loc)), **place)
     drawn.set(facecolor=to_rgba_array(colors, alpha), edgecolor=to_rgba_array(colors, min(1, 4 * alpha)), linewidth=0.5)
     axes.add_collection(drawn)
     axes.set_aspect("equal")

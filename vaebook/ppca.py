@@ -65,10 +65,8 @@ class PPCA:
         gram = self._directions.mT @ self._directions
         worst = float((gram - gram.diag().diag()).abs().max())
         if worst > 1e-9:
-            raise ValueError(
-                f"weight: expected orthogonal columns, got two with cosine {worst:.3g}; with u, s, _ = "
-                "torch.linalg.svd(weight, full_matrices=False), the weight u * s gives the same p(x)"
-            )
+            hint = "u, s, _ = torch.linalg.svd(weight, full_matrices=False), the weight u * s gives the same p(x)"
+            raise ValueError(f"weight: expected orthogonal columns, got two with cosine {worst:.3g}; with {hint}")
 
     def __repr__(self) -> str:
         """Show the sizes."""

@@ -38,10 +38,8 @@ class Processes:
                 op = distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM
                 distributed.all_reduce(values, op, group=self.group)
             except RuntimeError as error:
-                told = str(error).partition("\n")[0]
-                raise RuntimeError(
-                    f"group: expected an answer of every process, one has ended or hangs: {told}"
-                ) from error
+                wanted, told = "an answer of every process, one has ended or hangs", str(error).partition("\n")[0]
+                raise RuntimeError(f"group: expected {wanted}: {told}") from error
         return values
 
     def gather(self, mine: Tensor) -> Tensor:
@@ -91,10 +89,9 @@ def cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:
     """Cut this process's components into parts: tensors whole, other rows by size."""
     locs, scales = (x if isinstance(x, (list, tuple)) else [x] for x in (loc, scale))
     weights = log_weight if isinstance(log_weight, (list, tuple)) else [log_weight] * len(locs)
-    if not len(locs) == len(scales) == len(weights):
-        raise ValueError(
-            f"scale: expected as many as loc, {len(locs)}, got {len(scales)}, {len(weights)} of log_weight"
-        )
+    wanted, *got = (len(x) for x in (locs, scales, weights))
+    if got != [wanted, wanted]:
+        raise ValueError(f"scale: expected as many as loc, {wanted}, got {got[0]}, {got[1]} of log_weight")
     first = 0
     for one in zip(locs, scales, weights, strict=True):
         shapes = [_shape(x) for x in (one if one[2] is not None else one[:2])]

@@ -76,8 +76,6 @@ def log_sum_of_others(log_weight: Tensor) -> Tensor:
 def check_others(log_weight: Tensor, num: int) -> Tensor:
     """Check that others of positive weight remain where one of ``num`` components is left out."""
     if bool(log_weight.isneginf().any()):
-        raise ValueError(
-            "index: expected other components of positive weight to remain, got a mixture in which "
-            f"the component left out is the only one (N = {num})"
-        )
+        wanted, got = "other components of positive weight to remain", "a mixture in which the component left out"
+        raise ValueError(f"index: expected {wanted}, got {got} is the only one (N = {num})")
     return log_weight
