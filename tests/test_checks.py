@@ -109,6 +109,31 @@ BAD = [
         lambda: checks.check_positive("s", torch.tensor([1.0, math.nan])),
     ),
     (
+        ValueError,
+        "x: expected values in [0, 1], got 1.5 at index (1,)",
+        lambda: checks.check_unit("x", torch.tensor([1.0, 1.5])),
+    ),
+    (
+        ValueError,
+        "x: expected values in [0, 1], got -1e-30 at index (1,)",
+        lambda: checks.check_unit("x", torch.tensor([0.0, -1e-30])),
+    ),
+    (
+        ValueError,
+        "x: expected values in [0, 1], got nan at index (1,)",
+        lambda: checks.check_unit("x", torch.tensor([0.0, math.nan])),
+    ),
+    (
+        ValueError,
+        "x: expected probabilities, got 1.01 at index (0,)",
+        lambda: checks.check_unit("x", torch.tensor([1.01]), "probabilities", slack=0.005),
+    ),
+    (
+        ValueError,
+        "x: expected values in [0, 1], got -0.001 at index (0,)",
+        lambda: checks.check_unit("x", torch.tensor([-0.001]), slack=0.005),
+    ),
+    (
         TypeError,
         "i: expected a tensor of dtype torch.int64, got torch.int32",
         lambda: checks.check_index("i", ONE.int(), (2, 3)),
@@ -199,6 +224,14 @@ def test_what_is_returned():
     assert [checks.at_least_single(d) for d in (torch.float16, torch.float32, torch.float64)] == [
         torch.float32, torch.float32, torch.float64,
     ]  # fmt: skip
+
+
+def test_shares_lie_in_the_unit_interval():
+    for dtype in (torch.bool, torch.uint8, torch.int64, torch.float16, torch.float64):
+        ends = torch.tensor([0, 1]).to(dtype)
+        assert checks.check_unit("x", ends) is ends
+    assert checks.check_unit("x", torch.zeros(0)).shape == (0,)
+    assert checks.check_unit("x", torch.tensor([1.001]), slack=0.005) == torch.tensor([1.001])
 
 
 def test_spreads_become_standard_deviations():

@@ -110,6 +110,13 @@ def check_positive(name: str, value: Tensor) -> Tensor:
     return value
 
 
+def check_unit(name: str, value: Tensor, wanted: str = "values in [0, 1]", *, slack: float = 0.0) -> Tensor:
+    """Check that every entry is in [0, 1], or above it by no more than the slack."""
+    low, high = _extremes(value)
+    good = 0 <= low <= high <= 1 + slack  # one pass, a fraction of what comparing every entry takes
+    return value if good else check_all(name, value, (value >= 0) & (value <= 1 + slack), wanted)
+
+
 def _extremes(value: Tensor) -> tuple[float, float]:
     """Return the least and the largest entry, in one pass; both are nan if some entry is, or if none is known."""
     return (math.nan,) * 2 if value.is_meta or not value.numel() else tuple(map(float, value.detach().aminmax()))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_all, check_generator, check_tensor, check_type
+from vaebook._checks import check_generator, check_tensor, check_type, check_unit
 from vaebook.storage import write_atomically
 
 DIGITS_SIZES = (1297, 100, 400)
@@ -137,8 +137,7 @@ def binarize(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
 
     Source: Salakhutdinov & Murray, On the Quantitative Analysis of Deep Belief Networks (2008).
     """
-    check_tensor("x", x, ("...",))
-    check_all("x", x, (x >= 0) & (x <= 1), "values in [0, 1]")
+    check_unit("x", check_tensor("x", x, ("...",)))
     return torch.bernoulli(x.detach(), generator=check_generator(generator, x.device))
 
 

@@ -22,7 +22,7 @@ from torch.distributions import (
     constraints,
 )
 
-from vaebook._checks import at_least_single, check_all, check_choice, check_positive, check_tensor, explained, to_scale
+from vaebook._checks import at_least_single, check_choice, check_positive, check_tensor, check_unit, explained, to_scale
 
 Spread = Literal["std", "var", "log_var"]
 """What an encoder returns beside its means: standard deviations, variances, or logarithms of variances."""
@@ -47,14 +47,11 @@ class GreyBernoulli(Bernoulli):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return x log p + (1 - x) log(1 - p); for grey x it is not normalised."""
-        value = value.to(self.logits.dtype)
-        check_all("x", value, (value >= 0) & (value <= 1), "values in [0, 1]")
-        return super().log_prob(value)
+        return super().log_prob(check_unit("x", value.to(self.logits.dtype)))
 
     def log_prob_of_all(self, x: Tensor) -> Tensor:
         """Return the sum of log_prob(x) for every x (B, *event) and every row, (B, M): a product of matrices."""
-        check_all("x", x, (x >= 0) & (x <= 1), "values in [0, 1]")
-        x, logits = (part.flatten(1).double() for part in (x, self.logits))
+        x, logits = (part.flatten(1).double() for part in (check_unit("x", x.double()), self.logits))
         return x @ logits.mT - torch.logaddexp(logits, torch.zeros_like(logits)).sum(1)
 
 
@@ -140,7 +137,7 @@ def _named(output: object, likelihood: str) -> Distribution:
         logits = likelihood.endswith("_logits")
         if not logits:
             what = f'probabilities (logits are likelihood="{likelihood}_logits")'
-            check_all("decoder's output", mean, (mean >= 0) & (mean <= 1 + 1e-5), what)
+            check_unit("decoder's output", mean, what, slack=1e-5)
         family = GreyBernoulli if likelihood.startswith("bernoulli") else Categorical
         each = family(**{"logits" if logits else "probs": mean}, validate_args=family is Categorical)
     return Independent(each, len(each.batch_shape) - 1, validate_args=False)

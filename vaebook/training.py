@@ -199,5 +199,5 @@ def _check_exemplars(exemplars: Tensor, x: Tensor) -> None:
 def _check_weights(module: nn.Module, epoch: int) -> None:
     """Refuse weights that the last batch of an epoch has spoiled: they must not be kept as the best."""
     for name, parameter in module.named_parameters():
-        if not bool(parameter.isfinite().all()):
+        if not (parameter.sum().isfinite() or parameter.isfinite().all()):  # the sum takes a fraction of the time
             raise ValueError(f"fit: stopped after epoch {epoch}: {name}: expected finite values; {_KEPT}")
