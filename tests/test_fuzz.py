@@ -36,9 +36,9 @@ from vaebook import (
 from vaebook import training as fitting
 from vaebook.adapters import adapt, adapt_decoder, adapt_encoder, adapt_prior, adapt_vae
 from vaebook.aggregate import aggregated_posterior, merge_duplicates
-from vaebook.comparison import compare_priors
 from vaebook.data import binarize
 from vaebook.holes import hole_mass
+from vaebook.likelihood import compare_priors
 from vaebook.memorisation import memorisation
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder

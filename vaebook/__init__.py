@@ -13,10 +13,8 @@ The layers, from the top down; each imports only from those below it:
     a diagnosis and its forms: text, table, JSON, a page, pictures
 `training` `selection`
     fitting a VAE; which distribution of codes to sample from
-`comparison`
-    log p(x) under several priors, from the same draws
 `likelihood`
-    log p(x) under any prior, by importance sampling that adapts to each datum
+    log p(x) under any prior, or several from the same draws, by importance sampling that adapts to each datum
 `inference` `bounds` `proposals` `information`
     an encoder's distance from the exact posterior; ELBO and IWAE; where to draw codes that explain a datum; what the
     KL term consists of

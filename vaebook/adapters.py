@@ -43,7 +43,7 @@ class AdaptedVAE(nn.Module):
         self.encoder, self.decoder = encoder, decoder
         self._sources = [part.source for part in (encoder, decoder) if part is not None]
         self.parts = nn.ModuleList(evaluation.modules_of(*self._sources, *modules))
-        self.training = any(part.training for module in self.parts for part in module.modules())
+        self.training = any(getattr(part, "training", False) for module in self.parts for part in module.modules())
         self.dtype = getattr(evaluation.weight_of(*self.parts), "dtype", None)
         if decoder is not None:
             decoder.dtype = decoder.dtype or self.dtype
@@ -84,6 +84,7 @@ class AdaptedVAE(nn.Module):
 
     def data(self, x: object, condition: object = None, *, name: str = "x", least: int = 1) -> tuple[Tensor, Condition]:
         """Check data (N, …), in one piece or in batches, and their condition; bring both to the model's device."""
+        evaluation.check_order(name, x, condition)
         x = self._shaped(evaluation.whole(name, x, self.dtype), name)
         if len(x) < least:
             raise ValueError(f"{name}: expected at least {least} data, got {len(x)}")
@@ -95,6 +96,7 @@ class AdaptedVAE(nn.Module):
 
     def batches(self, data: Data, size: int, condition: Any = None, name: str = "x") -> Iterator[Any]:
         """Yield batches of data and of their condition, each datum in the shape that the model expects."""
+        evaluation.check_order(name, data, condition)
         for x, rows in evaluation.batches(data, size, self.condition(condition, None), self.dtype, name):
             yield self._shaped(x, name), rows
 

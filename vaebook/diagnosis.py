@@ -17,7 +17,7 @@ from vaebook._checks import check_generator, check_int
 from vaebook.adapters import adapt_prior, adapt_vae
 from vaebook.aggregate import aggregated_posterior, as_codes, merge_duplicates
 from vaebook.estimators import Estimate
-from vaebook.evaluation import Data, blaming
+from vaebook.evaluation import Data, blaming, evaluation_mode
 from vaebook.holes import LEAST, hole_mass
 from vaebook.information import active_units, decompose_kl, kl_per_dimension
 from vaebook.memorisation import memorisation
@@ -103,7 +103,8 @@ def diagnose(
         prior, decode = on_cpu(adapt_prior(prior, q_agg.latent_dim)), None
         if vae is not None and vae.decoder is not None:
             decode = partial(decode_candidates, vae, given, new, num_data)
-        found = _found(work, q_agg.to("cpu"), None if other is None else other.to("cpu"), prior, decode)
+        with evaluation_mode(prior):
+            found = _found(work, q_agg.to("cpu"), None if other is None else other.to("cpu"), prior, decode)
     work.remark(found, decode is not None, other is not None)
     return dataclasses.replace(found, verdicts=verdicts(found), unknown=tuple(work.unknown), notes=tuple(work.notes))
 

@@ -6,6 +6,7 @@ whichever function takes that name. A tensor without a name has the name "" and 
 
 from __future__ import annotations
 
+import gc
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from vaebook._checks import check_finite, check_int, explained, new_seed
+from vaebook._checks import at_least_single, check_finite, check_int, explained, new_seed
 
 Condition = dict[str, Tensor] | None
 COMPILED = "Using `torch.compile"
@@ -36,7 +38,7 @@ def evaluation_mode(*sources: object) -> Iterator[None]:
     changed: list[nn.Module] = []
 
     def see(module: nn.Module, _: object = None) -> None:
-        if module.training:
+        if getattr(module, "training", False):  # a frozen module of TorchScript does not say
             changed.append(module)
             module.training = False
 
@@ -55,23 +57,37 @@ def evaluation_mode(*sources: object) -> Iterator[None]:
 
 
 def modules_of(*sources: object) -> list[nn.Module]:
-    """List the modules among some objects, each once: also those behind methods, partials, lambdas and closures."""
+    """List the modules among some objects, each once.
+
+    Also those behind methods, partials, lambdas and closures, and within distributions and callable objects.
+    """
     found, queue, seen = [], list(sources), set()
     for source in queue:  # grows
-        if id(source) in seen:
+        if id(source) in seen or isinstance(source, type):
             continue
         seen.add(id(source))
         if isinstance(source, nn.Module):
             found.append(source)
+            queue += [part for part in vars(source).values() if isinstance(part, Distribution)]
         elif isinstance(source, partial):
             queue += [source.func, *source.args, *source.keywords.values()]
         elif inspect.ismethod(source):
-            queue += [source.__self__, *(v for v in vars(source.__self__).values() if isinstance(v, nn.Module))]
+            queue += [source.__self__, *_held(source.__self__)]
         elif inspect.isfunction(source):
             named = [source.__globals__.get(name) for name in source.__code__.co_names]
-            cells = [cell.cell_contents for cell in source.__closure__ or ()]
+            cells = [part for cell in source.__closure__ or () for part in gc.get_referents(cell)]  # none if empty
             queue += [*cells, *(value for value in named if isinstance(value, nn.Module)), *(source.__defaults__ or ())]
+        elif isinstance(source, Distribution | Transform | list) or callable(source):
+            queue += _held(source)
     return found
+
+
+def _held(source: object) -> list[Any]:
+    """List the modules, distributions and transforms that an object refers to, in a dict, in slots or as items."""
+    values = []
+    for part in gc.get_referents(source):
+        values += part.values() if isinstance(part, dict) else [part]
+    return [value for value in values if isinstance(value, nn.Module | Distribution | Transform | list)]
 
 
 def weight_of(*sources: object) -> Tensor | None:
@@ -131,7 +147,7 @@ def check_condition(condition: object, num: int | None, *functions: Callable[...
     """Check a condition for ``num`` data (None: not known yet), and that each part of it is taken by some function."""
     given = condition if isinstance(condition, Mapping) else {} if condition is None else {"": condition}
     for key, value in given.items():
-        if not isinstance(value, Tensor | np.ndarray) or not isinstance(key, str):
+        if not isinstance(value, Tensor | np.ndarray) or np.ma.is_masked(value) or not isinstance(key, str):
             wanted = "a tensor with a row for each datum, or tensors by name"
             raise TypeError(f"{_name_of(key)}: expected {wanted}, got {type(value).__name__}")
         if not any(accepts(function, key) for function in functions):
@@ -141,6 +157,13 @@ def check_condition(condition: object, num: int | None, *functions: Callable[...
         parts = {key: torch.as_tensor(value) for key, value in given.items()}
     _check_rows(parts, num)
     return parts
+
+
+def check_order(name: str, data: object, condition: object) -> None:
+    """Refuse a loader that shuffles beside a condition whose rows belong to the data in their order."""
+    samplers = [getattr(loader, "sampler", None) for loader in (data, getattr(data, "batch_sampler", None))]
+    if condition is not None and any("Random" in type(s).__name__ for s in samplers):
+        raise ValueError(f"{name}: expected data in the order of their condition, got a DataLoader that shuffles")
 
 
 def take(condition: Condition, rows: Any) -> Condition:
@@ -156,15 +179,15 @@ def repeat(condition: Condition, batch_shape: torch.Size) -> Condition:
 
 
 def as_data(name: str, value: object, dtype: torch.dtype | None = None) -> Tensor:
-    """Return data, (N, …), as a tensor: arrays are copied, to ``dtype`` where they hold floating-point numbers."""
+    """Return data, (N, …), as a tensor: arrays are copied; floating-point ones to ``dtype``, at least float32."""
     if not isinstance(value, Tensor):
         with explained(name, "an array"):
-            array = np.asarray(value) if hasattr(value, "__array__") else value
-        if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+            array = np.asarray(value) if hasattr(value, "__array__") and not np.ma.is_masked(value) else value
+        if type(array) is not np.ndarray or array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
             raise TypeError(f"{name}: expected a tensor or an array of real numbers, got {_kind(array)}")
         native = f"{array.dtype.kind}{array.dtype.itemsize}"
         value = torch.from_numpy(np.array(array, native, order="C"))
-        value = value.to(dtype) if dtype is not None and value.is_floating_point() else value
+        value = value.to(at_least_single(dtype)) if dtype is not None and value.is_floating_point() else value
     odd = value.is_complex() or value.is_nested or value.is_quantized or value.device.type == "meta"
     if odd or value.layout != torch.strided or (value.is_floating_point() and value.itemsize == 1):
         raise TypeError(f"{name}: expected a dense tensor of real numbers, got {value.layout}, {value.dtype}")
@@ -232,4 +255,4 @@ def check_repeatable(name: str, once: Tensor, again: Tensor) -> None:
 
 
 def _kind(value: object) -> str:
-    return f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
+    return f"an array of {value.dtype}" if type(value) is np.ndarray else type(value).__name__

@@ -13,15 +13,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from vaebook._checks import (
-    at_least_single,
-    check_generator,
-    check_log_weight,
-    check_positive,
-    check_shape,
-    check_tensor,
-    to_scale,
-)
+from vaebook import _checks
+from vaebook._checks import at_least_single, check_generator, check_positive, check_shape, check_tensor, to_scale
 
 ROUNDING = 1e-14
 """How far the log-sum-exp of normalised log-weights may be from 0 by the rounding of float64."""
@@ -44,7 +37,7 @@ class WeightedGaussians(Distribution):
         if self._checks_values:
             check_positive("scale", scale)
             if log_weight is not None:
-                check_log_weight(log_weight)
+                _checks.check_log_weight(log_weight)
         self.loc, self.scale = _outside_inference_mode(loc), _outside_inference_mode(scale)
         total = weight64.logsumexp(0)
         if abs(float(total.detach())) < ROUNDING:  # normalised already: making the same mixture again changes no bit
@@ -239,13 +232,12 @@ class WeightedGaussians(Distribution):
             >>> bool(((z[:, 0] > 4) == (n == 1)).all())
             True
         """
-        generator = check_generator(generator, self.loc.device)
-        shape, dtype = check_shape("sample_shape", sample_shape), at_least_single(self.loc.dtype)
+        dtype = at_least_single(self.loc.dtype)
         with torch.no_grad():
-            index = draw_indices(self._weight, shape.numel(), generator)
+            index, generator = draw_indices(self._weight, sample_shape, generator)
             loc, scale = self.loc[index].to(dtype), self.scale[index].to(dtype)
             noise = torch.randn(loc.shape, generator=generator, dtype=dtype, device=loc.device)
-            return (loc + scale * noise).reshape(*shape, loc.shape[1]), index.reshape(shape)
+            return (loc + scale * noise).reshape(*sample_shape, loc.shape[1]), index.reshape(tuple(sample_shape))
 
     @property
     def _weight(self) -> Tensor:
@@ -268,13 +260,16 @@ class WeightedGaussians(Distribution):
         return result
 
 
-def draw_indices(weight: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
-    """Draw so many indices with these probabilities, (num)."""
+def draw_indices(
+    weight: Tensor, sample_shape: tuple[int, ...], generator: torch.Generator | None
+) -> tuple[Tensor, torch.Generator | None]:
+    """Draw flat indices with these probabilities, as many as a shape has entries; return the device's generator."""
+    generator, num = check_generator(generator, weight.device), check_shape("sample_shape", sample_shape).numel()
     if len(weight) <= CATEGORIES:  # multinomial refuses to draw nothing, too
-        return torch.multinomial(weight, max(1, num), replacement=True, generator=generator)[:num]
+        return torch.multinomial(weight, max(1, num), replacement=True, generator=generator)[:num], generator
     total = weight.cumsum(0)
     mark = torch.rand(num, generator=generator, dtype=weight.dtype, device=weight.device) * total[-1]
-    return torch.searchsorted(total, mark, right=True).clamp(max=int(weight.nonzero()[-1]))
+    return torch.searchsorted(total, mark, right=True).clamp(max=int(weight.nonzero()[-1])), generator
 
 
 def _outside_inference_mode(tensor: Tensor) -> Tensor:
@@ -291,7 +286,7 @@ def _as_tensor(name: str, value: Any) -> Tensor:
         value = value.detach().cpu().to(at_least_single(value.dtype)).numpy()
     array = np.asarray(value)
     array = array.reshape(len(array), -1) if array.ndim > 2 and len(array) else array
-    if array.dtype.kind not in "iuf":
+    if array.dtype.kind not in "iuf" or np.ma.is_masked(value):
         raise TypeError(f"{name}: expected an array of real numbers, got {type(value).__name__} of dtype {array.dtype}")
     single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
     return torch.from_numpy(array.astype(np.float32 if single else np.float64))

@@ -9,16 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from vaebook._checks import (
-    check_all,
-    check_choice,
-    check_generator,
-    check_int,
-    check_number,
-    check_positive,
-    check_shape,
-    check_tensor,
-)
+from vaebook._checks import check_all, check_choice, check_int, check_number, check_positive, check_tensor
 from vaebook.gaussians import draw_indices
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import Components, PriorModule
@@ -117,14 +108,12 @@ class GaussianMixture(PriorModule):
             >>> prior.sample((5,), generator=torch.Generator().manual_seed(0)).shape
             torch.Size([5, 2])
         """
-        generator = check_generator(generator, self.loc.device)
-        shape = check_shape("sample_shape", sample_shape)
-        index = draw_indices(self.weight, shape.numel(), generator)
+        index, generator = draw_indices(self.weight, sample_shape, generator)
         z = torch.randn(len(index), self.latent_dim, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
         for k in index.unique().tolist():  # one component at a time: all at once would copy L for every draw
             own = index == k
             z[own] = self.loc[k] + z[own] @ self.scale_tril[k].mT
-        return z.reshape(*shape, self.latent_dim)
+        return z.reshape(*sample_shape, self.latent_dim)
 
 
 def fit_gmm(

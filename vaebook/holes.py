@@ -22,7 +22,9 @@ from torch import Tensor
 from vaebook._checks import check_all, check_int, new_seed
 from vaebook.adapters import adapt_prior
 from vaebook.distributed import Mixture, in_shards
+from vaebook.evaluation import evaluation_mode
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.parts import log_density
 from vaebook.priors import fit_gmm, on_cpu
 
 RARER = 0.1
@@ -121,8 +123,9 @@ def hole_mass(
     chosen = q_agg[order]
     q_agg = DiagGaussianMixture(chosen.loc, chosen.scale)
     z = q_agg.loc + q_agg.scale * torch.randn(q_agg.loc.shape, generator=generator, dtype=torch.float64)
-    reference, fresh = (prior.sample((num_samples,), generator=generator).to("cpu", torch.float64) for _ in range(2))
-    log_prior = prior.log_prob(torch.cat([z, reference, fresh])).double()
+    with evaluation_mode(prior):
+        reference, fresh = (prior.sample((num_samples,), generator=generator).to("cpu", torch.float64) for _ in "ab")
+        log_prior = log_density(prior, torch.cat([z, reference, fresh])).double()
     check_all("prior.log_prob(z)", log_prior[:num], log_prior[:num].isfinite(), "finite values at draws of q_agg")
     seed, fold = new_seed(generator), torch.arange(num) % FOLDS
     inside: dict[str, list[tuple[Tensor, Tensor]]] = {}

@@ -21,9 +21,10 @@ from vaebook._checks import check_all, check_int, check_number, check_type
 from vaebook.adapters import Prior, adapt_prior
 from vaebook.distributed import Mixture
 from vaebook.estimators import Estimate, estimate
+from vaebook.evaluation import evaluation_mode
 from vaebook.integrals import refine
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import gaussian_kl, one_gaussian, optional
+from vaebook.parts import gaussian_kl, log_density, one_gaussian, optional
 from vaebook.priors import StandardNormal
 
 
@@ -88,7 +89,8 @@ def decompose_kl(
     """
     z, log_own, log_agg = _draw(q_agg, num_samples, generator)
     prior = adapt_prior(prior, z.shape[1])
-    log_prior, rates = prior.log_prob(z).double(), _rates(q_agg, prior)
+    with evaluation_mode(prior):
+        log_prior, rates = log_density(prior, z).double(), _rates(q_agg, prior)
     check_all("prior.log_prob(z)", log_prior, log_prior.isfinite(), "finite values at the draws of q_agg")
     price, told = log_own - log_prior, log_own - log_agg
     check_all("q_agg", price, price.abs() < 1e150, "rates below 1e150 nats")

@@ -17,6 +17,7 @@ from vaebook._checks import check_all, check_int, check_number
 from vaebook.adapters import AdaptedVAE
 from vaebook.evaluation import Condition
 from vaebook.outputs import Decoded
+from vaebook.parts import log_density
 from vaebook.priors import as_mixture
 
 CELLS = 2**21
@@ -63,9 +64,7 @@ class Joint:
 
     def log_prior(self, z: Tensor) -> Tensor:
         """Return log p(z) at z (*s, D): (*s)."""
-        value = self.prior.log_prob(z)
-        if value.shape != z.shape[:-1]:
-            raise ValueError(f"prior: expected log_prob of shape {tuple(z.shape[:-1])}, got {tuple(value.shape)}")
+        value = log_density(self.prior, z)
         return check_all("prior's log p(z)", value, value < torch.inf, "values below infinity").double()
 
     def __call__(self, z: Tensor) -> Tensor:

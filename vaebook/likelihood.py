@@ -7,25 +7,28 @@ on a prior that was exchanged after training. Here r is a mixture of three parts
 weights by sup p(x|z) over its share; the encoder at several widths; and full Gaussians around maxima of p(x|z) p(z).
 The Gaussians are then fitted further to weighted samples. The final samples are fresh, and weighted by the density of
 the whole of r.
+
+Several priors are compared by the same draws, from the r of their mean c̄ = (1/J) sum_j c_j: no weight under c_j is
+more than J times that under c̄, and the noise that all share cancels in differences.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import check_generator, check_index, check_int
+from vaebook._checks import check_generator, check_index, check_int, check_type
 from vaebook.adapters import adapt_prior, adapt_vae
-from vaebook.evaluation import take
+from vaebook.evaluation import evaluation_mode, take
 from vaebook.integrals import Joint
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import Components, components, optional
+from vaebook.parts import Components, components, log_density, optional
 from vaebook.priors import GaussianMixture, as_mixture, from_components
 from vaebook.proposals import Sampler, effective_samples, factor
 
@@ -33,6 +36,8 @@ ROWS = 32
 """How many data are treated at once."""
 PRIOR_DRAWS = 4096
 """Draws of the prior at which p(x|z) is evaluated for each datum, to find starting points."""
+SHARED = {"num_starts": 4, "round_samples": 200}
+"""Smaller numbers for several priors, which share their draws; often q_agg is among them."""
 TRUSTED = 50
 """With fewer effective samples, the standard error of a datum cannot be trusted, and a warning is given."""
 
@@ -99,27 +104,83 @@ def importance_log_prob(
     Adaptive importance sampling in general mixture classes (2008), for the fit; Owen & Zhou, Safe and effective
     importance sampling (2000), for the prior's share.
     """
-    return estimates(vae, x, {"prior": prior}, num_samples, {}, ("prior",), condition, generator)["prior"]
+    return _estimates(vae, x, {"prior": prior}, num_samples, condition, generator, {}, (), {})["prior"]
 
 
-def estimates(
+def compare_priors(
     vae: Any,
     x: Any,
     priors: Mapping[str, Any],
-    num_samples: int,
-    leave_out: Mapping[str, Tensor],
-    drawn_from: Iterable[str],
-    condition: Any,
-    generator: torch.Generator | None,
-    **sizes: int,
+    num_samples: int = 1000,
+    *,
+    leave_out: Mapping[str, Tensor] | None = None,
+    drawn_from: Sequence[str] | None = None,
+    condition: Any = None,
+    generator: torch.Generator | None = None,
 ) -> dict[str, ImportanceEstimate]:
-    """Estimate log p(x) under each of several priors, as `vaebook.comparison.compare_priors` says."""
+    r"""Estimate log p(x) under each of several priors, with draws that all of them share.
+
+    $\hat p_c(x) = \frac1S\sum_{s=1}^S \frac{p(x\mid z_s)\,c(z_s)}{r(z_s)},\quad z_s\sim r$
+
+    The proposal r is that for the mean of the J priors, c̄, so that no weight under c_j is more than J times that
+    under c̄. Each estimate has the properties of `importance_log_prob`. Common noise cancels in their differences.
+
+    Args:
+        vae: what `vaebook.adapters.adapt` makes, or an object with `.encoder`, `.decoder` and `.prior`.
+        x: data, (B, …).
+        priors: priors, torch distributions or flows, by name; None is the model's own.
+        num_samples: S, the draws for each datum, besides those for the adaptation.
+        leave_out: by name of a prior that is a `DiagGaussianMixture`: for each datum the component to leave out, its
+            own, (B), long.
+        drawn_from: names of the priors of which c̄ is the mean; None means all. Each of the others should be close
+            to one of these.
+        condition: further input of encoder or decoder beside x or z, one row for each datum.
+        generator: the source of randomness; None means torch's global one.
+
+    Returns:
+        What `importance_log_prob` returns, by name of the prior.
+
+    Warns:
+        UserWarning: the effective number of samples is below 50 for some data.
+
+    Raises:
+        TypeError: an argument, or what encoder or decoder return, is of the wrong kind.
+        ValueError: there is no prior, a name is unknown, or as for `importance_log_prob`.
+
+    Example:
+        >>> from vaebook import DiagGaussianMixture
+        >>> from vaebook.ppca import PPCA
+        >>> vae = PPCA(torch.zeros(2), torch.tensor([[2.0], [0.0]]), noise_variance=1.0)
+        >>> wide = DiagGaussianMixture(torch.zeros(1, 1), torch.full((1, 1), 2.0))
+        >>> x, generator = torch.tensor([[6.0, 0.0]]), torch.Generator().manual_seed(0)
+        >>> found = compare_priors(vae, x, {"own": vae.prior, "wide": wide}, 4000, generator=generator)
+        >>> gain = found["wide"].log_prob - found["own"].log_prob
+        >>> round(float(gain - (vae.log_prob_under(wide, x) - vae.log_prob(x))), 1)
+        0.0
+
+    Source: as `importance_log_prob`; common random numbers, Owen, Monte Carlo theory, methods and examples (2013),
+    section 8.6.
+    """
+    if not isinstance(priors, Mapping) or not priors:
+        raise TypeError(f"priors: expected a dict of at least one prior by name, got {priors!r}")
+    leave_out = check_type("leave_out", {} if leave_out is None else leave_out, Mapping)
+    drawn_from = check_type("drawn_from", () if drawn_from is None else drawn_from, tuple | list)
+    for name, names in (("leave_out", leave_out), ("drawn_from", drawn_from)):
+        if unknown := [n for n in names if n not in priors]:
+            raise ValueError(f"{name}: expected names among {', '.join(priors)}, got {unknown[0]!r}")
+    return _estimates(vae, x, priors, num_samples, condition, generator, leave_out, drawn_from, SHARED)
+
+
+def _estimates(
+    vae: Any, x: Any, priors: Any, samples: int, condition: Any, generator: Any, leave_out: Any, drawn: Any, sizes: Any
+) -> dict[str, ImportanceEstimate]:
+    """Estimate log p(x) under each of several priors, as `compare_priors` says."""
     vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
-    check_int("num_samples", num_samples, minimum=2, maximum=10**9)
+    check_int("num_samples", samples, minimum=2, maximum=10**9)
     generator = check_generator(generator, x.device)
     found: dict[str, list[Tensor]] = {name: [] for name in priors}
-    with torch.no_grad(), vae.evaluating(x, condition):
+    with torch.no_grad(), vae.evaluating(x, condition), evaluation_mode(*priors.values()):
         q = vae.encode(x, condition).base_dist
         given = ((name, vae.prior if prior is None else prior) for name, prior in priors.items())
         adapted = {name: adapt_prior(prior, q.loc.shape[1]) for name, prior in given}
@@ -129,7 +190,7 @@ def estimates(
                 raise ValueError(f"leave_out: expected a DiagGaussianMixture, got {adapted[name]}")
             check_index("leave_out", own, (len(x),), size=adapted[name].num_components)
         left = {name: own.to(x.device) for name, own in leave_out.items()}
-        pool = _Pool({name: adapted[name] for name in drawn_from}, left, generator)
+        pool = _Pool({name: adapted[name] for name in drawn or priors}, left, generator)
         draws = pool.draw(torch.full((PRIOR_DRAWS,), -1, device=x.device))
         mixture = pool.gaussians(draws)
         for rows in torch.arange(len(x), device=x.device).split(ROWS):
@@ -137,7 +198,7 @@ def estimates(
             joint = Joint(vae, x[rows], take(condition, rows), part, q.loc.dtype)
             own = Normal(q.loc[rows].double(), q.scale[rows].double(), validate_args=False)
             sampler = Sampler(joint, own, mixture, draws, part.draw, generator, **sizes)
-            z, log_ratio, log_prior = (torch.cat(parts, 1) for parts in zip(*sampler.fresh(num_samples), strict=True))
+            z, log_ratio, log_prior = (torch.cat(parts, 1) for parts in zip(*sampler.fresh(samples), strict=True))
             for name, prior in adapted.items():
                 if len(adapted) > 1:
                     log_prior = _Pool({name: prior}, left, generator).at(rows).log_prob(z)
@@ -160,7 +221,7 @@ class _Pool:
         parts = []
         for name, prior in self.priors.items():
             density = prior.leave_one_out(self.own[name][:, None]) if name in self.own else prior
-            parts.append(density.log_prob(z).double())
+            parts.append(log_density(density, z).double())
         return torch.stack(parts).logsumexp(0) - math.log(len(parts))
 
     def draw(self, rows: Tensor) -> Tensor:

@@ -12,15 +12,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.distributions import (
-    Bernoulli,
-    Categorical,
-    Distribution,
-    Independent,
-    MultivariateNormal,
-    Normal,
-    constraints,
-)
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent, MultivariateNormal, Normal
 
 from vaebook._checks import at_least_single, check_choice, check_positive, check_tensor, check_unit, explained, to_scale
 
@@ -43,7 +35,7 @@ _TAKEN = (
 class GreyBernoulli(Bernoulli):
     """Bernoulli that lets grey values through, as the usual loss does, but nothing outside [0, 1]."""
 
-    support = constraints.unit_interval
+    support = torch.distributions.constraints.unit_interval
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return x log p + (1 - x) log(1 - p); for grey x it is not normalised."""
@@ -161,6 +153,7 @@ class Decoded:
     def log_prob(self, x: Tensor) -> Tensor:
         """Log-density of data x (B, *event) at codes (…, B) or (…, 1): (…, B)."""
         x, (*front, last), num = self._like_event(x), self.batch_shape, self.batch_shape.numel()
+        x = x.to(at_least_single(x.dtype) if x.is_floating_point() else torch.int64)  # sums of small integers wrap
         if last not in (1, len(x)):
             raise ValueError(f"x: expected {last} data, as many as there are codes, got {len(x)}")
         if last == len(x):

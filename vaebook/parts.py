@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, MixtureSameFamily, MultivariateNormal, Normal
 
+from vaebook import evaluation
 from vaebook._checks import check_all, check_generator, check_int, check_shape, check_sizes, check_tensor, explained
 from vaebook.evaluation import Condition, accepts, call, check_repeatable, repeat, seeded, take, weight_of
 from vaebook.outputs import Decoded, Likelihood, Spread, check_likelihood, check_spread, read_codes, read_likelihood
@@ -56,7 +57,7 @@ class PriorModule(nn.Module):
 def components(prior: Prior) -> Components | None:
     """Return the Gaussian components of a prior, None if it is not known to be a mixture of Gaussians."""
     ask = optional(prior, "components")
-    return ask and ask()
+    return ask() if callable(ask) else None
 
 
 def one_gaussian(prior: Prior) -> tuple[Tensor, Tensor] | None:
@@ -68,7 +69,20 @@ def one_gaussian(prior: Prior) -> tuple[Tensor, Tensor] | None:
 
 def optional(prior: Prior, name: str) -> Any:
     """Return what a prior may offer besides, such as ``kl``, ``leave_one_out``, ``exemplars``; None if it does not."""
-    return getattr(prior, name, None)
+    found = getattr(prior, name, None)
+    other = name == "kl" and not all(accepts(found, part, unknown=False) for part in ("loc", "scale"))  # (mu, logvar)
+    return None if other else found
+
+
+def log_density(prior: Any, z: Tensor, name: str = "prior") -> Tensor:
+    """Return the log-density in nats of any prior at z (*s, D) as (*s); whatever goes wrong names the prior."""
+    with explained(name, f"a density over all of R^D, at codes of {z.dtype}; from others KL is infinite"):
+        value = prior.log_prob(z)
+    if getattr(value, "shape", None) != z.shape[:-1]:
+        got = tuple(getattr(value, "shape", ())) or type(value).__name__
+        hint = "torch.distributions.Independent(…, 1) makes the last batch dimension an event"
+        raise ValueError(f"{name}: expected log_prob of shape {tuple(z.shape[:-1])}, got {got}; {hint}")
+    return value
 
 
 def adapt_prior(prior: Any, latent_dim: int | None = None, name: str = "prior") -> Prior:
@@ -123,7 +137,8 @@ class _Outside(nn.Module):
         self.latent_dim, self._drawn = "D", None
         self._drawn = self.sample((1,), generator=torch.Generator().manual_seed(0))  # tells dtype, device and D
         self.latent_dim = self._drawn.shape[1]
-        self.log_prob(self._drawn)
+        with evaluation.evaluation_mode(self):  # a flow may have statistics of batches
+            self.log_prob(self._drawn)
         if isinstance(density, Independent) and isinstance(density.base_dist, Normal):
             self.kl = self._kl  # in closed form, which only this one has
 
@@ -142,12 +157,7 @@ class _Outside(nn.Module):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats of z (*s, D), as (*s), in the precision of the density."""
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
-        with explained(self.name, "a density over all of R^D, where Gaussian codes lie; from others KL is infinite"):
-            value = self._density().log_prob(z.to(self._like()))
-        if getattr(value, "shape", None) != z.shape[:-1]:
-            got = tuple(getattr(value, "shape", ())) or type(value).__name__
-            hint = "torch.distributions.Independent(…, 1) makes the last batch dimension an event"
-            raise ValueError(f"{self.name}: expected log_prob of shape {tuple(z.shape[:-1])}, got {got}; {hint}")
+        value = log_density(self._density(), z.to(self._like()), self.name)
         # What torch.distributions would say of a z outside its support can be switched off, and flows do so.
         return check_all(self.name, value, ~value.isnan(), "a density over all of R^D").to(z)
 
@@ -215,10 +225,12 @@ class Encoder(_Part):
     def __init__(self, source: Any, spread: Spread = "std", latent_shape: Sequence[int] | None = None) -> None:
         super().__init__("encoder", source, latent_shape)
         self.spread = check_spread(spread)
+        self.half = self.dtype if self.dtype in (torch.float16, torch.bfloat16) else None
 
     def __call__(self, x: Tensor, condition: Condition = None) -> Independent:
         """Encode x (B, …): batch shape (B,), event shape (D,), at least float32."""
-        loc, scale = read_codes(call("encoder", self.source, x, condition), len(x), self.spread)
+        rows = x.to(self.half) if self.half and x.is_floating_point() else x  # elsewhere data keep their digits
+        loc, scale = read_codes(call("encoder", self.source, rows, condition), len(x), self.spread)
         if self.latent_shape not in (None, loc.shape[1:]):
             wanted, got = tuple(self.latent_shape), tuple(loc.shape[1:])
             raise ValueError(f"encoder: expected codes of latent_shape {wanted}, got {got}")

@@ -28,7 +28,9 @@ from torch.distributions import Normal
 from vaebook._checks import check_all, check_int, check_number, check_sizes, check_type, new_seed
 from vaebook.adapters import adapt_prior
 from vaebook.distributed import Mixture, in_shards, sums_without
+from vaebook.evaluation import evaluation_mode
 from vaebook.mixture import DiagGaussianMixture
+from vaebook.parts import log_density
 from vaebook.priors import GaussianMixture, fit_gmm, on_cpu
 
 FOLDS = 3
@@ -257,7 +259,9 @@ def _fit(q: DiagGaussianMixture, num_components: int, seed: int) -> GaussianMixt
 
 
 def _log_prob(name: str, density: Any, z: Tensor) -> Tensor:
-    value = on_cpu(adapt_prior(density, z.shape[1], name)).log_prob(z).double()
+    density = on_cpu(adapt_prior(density, z.shape[1], name))
+    with evaluation_mode(density):
+        value = log_density(density, z, name).double()
     return check_all(f"{name}.log_prob(z)", value, value.isfinite(), "finite values at draws of q_agg")
 
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from vaebook._checks import check_generator
 from vaebook.adapters import AdaptedVAE
-from vaebook.comparison import compare_priors
 from vaebook.estimators import Estimate, estimate
 from vaebook.evaluation import Condition, take
+from vaebook.likelihood import compare_priors
 from vaebook.report import Sampling
 from vaebook.selection import CLEAR, NUM_SAMPLES, Choice, choose_prior
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from vaebook._checks import check_all, check_generator, check_int, check_sizes, new_seed
 from vaebook.adapters import AdaptedVAE, adapt_vae
 from vaebook.aggregate import aggregated_posterior
-from vaebook.comparison import compare_priors
 from vaebook.estimators import Estimate, estimate
 from vaebook.evaluation import Data, take
+from vaebook.likelihood import compare_priors
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import optional
 from vaebook.priors import GaussianMixture, fit_gmm

@@ -64,7 +64,8 @@ def fit(
 
     Args:
         vae: the model: a `VAE`, what `vaebook.adapters.adapt` makes, or another object with encoder, decoder and
-            prior. Parameters that do not require gradients stay as they are.
+            prior. Parameters that do not require gradients stay as they are, and so do modules in evaluation mode
+            within a model that is in training mode.
         x: training data, (N, …), in the dtype of the model, brought to its device: a tensor, an array, or an iterable
             of batches such as a DataLoader, which is read once and kept.
         num_epochs: passes over the data.
@@ -122,13 +123,14 @@ def fit(
     optimizer = torch.optim.Adam(trained, lr=learning_rate, fused=True)
     history = History([], [], 0)
     best, was_training = copy.deepcopy(holder.state_dict()), {module: module.training for module in model.modules()}
+    frozen = [module for module, training in was_training.items() if model.training and not training]
     bar = tqdm(range(1, num_epochs + 1), desc="fit", unit="epoch", disable=not progress)
     try:
         for epoch in bar:
             parts = torch.randperm(len(x), generator=generator, device=x.device).split(batch_size)
             # Where the prior has a component for each datum, it leaves out the datum's own.
             batches = ((x[rows], take(condition, rows), None if exemplars is None else rows) for rows in parts)
-            history.train_loss.append(_epoch(model, batches, f"epoch {epoch}", beta, generator, optimizer))
+            history.train_loss.append(_epoch(model, batches, f"epoch {epoch}", beta, generator, optimizer, frozen))
             if validation is not None:
                 parts = (slice(start, start + batch_size) for start in range(0, len(validation), batch_size))
                 batches = ((validation[rows], take(validation_condition, rows), None) for rows in parts)
@@ -167,9 +169,12 @@ def _epoch(
     beta: float,
     generator: torch.Generator | None,
     optimizer: torch.optim.Optimizer | None = None,
+    frozen: Iterable[nn.Module] = (),
 ) -> float:
     """Average −ELBO over batches; with an optimizer, step after each. Where it is not finite, a ValueError says so."""
     model.train(optimizer is not None)
+    for module in frozen:
+        module.training = False
     total, count = 0.0, 0
     own = generator and generator.clone_state()  # for dropout and the like, which draw from torch's global generator
     with torch.set_grad_enabled(optimizer is not None), seeded(own):

@@ -35,13 +35,12 @@ from vaebook.adapters import adapt_vae
 from vaebook.aggregate import aggregated_posterior, as_codes, merge_duplicates
 from vaebook.checkpoint import load_density, save_density
 from vaebook.code_priors import ExemplarPrior, VampPrior
-from vaebook.comparison import compare_priors
 from vaebook.data import binarize
 from vaebook.diagnosis import diagnose
 from vaebook.distributed import ShardedMixture
 from vaebook.gmm import GaussianMixture, fit_gmm
 from vaebook.holes import hole_mass
-from vaebook.likelihood import importance_log_prob
+from vaebook.likelihood import compare_priors, importance_log_prob
 from vaebook.memorisation import memorisation
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE

@@ -249,3 +249,9 @@ def test_what_is_no_text_decides_for_itself():
 
 def test_there_are_pictures():
     assert len(PICTURES) > 5
+
+
+def test_a_sign_in_the_place_of_a_number_is_another_text():
+    for sign in ("#", "XX#XX", "-", "nan", ""):
+        assert not compare.same_text("loss 1.5", f"loss {sign}") and not compare.same_text(f"loss {sign}", "loss 1.5")
+    assert compare.same_text("# loss 1.5", "# loss 1.5")

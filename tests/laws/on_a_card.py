@@ -15,7 +15,6 @@ from vaebook import (
     adapt,
     aggregated_posterior,
     bounds,
-    comparison,
     diagnose,
     holes,
     inference,
@@ -143,7 +142,7 @@ CALLS = {
     "importance_log_prob, prior": lambda vae, g: likelihood.importance_log_prob(
         vae, X[:2], 60, prior=StandardNormal(2), generator=g
     ),
-    "compare_priors": lambda vae, g: comparison.compare_priors(
+    "compare_priors": lambda vae, g: likelihood.compare_priors(
         vae, X[:2], {"own": vae.prior, "q": codes(vae)}, 200, leave_out={"q": torch.tensor([0, 1])},
         generator=g,
     ),

@@ -7,8 +7,7 @@ import torch
 from torch.distributions import Independent, Laplace, Normal, Uniform
 
 from vaebook.adapters import adapt
-from vaebook.comparison import compare_priors
-from vaebook.likelihood import importance_log_prob
+from vaebook.likelihood import compare_priors, importance_log_prob
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
 from vaebook.ppca import PPCA

@@ -1,0 +1,368 @@
+"""Models and data that were not made here: what once went wrong with them, by kind."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.distributions import (
+    Independent,
+    NegativeBinomial,
+    Normal,
+    Poisson,
+    TransformedDistribution,
+)
+from torch.distributions.transforms import Transform
+from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
+
+from vaebook.adapters import adapt, adapt_prior
+from vaebook.aggregate import aggregated_posterior
+from vaebook.bounds import elbo, prior_sample_log_prob
+from vaebook.diagnosis import diagnose
+from vaebook.evaluation import as_data, modules_of
+from vaebook.holes import hole_mass
+from vaebook.information import decompose_kl
+from vaebook.likelihood import compare_priors, importance_log_prob
+from vaebook.mixture import DiagGaussianMixture
+from vaebook.models import VAE, GaussianDecoder, GaussianEncoder
+from vaebook.population import bracket_mismatch
+from vaebook.priors import StandardNormal, VampPrior
+from vaebook.training import fit
+
+
+def seed(number=0):
+    return torch.Generator().manual_seed(number)
+
+
+X = torch.randn(80, 4, generator=seed())
+CODES = DiagGaussianMixture(X[:, :2].double(), torch.full((80, 2), 0.5, dtype=torch.float64))
+
+
+def encode(x):
+    return x.float()[:, :2] * 0.0, torch.full((len(x), 2), 0.5)
+
+
+def decode(z):
+    return Independent(Normal(torch.cat([z, z], 1), 1.0), 1)
+
+
+class Whiten(Transform, nn.Module):
+    """A batch norm that a library calls as a transform, so that no hook of modules sees the call."""
+
+    bijective = True
+    domain = codomain = torch.distributions.constraints.real_vector
+    event_dim = 1
+
+    def __init__(self):
+        Transform.__init__(self)
+        nn.Module.__init__(self)
+        self.register_buffer("scale", torch.full((2,), 2.0))
+        self.calls = 0
+
+    def __hash__(self):
+        return nn.Module.__hash__(self)
+
+    def __eq__(self, other):
+        return self is other
+
+    def _call(self, x):
+        return x * self.scale
+
+    def _inverse(self, y):
+        if self.training:
+            self.calls += 1
+            self.scale = y.reshape(-1, 2).std(0)  # nan for a single row
+        return y / self.scale
+
+    def log_abs_det_jacobian(self, x, y):
+        return self.scale.log().sum().expand(x.shape[:-1])
+
+
+def flow(transform):
+    return TransformedDistribution(Independent(Normal(torch.zeros(2), 1.0), 1), [transform])
+
+
+class Normalised(nn.Module):
+    """A prior with the whole interface, whose density has the statistics of its batch in training mode."""
+
+    latent_dim = 2
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2, affine=False)
+        self.norm.running_mean += 1.0
+
+    def log_prob(self, z):
+        return Normal(0.0, 1.0).log_prob(self.norm(z.reshape(-1, 2).float())).sum(-1).reshape(z.shape[:-1]).to(z)
+
+    def sample(self, sample_shape=(), *, generator=None):
+        return torch.randn(*sample_shape, 2, generator=generator)
+
+
+class BatchNormed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.linear, self.drop = nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Dropout(0.3)
+
+    def forward(self, x):
+        loc, log_scale = self.linear(self.drop(self.norm(x))).chunk(2, 1)
+        return Independent(Normal(loc, log_scale.exp()), 1)
+
+
+def state(*modules):
+    return [tensor.clone() for module in modules for tensor in module.state_dict().values()]
+
+
+USES = {
+    "decompose_kl": lambda p: decompose_kl(CODES, p, num_samples=200, generator=seed()).rate.value,
+    "hole_mass": lambda p: hole_mass(CODES, p, num_samples=200, generator=seed()).mass,
+    "bracket_mismatch": lambda p: bracket_mismatch(CODES, p, num_samples=200, generator=seed()).low,
+    "a density": lambda p: bracket_mismatch(
+        CODES, StandardNormal(2), densities=(p,), num_samples=200, generator=seed()
+    ).candidates["densities[0]"][0],
+    "diagnose": lambda p: diagnose(CODES, prior=p, generator=seed()).rate.value,
+    "importance_log_prob": lambda p: float(
+        importance_log_prob(adapt(encode, decode), X[:5], 200, prior=p, generator=seed()).log_prob.sum()
+    ),
+    "compare_priors": lambda p: float(
+        compare_priors(adapt(encode, decode), X[:5], {"p": p, "own": None}, 200, generator=seed())["p"].log_prob.sum()
+    ),
+    "prior_sample_log_prob": lambda p: float(prior_sample_log_prob(decode, p, X[:5], 100, generator=seed()).sum()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:num_samples")
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize("kind", ["a transform", "the whole interface", "pseudo-inputs"])
+def test_a_prior_in_training_mode_is_used_as_in_evaluation_mode_and_left_as_it_was(kind, use):
+    torch.manual_seed(0)
+    encoder = BatchNormed()
+    for _ in range(5):
+        encoder(X)
+    module = {"a transform": Whiten(), "the whole interface": Normalised(), "pseudo-inputs": encoder}[kind]
+    made = {"a transform": flow, "pseudo-inputs": lambda e: VampPrior(e, X[:3])}.get(kind, lambda m: m)
+    wanted = USES[use](made(module.eval()))
+    module.train()
+    before, noise = state(module), torch.get_rng_state()
+    assert USES[use](made(module)) == wanted and math.isfinite(wanted)
+    assert all(map(torch.equal, before, state(module))) and torch.equal(noise, torch.get_rng_state())
+    assert all(part.training for part in module.modules())
+
+
+def test_a_flow_is_looked_at_in_evaluation_mode():
+    whiten = Whiten()
+    vae = adapt(encode, decode, prior=flow(whiten))
+    assert whiten.calls == 0 and whiten.training and torch.equal(whiten.scale, torch.full((2,), 2.0))
+    with vae.evaluating():
+        assert not whiten.training
+    assert whiten.training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_data_keep_their_digits_where_the_weights_have_few(dtype):
+    net = nn.Linear(2, 2).to(dtype)
+    nn.init.zeros_(net.weight), nn.init.zeros_(net.bias)
+    counts = np.array([[301.0, 1001.0]], np.float32)
+
+    def decode(z):
+        return NegativeBinomial(torch.tensor(50.0), logits=(z.float() + 1.5).expand(-1, 2))
+
+    vae = adapt(lambda x: net(x).float().chunk(2, 1), decode, spread="log_var", modules=(net,))
+    found = [importance_log_prob(vae, x, 500, generator=seed()).log_prob for x in (counts, torch.from_numpy(counts))]
+    exact = importance_log_prob(
+        adapt(lambda x: (0 * x[:, :1], torch.ones(len(x), 1)), decode), torch.from_numpy(counts), 500, generator=seed()
+    )
+    assert torch.equal(*found) and float((found[0] - exact.log_prob).abs()) < 0.2
+    assert torch.equal(as_data("x", counts, dtype), torch.from_numpy(counts))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64, torch.float32])
+def test_counts_of_any_dtype_have_one_likelihood(dtype):
+    x = torch.tensor([[255, 250]]).clamp(max=torch.iinfo(dtype).max if not dtype.is_floating_point else 300).to(dtype)
+    vae = adapt(
+        lambda x: (x.float()[:, :1] * 0.0, torch.ones(len(x), 1)), lambda z: Poisson((z + 5).exp().expand(-1, 2))
+    )
+    found = elbo(vae, x, num_samples=3, generator=seed())
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, elbo(vae, x.double(), num_samples=3, generator=seed()).float())
+
+
+def test_a_kl_of_other_arguments_is_not_taken_for_the_divergence():
+    class Own:
+        latent_dim = 2
+        components = 3  # how many, not what
+
+        def log_prob(self, z):
+            return Normal(0.0, 1.0).log_prob(z).sum(-1)
+
+        def sample(self, sample_shape=(), *, generator=None):
+            return torch.randn(*sample_shape, 2, generator=generator)
+
+        def kl(self, mu, logvar):
+            return 0.5 * (mu**2 + logvar.exp() - 1 - logvar).sum(-1)
+
+    class Named(Own):
+        def kl(self, loc, scale):
+            return StandardNormal(2).kl(loc, scale)
+
+    x = torch.zeros(400, 4)
+    mean = {
+        kind: float(elbo(adapt(encode, decode, prior=kind()), x, num_samples=50, generator=seed()).mean())
+        for kind in (Own, Named)
+    }
+    exact = float(elbo(adapt(encode, decode), x, num_samples=50, generator=seed()).mean())
+    assert mean[Named] == exact and mean[Own] == pytest.approx(exact, abs=0.05)
+    assert decompose_kl(CODES, Own(), num_samples=100, generator=seed()).how == "sampled"
+
+
+LOADERS = {
+    "shuffle": lambda data: DataLoader(data, batch_size=2, shuffle=True),
+    "a random subset": lambda data: DataLoader(data, batch_size=2, sampler=SubsetRandomSampler(range(6))),
+    "weights": lambda data: DataLoader(data, batch_size=2, sampler=WeightedRandomSampler([1.0] * 6, 6)),
+    "shuffled batches": lambda data: DataLoader(
+        data, batch_sampler=torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(data), 2, False)
+    ),
+}
+
+
+@pytest.mark.parametrize("loader", LOADERS)
+def test_a_loader_that_shuffles_has_no_condition_beside_it(loader):
+    x = torch.arange(6.0)[:, None]
+    given = LOADERS[loader](TensorDataset(x))
+
+    def own(x, c):
+        return x - c, torch.ones_like(x)
+
+    for use in (
+        lambda data: aggregated_posterior(own, data, condition=x),
+        lambda data: elbo(adapt(own, lambda z: Independent(Normal(z, 1.0), 1)), data, condition=x),
+    ):
+        with pytest.raises(ValueError, match=r"^x: expected data in the order of their condition"):
+            use(given)
+        use(DataLoader(TensorDataset(x), batch_size=2))
+    assert len(aggregated_posterior(lambda x: (x, torch.ones_like(x)), given).loc) == 6
+
+
+def test_modules_that_were_frozen_stay_so_while_the_model_is_trained():
+    encoder = BatchNormed()
+    vae = VAE(encoder, GaussianDecoder(2, 4, (4,)), StandardNormal(2))
+    encoder.norm.eval()
+    frozen = state(encoder.norm)[2:]  # its statistics
+    fit(vae, X, num_epochs=2, batch_size=40, generator=seed(), progress=False)
+    assert all(map(torch.equal, frozen, state(encoder.norm)[2:]))
+    assert not encoder.norm.training and encoder.drop.training and vae.training
+    vae.eval()  # a model that is in evaluation mode as a whole is trained as a whole
+    fit(vae, X, num_epochs=1, batch_size=40, generator=seed(), progress=False)
+    assert not any(map(torch.equal, frozen, state(encoder.norm)[2:])) and not vae.training
+
+
+MASKED = np.ma.array([[1.0, 999.0], [2.0, 3.0]], mask=[[0, 1], [0, 0]])
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("x", lambda: aggregated_posterior(lambda x: (x, torch.ones_like(x)), MASKED)),
+        ("condition", lambda: aggregated_posterior(lambda x, c: (x, torch.ones_like(x)), X[:2], condition=MASKED)),
+        ("loc", lambda: DiagGaussianMixture.from_arrays(MASKED, scale=np.ones((2, 2)))),
+        ("scale", lambda: DiagGaussianMixture.from_arrays(np.ones((2, 2)), scale=MASKED)),
+    ],
+)
+def test_what_lies_under_a_mask_is_not_taken(name, use):
+    with pytest.raises(TypeError, match=f"^{name}: expected .*MaskedArray"):
+        use()
+
+
+def test_a_mask_that_hides_nothing_is_none():
+    x = np.ma.array([[1.0, 2.0]], mask=False)
+    assert torch.equal(as_data("x", x), torch.tensor([[1.0, 2.0]], dtype=torch.float64))
+
+
+class Half(nn.Module):
+    """A prior with the whole interface that works in single precision only, or returns a value for each latent."""
+
+    latent_dim = 2
+
+    def __init__(self, total=True):
+        super().__init__()
+        self.linear, self.total = nn.Linear(2, 2), total
+
+    def log_prob(self, z):
+        value = Normal(0.0, 1.0).log_prob(self.linear(z) if self.total else z)
+        return value.sum(-1) if self.total else value
+
+    def sample(self, sample_shape=(), *, generator=None):
+        return torch.randn(*sample_shape, 2, generator=generator)
+
+
+@pytest.mark.parametrize(("total", "told"), [(True, "a density over all of R"), (False, "log_prob of shape")])
+@pytest.mark.parametrize(
+    "use", ["decompose_kl", "hole_mass", "bracket_mismatch", "a density", "importance_log_prob", "compare_priors"]
+)
+def test_a_prior_that_cannot_take_codes_is_named(use, total, told):
+    name = r"densities\[0\]" if use == "a density" else "prior"
+    with pytest.raises(ValueError, match=f"^{name}: expected {told}"):
+        USES[use](Half(total))
+
+
+@dataclass(slots=True)
+class Slots:
+    net: nn.Module
+
+    def encode(self, x):
+        return self.net(x).chunk(2, 1)
+
+
+class Tuple(NamedTuple):
+    net: nn.Module
+
+    def encode(self, x):
+        return self.net(x).chunk(2, 1)
+
+
+class Called:
+    def __init__(self, net):
+        self.nets = [net]
+
+    def __call__(self, x):
+        return self.nets[0](x).chunk(2, 1)
+
+
+def late(net):
+    def encode(x):
+        return later(x).chunk(2, 1)
+
+    holder = adapt(lambda x: net(x).chunk(2, 1), None, spread="log_var")
+    empty = modules_of(encode)  # the name has no value yet
+    later = net
+    return holder, empty, encode
+
+
+@pytest.mark.parametrize("made", [lambda n: Slots(n).encode, lambda n: Tuple(n).encode, Called, lambda n: late(n)[2]])
+def test_the_modules_of_any_callable_are_found(made):
+    net = nn.Linear(4, 4)
+    assert modules_of(made(net)) == [net]
+    vae = adapt(made(net), decode, spread="log_var")
+    assert vae.dtype == torch.float32 and sum(p.numel() for p in vae.parameters()) == 20
+    assert aggregated_posterior(vae, X.numpy().astype(float)).loc.shape == (80, 2)
+
+
+def test_a_name_that_has_no_value_yet_holds_no_module():
+    assert late(nn.Linear(4, 4))[1] == []
+
+
+def test_modules_within_distributions_are_found_once_and_classes_are_none():
+    whiten, encoder = Whiten(), GaussianEncoder(4, 2, ())
+    assert modules_of(flow(whiten), whiten) == [whiten]
+    assert modules_of(Independent(Normal(0.0, torch.ones(2)), 1), nn.Linear, [encoder]) == [encoder]
+    assert modules_of(adapt_prior(flow(whiten)))[1:] == [whiten]
+
+
+def test_a_frozen_module_of_torchscript_is_an_encoder():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    frozen = torch.jit.freeze(torch.jit.script(net.eval()))
+    found = aggregated_posterior(adapt(lambda x: frozen(x).chunk(2, 1), None, spread="log_var", modules=(frozen,)), X)
+    assert torch.equal(found.loc, net(X).chunk(2, 1)[0].detach())
