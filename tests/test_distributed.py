@@ -366,6 +366,13 @@ def test_drawing_reads_each_part_once(monkeypatch):
     assert reads == [0, 10, 20]
 
 
+def test_where_nothing_is_drawn_nothing_is_read(monkeypatch):
+    monkeypatch.setattr(shards.Part, "read", lambda part: pytest.fail("read for no draw"))
+    loc = np.zeros((30, 2), dtype=np.float32)
+    z, index = ShardedMixture(loc, np.ones_like(loc)).sample_with_index((4, 0))
+    assert z.shape == (4, 0, 2) and index.shape == (4, 0)
+
+
 LARGE = """
 import resource, sys, time
 import numpy as np, torch

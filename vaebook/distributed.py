@@ -176,7 +176,7 @@ class ShardedMixture:
             ends = (log_weight + log_mass).exp().cumsum(0)
             number = _interval(ends, (rest[own == k] - parts[k] + ends[-1]).clamp(min=0))
             z[rows], index[rows] = loc[number] + scale[number] * noise[rows], (number + first).double()
-        return self.processes.reduced(z).reshape(*shape, -1), self.processes.reduced(index).long().reshape(shape)
+        return self.processes.reduced(z).reshape(*shape, z.size(1)), self.processes.reduced(index).long().reshape(shape)
 
     def __getitem__(self, index: Tensor) -> DiagGaussianMixture:
         """Return the mixture of the chosen components, (K) numbers, in this process's memory."""
