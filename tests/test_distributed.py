@@ -121,7 +121,20 @@ def everything(rank, layouts):
             }
         )
     refuses_what_differs(q, z, index, rank)
+    last = distributed.get_world_size() - 1
+    ends = distributed.new_group([0, last])
+    if rank in (0, last):  # one between them goes on
+        answers_to_some(ends, min(rank, 1))
     return found
+
+
+def answers_to_some(group, rank):
+    """Processes of a group know their place and number in it, and wait for no other."""
+    q, z, index = whole()
+    rows = slice(30 * rank, 30 * rank + 30)
+    part = ShardedMixture(q.loc[rows], q.scale[rows], q.components()[0][rows], group=group)
+    for name, value in answers(q, z, index).items():
+        torch.testing.assert_close(answers(part, z, index)[name], value, rtol=1e-10, atol=1e-10, msg=name)
 
 
 def refuses_what_differs(q, z, index, rank):
@@ -134,6 +147,8 @@ def refuses_what_differs(q, z, index, rank):
         ("z", lambda: (q.log_prob, q.log_prob_and_score)[min(rank, 1)](z)),
         ("z and index", lambda: q.log_prob_leave_one_out(z, index.roll(rank, 0))),
         ("z and index", lambda: q.log_prob_given(z[last], index[last])),
+        ("z and index", lambda: q.log_prob_given(z + rank, index)),
+        ("z and index", lambda: q.log_prob_given(z, index.roll(rank, 0))),
         ("index", lambda: q[index[last]]),
         ("index", lambda: q[(index + rank) % 60]),
     ]
@@ -162,7 +177,7 @@ def of_one_process(weighted):
     """What does not depend on the division: of the whole, of its draws, of all in one shard, and of the population."""
     q, z, index = whole(weighted)
     alone = ShardedMixture(q.loc, q.scale, q.components()[0])
-    estimated, plain = answers_of_draws(alone), {}
+    estimated, plain = answers_of_draws(alone) | {"drawn": alone.sample((4000,), generator=seeded())}, {}
     if not weighted:
         estimated |= answers_of_the_population(alone)
         plain = answers_of_the_population(
@@ -250,7 +265,12 @@ def test_results_have_the_dtype_and_shape_of_the_points():
     assert sharded.log_prob(z.float().reshape(4, 10, DIM)).dtype == torch.float32
     assert sharded.log_prob(z.reshape(4, 10, DIM)).shape == (4, 10)
     assert sharded.log_prob_leave_one_out(z.reshape(4, 10, DIM), index.reshape(4, 10)).shape == (4, 10)
+    assert sharded.log_prob_given(z.reshape(4, 10, DIM), index.reshape(4, 10)).shape == (4, 10)
     assert sharded.log_prob(z[:0]).shape == (0,)
+    assert sharded.log_prob(z.half()).dtype == torch.float32
+    drawn = sharded.sample_with_index((2, 3), generator=seeded())
+    assert [part.shape for part in drawn] == [(2, 3, DIM), (2, 3)]
+    assert not sharded.log_prob(z.clone().requires_grad_()).requires_grad
     assert repr(sharded) == "ShardedMixture(num_components=60, dim=3)"
 
 
@@ -293,12 +313,14 @@ def test_a_process_that_dies_is_one_error_within_a_minute(tmp_path):
         ({"log_weight": torch.tensor([0, torch.nan, 0])}, ValueError, "^log_weight: .* got a sum of weights of nan"),
         ({"log_weight": torch.zeros(2)}, ValueError, "expected \\(N, D\\), \\(N, D\\) and \\(N\\)"),
         ({"loc": torch.zeros(3)}, ValueError, "expected \\(N, D\\), \\(N, D\\) and \\(N\\)"),
+        ({"loc": torch.zeros(3), "scale": torch.ones(3)}, ValueError, "expected \\(N, D\\), \\(N, D\\) and \\(N\\)"),
         ({"scale": -torch.ones(3, 2)}, ValueError, "scale: expected positive values"),
         ({"part_size": 0}, ValueError, "part_size: expected an int at least 1"),
         ({"loc": 3}, TypeError, "loc: expected rows"),
         ({"loc": None}, TypeError, "loc: expected rows"),
         ({"scale": None}, TypeError, "loc: expected rows"),
         ({"loc": [torch.zeros(3, 2)], "scale": []}, ValueError, "scale: expected as many"),
+        ({"log_weight": []}, ValueError, "^scale: expected as many as loc, 1, got 1, 0 of log_weight"),
         (
             {"loc": [torch.zeros(3, 2), torch.zeros(3, 1)], "scale": [torch.ones(3, 2), torch.ones(3, 1)]},
             ValueError,
@@ -371,6 +393,92 @@ def test_where_nothing_is_drawn_nothing_is_read(monkeypatch):
     loc = np.zeros((30, 2), dtype=np.float32)
     z, index = ShardedMixture(loc, np.ones_like(loc)).sample_with_index((4, 0))
     assert z.shape == (4, 0, 2) and index.shape == (4, 0)
+
+
+def test_what_is_in_memory_is_one_part_and_stays_prepared():
+    loc, scale = torch.arange(20.0)[:, None], torch.ones(20, 1)
+    for rows, kept, num in ((torch.Tensor, True, 1), (np.asarray, False, 3)):
+        q = ShardedMixture(rows(loc), rows(scale), part_size=7)
+        once, again = ([mixture for mixture, *_ in q.parts()] for _ in range(2))
+        assert [mixture.in_clusters for mixture in once] == [kept] * num
+        assert [one is two for one, two in zip(once, again, strict=True)] == [kept] * num
+
+
+def test_three_files_are_taken_one_after_another():
+    q, z, index = whole()
+    weight, loc, scale = (list(part.split([20, 10, 30])) for part in q.components())
+    found = ShardedMixture(loc, scale, weight)
+    for name, value in answers(q, z, index).items():
+        torch.testing.assert_close(answers(found, z, index)[name], value, rtol=1e-10, atol=1e-10)
+
+
+def test_weights_in_single_precision_are_added_up_in_double():
+    q, z, _ = whole()
+    weight = q.components()[0].float()
+    found = ShardedMixture(q.loc.numpy(), q.scale.numpy(), weight.numpy(), part_size=7).log_prob(z)
+    exact = DiagGaussianMixture(q.loc, q.scale, weight.double().log_softmax(0)).log_prob(z)
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
+
+
+def test_a_part_far_off_does_not_spoil_the_score_of_the_others():
+    loc, one = torch.tensor([[1e200], [0.0]], dtype=torch.float64), torch.ones(2, 1, dtype=torch.float64)
+    value, score = ShardedMixture(loc.split(1), one.split(1)).log_prob_and_score(one[:1])
+    torch.testing.assert_close(value, StandardNormal(1).log_prob(one[:1]).double() - math.log(2))
+    assert score.tolist() == [[-1.0]]
+
+
+def test_far_from_the_origin_the_covariance_keeps_its_digits():
+    q, *_ = whole()
+    far = ShardedMixture(q.loc + 2**24, q.scale, q.components()[0])
+    torch.testing.assert_close(far.covariance, q.covariance, rtol=1e-7, atol=1e-7)
+
+
+def test_a_place_at_an_end_or_past_the_last_is_in_an_interval_of_some_length():
+    ends = torch.tensor([0.0, 0.25, 0.25, 1.0, 1.0])
+    place = torch.tensor([0.0, 0.25, 0.5, 1.0, 1.5])
+    assert module._interval(ends, place).tolist() == [1, 3, 3, 3, 3]
+
+
+def test_rounding_draws_no_component_without_weight(monkeypatch):
+    """Where a part begins, what is left of a place may come out below 0, and its first component has no weight."""
+    weight = torch.rand(200, generator=seeded(), dtype=torch.float64).log()
+    weight[::2] = -torch.inf
+    loc = torch.zeros(200, 1)
+    q = ShardedMixture(loc.split(4), (loc + 1).split(4), weight.split(4))
+    place = torch.tensor([log_mass for _, log_mass, _ in q.parts()], dtype=torch.float64).exp().cumsum(0)
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: place)
+    assert bool((q.sample_with_index((50,))[1] % 2 == 1).all())
+
+
+def test_one_component_in_very_many_is_seen_to_weigh_less():
+    """The others weigh so little more than equal weights that it is taken for rounding."""
+    weight = torch.zeros(10**5, dtype=torch.float64)
+    weight[3] = math.log(0.5)
+    q = ShardedMixture(torch.zeros(10**5, 1), torch.ones(10**5, 1), weight)
+    assert not shards.has_equal_weights(q)
+    assert shards.has_equal_weights(ShardedMixture(torch.zeros(10**5, 1), torch.ones(10**5, 1), 0 * weight))
+
+
+def test_a_mixture_in_shards_has_no_derivatives():
+    q = DiagGaussianMixture(torch.zeros(2, 1, requires_grad=True), torch.ones(2, 1))
+    assert not module.in_shards("q", q).mean.requires_grad
+
+
+def test_tensors_are_told_apart_however_they_lie_in_memory():
+    rows = torch.arange(6.0).reshape(2, 3)
+    assert shards._checksum([rows.mT]) == shards._checksum([rows.mT.contiguous().requires_grad_()])
+    assert len({shards._checksum([x]) for x in (rows, rows.mT, rows.reshape(3, 2), rows.flatten())}) == 4
+
+
+def test_of_what_torch_says_the_first_line_is_told(monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("closed by peer\nat a place in the source")
+
+    processes = shards.Processes(False)
+    processes.several = True
+    monkeypatch.setattr(distributed, "all_reduce", fails)
+    with pytest.raises(RuntimeError, match=r"^group: expected an answer of every .* or hangs: closed by peer$"):
+        processes.reduced(torch.zeros(1))
 
 
 LARGE = """
