@@ -1,14 +1,20 @@
 """Nothing that a chapter shows is decided by rounding: numbers changed in their last digits pass the same gate."""
 
+import base64
+import io
 import json
 import shutil
 import subprocess
 import sys
 
+import harness
 import nbformat
+import numpy as np
 import pytest
 import stability
+from drawings import SVG
 from fingerprint import ROOT, chapters
+from PIL import Image
 
 STORED = json.loads(stability.RESULTS.read_text(encoding="utf-8"))
 NAMES = [md.relative_to(ROOT / "book").with_suffix("").as_posix() for md in chapters()]
@@ -48,13 +54,29 @@ def made():
     vae = models.VAE(models.GaussianEncoder(64, 2, (3,)), models.BernoulliDecoder(2, 64, (3,)), StandardNormal(2))
     return [torch.randn(40, 30, generator=seeded()), torch.rand(40, generator=seeded(), dtype=torch.float64), x,
             *vae.parameters(), *training.load({weights!r}).half().float().parameters(), a @ a.T]
-before = made()
+y, b, u, v = torch.ones(20, 6), torch.ones(3, 4, 5), torch.ones(5), torch.ones(3, 4, 4)
+def products():
+    return [torch.mm(y.mT, y), torch.addmm(torch.ones(6, 6), y.mT, y), torch.bmm(b.mT, b), torch.baddbmm(v, b, b.mT),
+            torch.mv(b[0], u), torch.addmv(torch.ones(4), b[0], u), torch.dot(u, u)]
+training.save({whole!r}, training.load({weights!r}).float())
+others = lambda: (training.load({whole!r}).parameters(), data.digits()[1:3])
+before, known = made(), [products(), *map(list, others())]
 integers = torch.randint(9, (50,), generator=seeded()), torch.randperm(50, generator=seeded())
 import perturb
 perturb.start(3, 2)
 for one, two in zip(before, made()):
     size = 1e-3 if one is two else float(((one - two).abs() / one.abs().clamp(min=1e-30)).max().detach())
     print(f"{{size:.1e}}")
+for one, two in zip(sum(known, []), sum(map(list, (products(), *others())), []), strict=True):
+    assert 0 < ((one - two).abs() / one.abs().clamp(min=1e-30)).max() < 4e-7, one.shape
+counts = torch.arange(6).reshape(2, 3)
+assert torch.equal(counts @ counts.mT, torch.tensor([[5, 14], [14, 50]]))
+long = torch.ones(2**20 + 2**19)
+factors = [perturb._Noise(seed).factor(long, 0.5) for seed in (1, 1, 2)]
+assert torch.equal(*factors[:2]) and not torch.equal(*factors[1:])
+noise = perturb._Noise(1)
+assert not torch.equal(noise.factor(long, 0.5), noise.factor(long, 0.5))
+assert 0.5 <= factors[0].min() and factors[0].max() <= 1 and factors[0].dtype == torch.float32
 assert torch.equal(integers[0], torch.randint(9, (50,), generator=seeded()))
 torch.set_num_threads(1)
 assert torch.get_num_threads() == 2
@@ -62,9 +84,10 @@ assert bool((made()[1] <= 1).all())
 """
 
 
-def test_what_is_changed_and_by_how_much():
+def test_what_is_changed_and_by_how_much(tmp_path):
     """Draws, weights, data and stored weights by up to a ten-millionth or a last digit; products by rounding."""
-    code = CHANGES.format(tools=str(TOOLS), weights=str(ROOT / "book" / "results" / "digits-normal-2-1.safetensors"))
+    weights = str(ROOT / "book" / "results" / "digits-normal-2-1.safetensors")
+    code = CHANGES.format(tools=str(TOOLS), weights=weights, whole=str(tmp_path / "whole.safetensors"))
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     *inputs, product = map(float, done.stdout.split())
@@ -103,9 +126,130 @@ def test_finds_what_rounding_decides(toy):
 def test_movements():
     assert stability.movements("1.000 nats at 17", "1.002 nats at 18") == [pytest.approx(0.002 / 1.002)]
     assert stability.movements("0.0 −2.0", "0.0 2.0") == [0.0, 2.0]
+    assert stability.movements("0.0 2.0", "0.5 1.0") == [1.0, 0.5]
     assert stability.movements("1.0", "1.0 2.0") == stability.movements(stability.PNG, "1.0") == []
+    assert stability.movements("1.0", stability.PNG) == stability.movements(f"{stability.PNG} 1.0", "1.0") == []
 
 
 def test_largest_over_the_runs():
     rows = [{"chapter": "a", "movement": m, "pixels": p} for m, p in ((1e-4, 0.0), (0.0, 1e-3))]
     assert stability.largest(rows) == [{"chapter": "a", "movement": 1e-4, "pixels": 1e-3}]
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """Two chapters that are not run: where the tools are, what is measured, and the fingerprints of the chapters."""
+    for name in ("compare.py", "perturb.py", "stability.py"):
+        shutil.copy(TOOLS / name, tmp_path)
+    marks, measured = {"a": 0, "b": 0}, []
+
+    def measure(ipynb, seed, threads):
+        measured.append((ipynb.stem, seed, threads))
+        return {"chapter": ipynb.stem, "seed": seed, "movement": 0.5 * seed, "pixels": 0.0, "fails": []}
+
+    for name, value in {
+        "__file__": str(tmp_path / "stability.py"),
+        "chapters": lambda: [tmp_path / f"{chapter}.md" for chapter in marks],
+        "read_ipynb": lambda ipynb: ipynb.stem,
+        "fingerprint": marks.get,
+        "measure": measure,
+    }.items():
+        monkeypatch.setattr(stability, name, value)
+    return tmp_path, marks, measured
+
+
+def test_every_chapter_is_measured_in_every_run_and_again_only_if_something_changed(book):
+    folder, marks, measured = book
+    every = sorted((name, run["seed"], run["threads"]) for name in marks for run in runs())
+
+    def keys():
+        found = {}
+        rows = stability.measure_all(lambda key, compute: found.setdefault(key, compute()))
+        assert len(found) == len(every) and list(found.values()) == rows
+        return set(found)
+
+    before = keys()
+    assert sorted(measured) == every and keys() == before
+    marks["b"] = 1
+    assert len(keys() - before) == len(every) / 2
+    for path in folder.glob("*.py"):
+        old = keys()
+        path.write_text(path.read_text() + "\n")
+        assert not keys() & old, path
+    assert len(stability.measure_all()) == len(every)
+
+
+@pytest.mark.parametrize("fails", [[], ["a-cell1"]])
+def test_the_command_stores_the_largest_movements_unless_something_fails(fails, book, monkeypatch, capsys):
+    *_, measured = book
+    kept, written, whole = [], [], stability.measure
+
+    class Experiment:
+        def __init__(self, name, config):
+            assert (name, config) == ("stability", stability.CONFIG)
+
+        def piece(self, key, compute):
+            kept.append(key)
+            return compute()
+
+        write = staticmethod(written.append)
+
+    monkeypatch.setattr(harness, "Experiment", Experiment)
+    monkeypatch.setattr(stability, "measure", lambda ipynb, **run: whole(ipynb, **run) | {"fails": fails})
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    assert stability.main() == bool(fails)
+    assert len(kept) == len(measured) == 2 * len(runs())
+    largest = [{"chapter": name, "movement": 1.0, "pixels": 0.0} for name in "ab"]
+    assert written == ([] if fails else [{"chapters": largest}])
+    assert capsys.readouterr().err == "moves beyond the gate: a-cell1\n" * len(measured) * bool(fails)
+
+
+def test_a_chapter_that_fails_when_its_numbers_move_is_told(tmp_path, monkeypatch):
+    def fails(*_):
+        raise stability.ChapterError("code cell 1 of 1 raised an error:")
+
+    monkeypatch.setattr(stability, "_run_changed", fails)
+    nbformat.write(nbformat.v4.new_notebook(), tmp_path / "toy.ipynb")
+    row = stability.measure(tmp_path / "toy.ipynb", 3, 2)
+    assert row["fails"] == ["code cell 1 of 1 raised an error:"]
+    assert (row["chapter"], row["seed"], row["threads"]) == ("toy", 3, 2)
+
+
+def shows(*outputs):
+    return nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output(kind, **content) for kind, content in outputs])
+
+
+def test_of_a_chapter_the_largest_movement_is_told_and_each_cell_that_fails_once(tmp_path, monkeypatch):
+    numbers = [("0.5 0.5", "0.5 0.6 "), ("1.0", "2.0"), ("3.0", "3.0")]
+    old, new = (
+        [shows(*(("stream", {"name": "stdout", "text": pair[side]}) for pair in numbers)), shows()] for side in (0, 1)
+    )
+    nbformat.write(nbformat.v4.new_notebook(cells=old), tmp_path / "toy.ipynb")
+    monkeypatch.setattr(stability, "_run_changed", lambda *_: new)
+    row = stability.measure(tmp_path / "toy.ipynb", 0, 1)
+    assert row["movement"] == 0.5 and row["fails"] == ["toy-cell1"]
+
+
+def test_what_a_cell_shows_is_compared_kind_by_kind():
+    figure = {"text/plain": "<Figure>", "image/png": "AAAA", SVG: "<svg/>"}
+    cell = shows(("stream", {"name": "stderr", "text": "no"}), ("display_data", {"data": figure}))
+    shown = [("stderr", "no"), ("image/png", "AAAA"), ("text/plain", "<Figure>")]
+    assert stability._shown(cell) == shown
+    assert stability._pairs(shown, shown[:1]) == [("stderr, image/png, text/plain", "stderr")]
+    assert stability._pairs(shown[:1], [("stderr", "yes")]) == [("no", "yes")]
+
+
+def png(pixels):
+    target = io.BytesIO()
+    Image.fromarray(np.array(pixels, dtype=np.uint8)).save(target, "png")
+    return base64.b64encode(target.getvalue()).decode()
+
+
+def test_changed_pixels():
+    base, step = np.zeros((2, 4, 3), dtype=int), stability.PIXEL_STEP
+    other = base.copy()
+    other[0, 0, 0], other[0, 1, 1], other[1, 2] = step, step + 1, 255
+    assert stability.changed_pixels(png(base), png(other)) == stability.changed_pixels(png(other), png(base)) == 2 / 8
+    assert stability.changed_pixels(png(base), png(base[..., 0])) == 0.0  # grey
+    assert stability.changed_pixels(png(base), png(base[:1])) == 1.0
+    assert stability.changed_pixels("1.0", png(base)) == stability.changed_pixels(png(base), "1.0") == 0.0
