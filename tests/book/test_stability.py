@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import compare
 import harness
 import nbformat
 import numpy as np
@@ -133,7 +134,8 @@ def test_movements():
 
 def test_largest_over_the_runs():
     rows = [{"chapter": "a", "movement": m, "pixels": p} for m, p in ((1e-4, 0.0), (0.0, 1e-3))]
-    assert stability.largest(rows) == [{"chapter": "a", "movement": 1e-4, "pixels": 1e-3}]
+    one, other = {"chapter": "a", "movement": 1e-4, "pixels": 1e-3}, {"chapter": "b", "movement": 1.0, "pixels": 0.0}
+    assert stability.largest([rows[0], other, rows[1]]) == [one, other]
 
 
 @pytest.fixture
@@ -221,13 +223,38 @@ def shows(*outputs):
 
 def test_of_a_chapter_the_largest_movement_is_told_and_each_cell_that_fails_once(tmp_path, monkeypatch):
     numbers = [("0.5 0.5", "0.5 0.6 "), ("1.0", "2.0"), ("3.0", "3.0")]
+    pictures = [
+        (png(np.zeros((2, 2, 3))), png(255 * np.eye(2)[..., None].repeat(3, 2))),
+        2 * (png(np.zeros((1, 1, 3))),),
+    ]
     old, new = (
-        [shows(*(("stream", {"name": "stdout", "text": pair[side]}) for pair in numbers)), shows()] for side in (0, 1)
+        [
+            shows(*(("stream", {"name": "stdout", "text": pair[side]}) for pair in numbers)),
+            shows(*(("display_data", {"data": {"image/png": pair[side]}}) for pair in pictures)),
+            shows(),
+        ]
+        for side in (0, 1)
     )
-    nbformat.write(nbformat.v4.new_notebook(cells=old), tmp_path / "toy.ipynb")
+    ipynb = tmp_path / "book" / "part" / "toy.ipynb"
+    ipynb.parent.mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=old), ipynb)
+    monkeypatch.setattr(stability, "ROOT", tmp_path)
+    monkeypatch.setattr(compare, "DIFFS", tmp_path)
     monkeypatch.setattr(stability, "_run_changed", lambda *_: new)
-    row = stability.measure(tmp_path / "toy.ipynb", 0, 1)
-    assert row["movement"] == 0.5 and row["fails"] == ["toy-cell1"]
+    row = stability.measure(ipynb, 0, 1)
+    assert (row["chapter"], row["movement"], row["pixels"]) == ("part/toy", 0.5, 0.5)
+    assert row["fails"] == ["part-toy-cell1", "part-toy-cell2"]
+
+
+def test_each_run_has_its_own_seed_and_threads_in_the_chapters_folder(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(stability, "run", lambda notebook, folder, **env: ran.append((notebook, folder, env)))
+    stored = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("print(1)")])
+    (cell,) = stability._run_changed(stored, tmp_path, 5, 3)
+    ((notebook, *where),) = ran
+    assert notebook.cells[0].source.endswith("import perturb; perturb.start(5, 3)") and cell.source == "print(1)"
+    assert where == [tmp_path, {"OMP_NUM_THREADS": "3", "OMP_WAIT_POLICY": "passive"}]
+    assert len(stored.cells) == 1
 
 
 def test_what_a_cell_shows_is_compared_kind_by_kind():
@@ -248,8 +275,8 @@ def png(pixels):
 def test_changed_pixels():
     base, step = np.zeros((2, 4, 3), dtype=int), stability.PIXEL_STEP
     other = base.copy()
-    other[0, 0, 0], other[0, 1, 1], other[1, 2] = step, step + 1, 255
-    assert stability.changed_pixels(png(base), png(other)) == stability.changed_pixels(png(other), png(base)) == 2 / 8
+    other[0, 0, 0], other[0, 1, 1], other[1, 2:] = step, step + 1, 255
+    assert stability.changed_pixels(png(base), png(other)) == stability.changed_pixels(png(other), png(base)) == 3 / 8
     assert stability.changed_pixels(png(base), png(base[..., 0])) == 0.0  # grey
     assert stability.changed_pixels(png(base), png(base[:1])) == 1.0
     assert stability.changed_pixels("1.0", png(base)) == stability.changed_pixels(png(base), "1.0") == 0.0
