@@ -283,6 +283,104 @@ def test_an_interruption_is_one_line_and_stores_nothing(chapter, monkeypatch, ca
     assert not chapter.with_suffix(".ipynb").exists()
 
 
+def test_the_command_line_says_which_chapters_are_run_and_how(chapter, monkeypatch, capsys):
+    other, asked = chapter.with_name("toys.md"), []
+
+    def update(md, **how):
+        asked.append((md.name, how, os.environ["OMP_NUM_THREADS"]))
+        raise execute.ChapterError("no")
+
+    for name, value in (("update", update), ("collect", asked.append), ("chapters", lambda: [chapter, other])):
+        monkeypatch.setattr(execute, name, value)
+    for options, wanted, how in (
+        ([], (chapter, other), {"force": False, "keep": None}),
+        (["--all", "--keep", "md"], (chapter, other), {"force": True, "keep": "md"}),
+        (["--chapter", "toy"], (chapter,), {"force": False, "keep": None}),
+    ):
+        asked.clear()
+        monkeypatch.setenv("OMP_NUM_THREADS", "7")
+        monkeypatch.setattr(sys, "argv", ["execute.py", *options])
+        assert execute.main() == 1
+        assert asked == [execute.ROOT, *((md.name, how, "1") for md in wanted)]
+    assert capsys.readouterr().err.endswith("FAILED  book/toy.md: no\n")
+    monkeypatch.setattr(sys, "argv", ["execute.py", "--chapter", "to"])
+    with pytest.raises(SystemExit, match=r"^no chapter 'to'; there are: toy, toys$"):
+        execute.main()
+
+
+def test_an_update_settles_what_differs_and_leaves_the_md_the_newer(chapter, good, monkeypatch):
+    ipynb = chapter.with_suffix(".ipynb")
+    ipynb.write_bytes(good)
+    os.utime(chapter, (0, 0))
+    assert execute.update(chapter) == "fresh" and chapter.stat().st_mtime >= ipynb.stat().st_mtime
+    edit(ipynb, "A title", "New in ipynb")
+    with pytest.raises(execute.ChapterError, match=r"the \.ipynb was edited"):
+        execute.update(chapter)
+    edit(chapter, "A title", "New in md")
+    with pytest.raises(execute.ChapterError, match="both files were edited"):
+        execute.update(chapter)
+    monkeypatch.setattr(execute, "run", lambda *_: pytest.fail("ran for a change of text"))
+    assert execute.update(chapter, keep="ipynb") == "text only" and "New in ipynb" in chapter.read_text()
+    ipynb.write_bytes(good)
+    edit(chapter, "New in ipynb", "New in md")
+    assert execute.update(chapter, keep="md") == "text only" and "New in md" in ipynb.read_text()
+    assert ipynb.read_text().endswith("}\n")
+    stored = read_ipynb(ipynb)
+    assert stored.cells[1].execution_count == 1 and stored.nbformat_minor == 5
+
+
+def test_a_chapter_is_written_back_as_jupyterlab_would_unless_its_cells_would_change(chapter, monkeypatch):
+    execute.normalise(chapter)
+    text = chapter.read_text()
+    chapter.write_text(text.replace("# A title\n", "\n# A title\n\n"))
+    execute.normalise(chapter)
+    assert chapter.read_text() == text
+    monkeypatch.setattr(execute, "as_md", lambda notebook: text.replace("6 * 7", "6 * 8"))
+    with pytest.raises(execute.ChapterError, match="cannot write this file back"):
+        execute.normalise(chapter)
+    assert chapter.read_text() == text
+
+
+def test_of_equal_cells_each_has_its_own_id_and_no_trace_of_the_run_remains():
+    cells = [nbformat.v4.new_code_cell("x", metadata={"execution": {"iopub.status.idle": "now"}}) for _ in range(2)]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python", "version": "3.11"}})
+    execute.finish(notebook, {"fingerprint": "f"})
+    assert cells[0].id != cells[1].id and len(cells[0].id) == 8
+    assert [cell.metadata for cell in cells] == [{}, {}]
+    assert notebook.metadata["language_info"] == execute.LANGUAGE
+    assert notebook.metadata["vaebook"] == {"fingerprint": "f", "digest": execute.digest(notebook)}
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+
+
+def test_cells_run_in_the_chapters_folder_with_the_variables_that_are_given(tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    code = "import os\nprint(os.getcwd(), os.environ['OMP_NUM_THREADS'], end=' ')\nos.system('')\nprint('so')"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    execute.run(notebook, tmp_path, OMP_NUM_THREADS="2")
+    (output,) = notebook.cells[0].outputs
+    assert output.text == f"{tmp_path} 2 so\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "words"), [("import time; time.sleep(60)", "timed out"), ("import os; os._exit(1)", "kernel died")]
+)
+def test_a_cell_that_never_ends_or_ends_the_kernel_is_told_and_not_tried_again(code, words, tmp_path, monkeypatch):
+    starts, whole = [], execute._execute
+    monkeypatch.setattr(execute, "_execute", lambda *args: (starts.append(args), whole(*args)))
+    monkeypatch.setattr(execute, "TIMEOUT", 1 if "time" in code else 30)
+    cells = [nbformat.v4.new_markdown_cell("Text."), *map(nbformat.v4.new_code_cell, ("x = 1", code))]
+    with pytest.raises(execute.ChapterError, match=words):
+        execute.run(nbformat.v4.new_notebook(cells=cells), tmp_path)
+    assert len(starts) == 1
+
+
+def test_the_cell_that_fails_is_counted_among_those_of_code(tmp_path):
+    codes = ("print(1)", "print(2); 1 / 0", "3")
+    cells = [nbformat.v4.new_markdown_cell("Text."), *map(nbformat.v4.new_code_cell, codes)]
+    with pytest.raises(execute.ChapterError, match=r"^code cell 2 of 3 raised an error:"):
+        execute.run(nbformat.v4.new_notebook(cells=cells), tmp_path)
+
+
 def test_two_writers_never_tear_a_notebook(tmp_path):
     """A file is put in place whole, under a temporary name of its own."""
     target, texts = tmp_path / "toy.ipynb", [letter * 500_000 for letter in "ab"]
