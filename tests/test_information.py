@@ -457,3 +457,19 @@ def test_a_component_without_weight_does_not_lift_the_bound_on_information():
     q = DiagGaussianMixture(loc, torch.ones_like(loc), weight.log())
     found = max(mutual_information(q, 10, generator=seeded(seed)).value for seed in range(9))
     assert found == pytest.approx(float(torch.special.entr(weight).sum()), abs=1e-12)
+
+
+def test_an_estimate_above_its_bound_is_said_to_be_cut_too():
+    weight, loc = torch.tensor([0.9, 0.1], dtype=torch.float64), torch.tensor([[-100.0], [100.0]], dtype=torch.float64)
+    q, entropy = DiagGaussianMixture(loc, torch.ones_like(loc), weight.log()), float(torch.special.entr(weight).sum())
+    found = [decompose_kl(q, StandardNormal(1).double(), num_samples=10, generator=seeded(seed)) for seed in range(9)]
+    cut = [parts.how == "bounded" for parts in found]
+    assert cut == [parts.mutual_information.value == pytest.approx(entropy, abs=1e-12) for parts in found]
+    assert 0 < sum(cut) < len(cut)
+
+
+def test_of_a_control_that_varies_by_rounding_next_to_nothing_is_subtracted():
+    noise = torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+    draws, control = 2**-52 * noise, 7 + 2**-50 * noise
+    for sign in (1, -1):
+        assert float((information._with_control(draws, sign * control) - draws).abs().max()) < 0.012
