@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import doors
 import kinds
@@ -99,6 +100,15 @@ def test_standard_deviations_of_codes_are_compared_too():
     oracle.scale = 1.01 * oracle.scale
     with pytest.raises(AssertionError):
         doors.check_aggregated_posterior(oracle.kind, oracle)
+
+
+def test_an_estimate_that_is_sure_of_nothing_is_refused(monkeypatch):
+    cell("fully connected", "likelihood.importance_log_prob")
+    oracle = doors.ORACLES["fully connected"]
+    unsure = SimpleNamespace(log_prob=torch.zeros(doors.ROWS), stderr=torch.full((doors.ROWS,), 99.0))
+    monkeypatch.setattr(doors.likelihood, "importance_log_prob", lambda *_, **__: unsure)
+    with pytest.raises(AssertionError):
+        doors.check_importance_log_prob(oracle.kind, oracle)
 
 
 def test_the_command_writes_every_cell(tmp_path, monkeypatch):
