@@ -147,3 +147,17 @@ def test_a_kind_uses_what_its_name_says_in_both_of_its_networks(name, part):
 def test_data_and_conditions_are_of_the_kinds_that_they_stand_for():
     assert set(kinds.X.unique().tolist()) == {0.0, 1.0} and bool(((0 < kinds.GREY) & (kinds.GREY < 1)).all())
     assert len(kinds.LABEL.unique()) == kinds.N == len(kinds.X) == len(kinds.GREY)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("encoder: Independent, rank 1", (1,)),
+        ("encoder: Independent, rank 3", (1, 1, 1)),
+        ("codes (C, H, W)", (1, 1, 1)),
+    ],
+)
+def test_codes_have_the_shape_that_their_kind_stands_for(name, shape):
+    kind = KINDS[name]()
+    kind.vae.encode(kind.x)
+    assert kind.vae.encoder.latent_shape == shape
