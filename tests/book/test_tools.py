@@ -322,8 +322,9 @@ def test_an_update_settles_what_differs_and_leaves_the_md_the_newer(chapter, goo
     monkeypatch.setattr(execute, "run", lambda *_: pytest.fail("ran for a change of text"))
     assert execute.update(chapter, keep="ipynb") == "text only" and "New in ipynb" in chapter.read_text()
     ipynb.write_bytes(good)
-    edit(chapter, "New in ipynb", "New in md")
+    edit(chapter, "# New in ipynb\n", "# New in md\n\n\n")
     assert execute.update(chapter, keep="md") == "text only" and "New in md" in ipynb.read_text()
+    assert "\n\n\n" not in chapter.read_text()
     assert ipynb.read_text().endswith("}\n")
     stored = read_ipynb(ipynb)
     assert stored.cells[1].execution_count == 1 and stored.nbformat_minor == 5
