@@ -336,3 +336,114 @@ def test_a_seed_is_drawn_from_the_generator_that_is_given():
     torch.manual_seed(5)
     expected = int(torch.randint(2**31, (), generator=torch.Generator().manual_seed(5)))
     assert checks.new_seed(None) == expected
+
+
+@pytest.mark.parametrize("low", [19.5, 20.5])
+def test_every_coordinate_of_a_batch_is_compared_with_its_own_means(low):
+    loc, value = torch.tensor([[0.5, 0.0], [-1.0, 0.0], [0.0, 0.0]]), torch.tensor([[low, 10.5]] * 3)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        checks.to_scale("s", value, "std", loc)
+    assert [one.filename for one in told] == [__file__] * (low > 20)  # it points at who called
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "call"),
+    [
+        (
+            ValueError,
+            "a: expected finite values, got nan",
+            lambda: checks.check_finite("a", torch.tensor(math.nan)),
+        ),
+        (
+            ValueError,
+            "a: expected values below 2, got 2.5 at index (0, 1)",
+            lambda: checks.check_all(
+                "a", ONE * 2.5, torch.tensor([[True, False, False], [False] * 3]), "values below 2"
+            ),
+        ),
+        (
+            ValueError,
+            "s: expected positive values, got min -0.333333 at index ()",
+            lambda: checks.check_positive("s", torch.tensor(-1 / 3)),
+        ),
+        (
+            TypeError,
+            "i: expected a tensor of dtype torch.int64, got torch.int64 torch.sparse_coo",
+            lambda: checks.check_index("i", ONE.long().to_sparse(), (2, 3)),
+        ),
+        (TypeError, "q: expected a int or a str, got float", lambda: checks.check_type("q", 1.0, int | str)),
+        (
+            ValueError,
+            "n: expected an int between 3 and 4, got 2",
+            lambda: checks.check_int("n", 2, minimum=3, maximum=4),
+        ),
+        (
+            ValueError,
+            f"n: expected an int between 3 and {2**63 - 2}, got {2**63 - 1}",
+            lambda: checks.check_int("n", 2**63 - 1, minimum=3, maximum=2**63 - 2),
+        ),
+        (
+            ValueError,
+            "n: expected an int at least 3, got one of 21 digits",
+            lambda: checks.check_int("n", -(10**20), minimum=3),
+        ),
+        (
+            ValueError,
+            f"n: expected an int at most {2**63 - 1}, got {10**20 - 1}",
+            lambda: checks.check_int("n", 10**20 - 1, minimum=3),
+        ),
+        (
+            ValueError,
+            "t: expected a number > 0.5, got 0.5",
+            lambda: checks.check_number("t", 0.5, minimum=0.5, above=0.5),
+        ),
+        (
+            ValueError,
+            "c: expected one of one, two, got 'three'",
+            lambda: checks.check_choice("c", "three", ("one", "two")),
+        ),
+        (
+            ValueError,
+            "c: expected a word of one, got '" + "x" * 99,
+            lambda: checks.check_choice("c", "x" * 200, ("one",), "a word of"),
+        ),
+        (ValueError, "c: expected one of one, got 'a b'", lambda: checks.check_choice("c", "a  b", ("one",))),
+        (TypeError, "s: expected a tuple of ints, got str", lambda: checks.check_sizes("s", "12")),
+        (ValueError, "s: expected at least one size, got ()", lambda: checks.check_sizes("s", (), empty=False)),
+        (ValueError, "s[1]: expected an int at least 1, got 0", lambda: checks.check_sizes("s", (1, 0), minimum=1)),
+        (
+            ValueError,
+            "s: expected fewer than 2^63 draws, got one of 25 digits",
+            lambda: checks.check_shape("s", (10**12,) * 2),
+        ),
+        (
+            ValueError,
+            "log_weight: expected natural logarithms that log-sum to 0 within 1e-05, got 1.09861; "
+            "torch.log_softmax(log_weight, 0) normalises them",
+            lambda: checks.check_log_weight(torch.zeros(3)),
+        ),
+        (
+            ValueError,
+            "log_weight: expected natural logarithms that log-sum to 0 within 0.0625, got -0.078125; "
+            "torch.log_softmax(log_weight, 0) normalises them",
+            lambda: checks.check_log_weight(torch.tensor([-5 / 64]).bfloat16()),
+        ),
+    ],
+)
+def test_the_whole_of_a_message(error, message, call):
+    with pytest.raises(error, match="^" + re.escape(message) + "$"):
+        call()
+
+
+@pytest.mark.parametrize(
+    "call", [lambda: checks.check_positive("s", META), lambda: checks.to_scale("s", META, "log_var")]
+)
+def test_scales_without_values_are_told(call):
+    with pytest.raises(TypeError, match=r"^s: expected finite values, got a tensor on the meta device, which holds no"):
+        call()
+
+
+def test_sizes_of_any_kind_of_list():
+    assert checks.check_sizes("s", []) == () == checks.check_shape("s", ())
+    assert checks.check_sizes("s", [np.int64(0), 1]) == (0, 1) and checks.check_sizes("s", (1,), minimum=1) == (1,)
