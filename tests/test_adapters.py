@@ -957,3 +957,10 @@ def test_the_standard_normal_of_a_model_in_double_is_in_double():
     net = nn.Linear(6, 4).double()
     vae = adapt(lambda x: net(x).chunk(2, 1), spread="log_var", latent_shape=(2,))
     assert vae.prior.sample((2,)).dtype == torch.float64
+
+
+def test_data_and_conditions_are_brought_to_the_device_of_the_weights():
+    vae = adapt(lambda x, y: (x, y), modules=nn.Linear(1, 1, device="meta"))
+    for x, rows in vae.batches(X, 5, X):
+        assert {x.device.type, *(value.device.type for value in rows.values())} == {"meta"} and len(x) <= 5
+    assert adapt(lambda x: (x, x)).device is None

@@ -632,3 +632,11 @@ def test_a_density_with_a_tensor_too_many_is_refused(tmp_path, make):
     storage.write(tmp_path / "density", {"density": type(density).__name__}, tensors | {"more": torch.zeros(1)})
     with pytest.raises(ValueError, match="more"):
         load_density(tmp_path / "density")
+
+
+@pytest.mark.parametrize("call", [lambda path, other: save(path, other), lambda path, other: load(path, other)])
+@pytest.mark.parametrize("other", [nn.Linear(1, 1), StandardNormal(1)])
+def test_what_is_no_model_of_this_package_is_told_how_to_be_kept(tmp_path, call, other):
+    remedy = r"of what is no vaebook\.models\.VAE, keep the state_dict, and the prior by save_density"
+    with pytest.raises(TypeError, match=rf"^vae: expected a VAE, got {type(other).__name__}; {remedy}$"):
+        call(tmp_path / "vae", other)

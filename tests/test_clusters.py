@@ -346,3 +346,15 @@ def test_another_default_device_changes_nothing():
     with torch.device("meta"):
         got = q.log_prob(z)
     torch.testing.assert_close(got, want, rtol=0, atol=0)
+
+
+def test_bounds_that_are_tight_at_each_point_need_no_terms(monkeypatch):
+    """One point is among the components, another far from all of them: only its own terms matter to it."""
+    loc = 0.1 * normal(3_000, 2)
+    held = clusters.prepare(loc, torch.ones_like(loc), loc[:, 0] * 0, cluster(loc))
+    given = given_for(torch.tensor([[0.0, 0.0], [60.0, 0.0]], dtype=torch.float64), held)
+    top, wanted = clusters.needed(*given)
+    monkeypatch.setattr(clusters, "needed", None)
+    least, kept = clusters.bounded(*given)
+    assert bool((least <= top + 1e-6).all()) and bool((kept | ~wanted).all())
+    assert float(top[0] - top[1]) > 2 * clusters.WITHIN

@@ -494,3 +494,9 @@ def test_an_address_that_is_wrong_is_no_wrong_content(miniature, monkeypatch):
 
 def test_black_and_white_data_have_no_derivatives():
     assert not data.binarize(torch.full((2, 3), 0.5).requires_grad_()).requires_grad
+
+
+def test_the_cache_of_the_user_bears_the_name_of_the_package(miniature, monkeypatch, tmp_path):
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / name)
+    shutil.copytree(miniature, tmp_path / "vaebook" / "fashion-mnist")
+    assert [len(part) for part in data.fashion_mnist()] == [20, 10, 12] * 2

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Laplace, Normal, Uniform
 
+from vaebook import comparison
 from vaebook.adapters import adapt
 from vaebook.likelihood import compare_priors, importance_log_prob
 from vaebook.mixture import DiagGaussianMixture
@@ -184,3 +185,12 @@ def test_a_condition_is_handed_on():
     found = compare_priors(vae, x + move, {"own": None}, 2000, condition=move, generator=rng())["own"]
     exact = Normal(0.0, 2**0.5).log_prob(x)[:, 0]
     assert float(((found.log_prob - exact) / found.stderr).abs().max()) < 4
+
+
+def test_all_that_is_given_is_handed_on_with_smaller_numbers(monkeypatch):
+    monkeypatch.setattr(comparison, "estimates", lambda *given, **how: (given, how))
+    priors, own, condition = {"a": None, "b": None}, {"b": torch.arange(2)}, torch.zeros(2)
+    given = ("vae", "x", priors, 7, own, ["a"], condition, "generator")
+    made = compare_priors(*given[:4], leave_out=own, drawn_from=["a"], condition=condition, generator="generator")
+    assert made == (given, {"num_starts": 4, "round_samples": 200})
+    assert compare_priors(*given[:3]) == ((*given[:3], 1000, {}, priors, None, None), comparison.SHARED)

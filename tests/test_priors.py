@@ -6,6 +6,7 @@ import copy
 import functools
 import math
 import warnings
+from types import SimpleNamespace as Namespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from scipy import stats
 from sklearn.exceptions import ConvergenceWarning
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from vaebook import priors
 from vaebook.adapters import adapt, adapt_prior
 from vaebook.aggregate import aggregated_posterior
 from vaebook.mixture import DiagGaussianMixture
@@ -28,6 +30,7 @@ from vaebook.priors import (
     as_mixture,
     fit_gmm,
     from_components,
+    on_cpu,
 )
 
 
@@ -745,3 +748,51 @@ def test_what_a_prior_of_codes_is_made_of_is_compared_and_cut_off(make):
     assert prior.pseudo_inputs.is_leaf if make is VampPrior else not prior.exemplars.requires_grad
     with pytest.raises(ValueError, match=r"^encoder: expected the same from two passes"):
         make(adapt(lambda x: (x + torch.randn(()), torch.ones_like(x))), x)
+
+
+def test_the_divergence_is_that_of_torch():
+    loc, scale = (torch.randn(4, 5, 3, generator=rng(seed)) for seed in (0, 1))
+    scale = scale.exp().requires_grad_()
+    got, unit = StandardNormal(3).kl(loc, scale), Normal(torch.zeros(3).double(), torch.ones(3).double())
+    want = torch.distributions.kl_divergence(Normal(loc.double(), scale.double()), unit).sum(-1)
+    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    got.sum().backward()
+    torch.testing.assert_close(scale.grad, (scale - 1 / scale).detach())
+    assert StandardNormal(3).kl(loc[:0], scale[:0]).shape == (0, 5)
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "loc", "scale"),
+    [
+        (ValueError, r"scale: expected positive values, got 0 at index \(1, 0\)$", torch.zeros(2, 3), [1.0, 0.0]),
+        (ValueError, r"scale: expected positive values, got -1 at index \(0, 0\)$", torch.zeros(2, 3), [-1.0, 1.0]),
+        (ValueError, r"scale: expected finite values, got nan at", torch.zeros(2, 3), [math.nan, 1.0]),
+        (ValueError, r"loc: expected finite values, got inf at", torch.full((2, 3), math.inf), [1.0, 1.0]),
+        (ValueError, r"loc: expected shape \(..., 3\), got \(2, 2\)$", torch.zeros(2, 2), [1.0, 1.0]),
+        (TypeError, r"loc: expected a floating-point tensor", torch.zeros(2, 3).long(), [1.0, 1.0]),
+    ],
+)
+def test_what_has_no_divergence_is_named(error, message, loc, scale):
+    with pytest.raises(error, match=f"^{message}"):
+        StandardNormal(3).kl(loc, torch.tensor(scale)[:, None].expand(2, 3))
+
+
+class Placed:
+    """A mixture on a device that need not be there."""
+
+    def __init__(self, place):
+        self.loc = Namespace(device=torch.device(place))
+
+    def to(self, place):
+        return f"on {place}"
+
+
+def test_only_a_mixture_that_is_elsewhere_is_brought_to_the_processor(monkeypatch):
+    here, asked = adapt_prior(Independent(Normal(torch.zeros(2), torch.ones(2)), 1)), []
+    assert on_cpu(here) is here
+    far = StandardNormal(2).to("meta")
+    for found, want in ((Placed("cuda"), "on cpu"), (Placed("cpu"), far), (None, far)):
+        monkeypatch.setattr(priors, "as_mixture", lambda given, found=found: asked.append(given) or found)
+        assert on_cpu(far) == want and asked.pop() is far
+    near = VampPrior(encoder(), data())  # whose weights tell where it is: nothing is encoded for that
+    assert on_cpu(near) is near and not asked
