@@ -588,6 +588,86 @@ BOUNDS = {
 }
 
 
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", BOUNDS)
+def test_a_part_that_does_not_repeat_itself_is_refused(name, part):
+    x, model = toy(d=1, n=5)
+    vae = linear_vae(model)
+    noise = {
+        "encoder": lambda x: Normal(x[:, :1] + torch.randn(()), 1.0),
+        "decoder": lambda z: Normal(z + torch.randn(x.shape[1]), 1.0),
+    }
+    setattr(vae, part, noise[part])
+    if part == "encoder" and name in ("prior", "quadrature"):  # they have no use for it
+        assert len(BOUNDS[name](vae, x)) == 5
+        return
+    with pytest.raises(ValueError, match=rf"^{part}: expected the same from two passes"):
+        BOUNDS[name](vae, x)
+
+
+@pytest.mark.parametrize("name", ["prior", "quadrature"])
+def test_a_decoder_in_training_mode_is_evaluated_without_its_dropout(name):
+    x = normal(5, 5)
+    net = torch.nn.Sequential(torch.nn.Linear(1, 5), torch.nn.Dropout()).double()
+    vae = SimpleNamespace(decoder=lambda z: Normal(net(z), 1.0), prior=StandardNormal(1).double())
+    value = BOUNDS[name](vae, x)
+    assert net.training and net[1].training and not value.requires_grad
+    net.eval()
+    assert torch.equal(BOUNDS[name](vae, x), value)
+
+
+@pytest.mark.parametrize("num", [1, 5, 16, 20])
+@pytest.mark.parametrize("chunk", [1, 2, 4, 5, 100])
+def test_chunks_do_not_change_the_noise(num, chunk):
+    x, model = toy(d=1, n=20)
+    vae, x = linear_vae(model, prior=StandardNormal(1).double()), x[:num]
+    want = iwae_bound(vae, x, 5, generator=rng())
+    torch.testing.assert_close(iwae_bound(vae, x, 5, generator=rng(), chunk_size=chunk), want, rtol=1e-13, atol=0)
+
+
+def test_the_divergence_of_each_datum_is_its_own():
+    x, model = toy(d=2, n=6)
+    vae, beta = linear_vae(model, prior=StandardNormal(2).double()), 3.0
+    one, two = (elbo(vae, x, num_samples=4, beta=b, generator=rng()) for b in (0.0, beta))
+    q = vae.encoder(x)
+    torch.testing.assert_close((one - two) / beta, StandardNormal(2).kl(q.mean, q.stddev))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_density_of_a_draw_is_that_of_its_noise_in_double_precision(dtype):
+    scale = torch.tensor([[1e-7, 0.5]], dtype=dtype)
+    q = Normal(torch.tensor([[1e3, -1.0]], dtype=dtype), scale)
+    z, log_q = bounds._draw(q, 3, rng())
+    noise = torch.stack(
+        [torch.empty(1, 2, dtype=dtype).normal_(generator=again) for again in [rng()] for _ in range(3)]
+    )
+    assert z.dtype == dtype and torch.equal(z, q.loc + scale * noise)
+    want = Normal(0.0, 1.0).log_prob(noise.double()) - scale.double().log()
+    torch.testing.assert_close(log_q(), want.sum(-1), rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        lambda vae, x, **o: elbo(vae, x, num_samples=3, generator=rng(), **o),
+        lambda vae, x, **o: iwae_bound(vae, x, 3, generator=rng(), chunk_size=2, **o),
+        lambda vae, x, **o: prior_sample_log_prob(vae.decoder, vae.prior, x, 3, generator=rng(), **o),
+        lambda vae, x, **o: prior_sample_log_prob(vae.decoder, vae.prior, x, 3, shared=False, generator=rng(), **o),
+        lambda vae, x, **o: quadrature_log_prob(vae.decoder, vae.prior, x, **o),
+    ],
+)
+def test_data_that_are_moved_with_their_condition_are_as_likely(bound):
+    """Neither encoder nor decoder can do without it."""
+    x, model = toy(d=1, n=20)
+    vae, move = linear_vae(model, prior=StandardNormal(1).double()), 9 * normal(20, 5, seed=2)
+
+    def decoder(z, move):
+        return Independent(Normal(model.likelihood(z).mean + move, math.sqrt(model.noise_variance)), 1)
+
+    moved = SimpleNamespace(encoder=lambda x, move: vae.encoder(x - move), decoder=decoder, prior=vae.prior)
+    torch.testing.assert_close(bound(moved, x + move, condition=move), bound(vae, x), rtol=1e-8, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("bound", "part"),
     [
