@@ -658,36 +658,11 @@ def test_the_density_of_a_draw_is_that_of_its_noise_in_double_precision(dtype):
 )
 def test_data_that_are_moved_with_their_condition_are_as_likely(bound):
     """Neither encoder nor decoder can do without it."""
-    x, model = toy(d=1, n=20)
-    vae, move = linear_vae(model, prior=StandardNormal(1).double()), 9 * normal(20, 5, seed=2)
+    x, model = toy(d=1, n=6)
+    vae, move = linear_vae(model, prior=StandardNormal(1).double()), 9 * normal(6, 5, seed=2)
 
     def decoder(z, move):
         return Independent(Normal(model.likelihood(z).mean + move, math.sqrt(model.noise_variance)), 1)
 
     moved = SimpleNamespace(encoder=lambda x, move: vae.encoder(x - move), decoder=decoder, prior=vae.prior)
     torch.testing.assert_close(bound(moved, x + move, condition=move), bound(vae, x), rtol=1e-8, atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    ("bound", "part"),
-    [
-        (lambda vae, x: elbo(vae, x), "encoder"),
-        (lambda vae, x: elbo(vae, x), "decoder"),
-        (lambda vae, x: iwae_bound(vae, x, 3), "encoder"),
-        (lambda vae, x: iwae_bound(vae, x, 3), "decoder"),
-        (lambda vae, x: prior_sample_log_prob(vae.decoder, vae.prior, x, 3), "decoder"),
-        (lambda vae, x: quadrature_log_prob(vae.decoder, vae.prior, x), "decoder"),
-    ],
-)
-def test_a_part_that_draws_is_noticed(bound, part):
-    x, model = toy(d=1, n=20)
-    vae = linear_vae(model, prior=StandardNormal(1).double())
-    own = getattr(vae, part)
-
-    def noisy(x):
-        found = own(x)
-        return Independent(Normal(found.mean + torch.randn_like(found.mean), found.stddev), 1)
-
-    setattr(vae, part, noisy)
-    with pytest.raises(ValueError, match=rf"^{part}: expected the same from two passes"):
-        bound(vae, x)
