@@ -36,6 +36,7 @@ GOOD = [
     lambda: checks.check_generator(torch.Generator()),
     lambda: checks.check_generator(None),
     lambda: checks.check_log_weight(torch.tensor([0.5, 0.5]).log() + 0.9e-5),
+    lambda: checks.check_log_weight(torch.tensor([1e-5], dtype=torch.float64)),
     lambda: checks.check_log_weight(torch.full((3,), 1 / 3).bfloat16().log()),
     lambda: checks.to_scale("var", torch.tensor([1.0, 4.0]), "var"),
     lambda: checks.check_type("q", DiagGaussianMixture(ONE, ONE), DiagGaussianMixture | PPCA),

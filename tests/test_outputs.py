@@ -29,6 +29,7 @@ WARNED = [
     ("std", torch.cat([full(90.0, 3, 2), full(20.0, 1, 2)]), False),
     ("var", full(20.1**2, 4, 2), True),
     ("var", full(19.9**2, 4, 2), False),
+    ("log_var", full(99.0, 4, 2), False),
 ]
 
 

@@ -62,7 +62,7 @@ OTHER_TESTS = {
     "claims/registry": ("claims",),
     "likelihood": ("likelihood_of_priors",),
     "proposals": ("likelihood", "likelihood_of_priors"),
-    "_checks": ("checks",),
+    "_checks": ("checks", "outputs"),
     "alone": ("book/tools",),
     "compare": ("book/compare",),
     "doors": ("doors_table",),
