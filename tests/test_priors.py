@@ -796,3 +796,13 @@ def test_only_a_mixture_that_is_elsewhere_is_brought_to_the_processor(monkeypatc
         assert on_cpu(far) == want and asked.pop() is far
     near = VampPrior(encoder(), data())  # whose weights tell where it is: nothing is encoded for that
     assert on_cpu(near) is near and not asked
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_standard_normal_is_one_component(dim, dtype):
+    prior = StandardNormal(dim).to(dtype)
+    parts = prior.components()
+    assert [part.shape for part in parts] == [(1,), (1, dim), (1, dim)] and {part.dtype for part in parts} == {dtype}
+    z = torch.randn(5, dim, generator=rng(), dtype=torch.float64)
+    torch.testing.assert_close(from_components(*parts).log_prob(z), prior.log_prob(z), rtol=1e-12, atol=1e-12)
