@@ -640,3 +640,14 @@ def test_what_is_no_model_of_this_package_is_told_how_to_be_kept(tmp_path, call,
     remedy = r"of what is no vaebook\.models\.VAE, keep the state_dict, and the prior by save_density"
     with pytest.raises(TypeError, match=rf"^vae: expected a VAE, got {type(other).__name__}; {remedy}$"):
         call(tmp_path / "vae", other)
+
+
+@pytest.mark.parametrize("name", ["encoder.loc.weight", "decoder.logits.bias"])
+def test_weights_that_are_whole_numbers_are_named(tmp_path, name):
+    path = tmp_path / "vae"
+    save(path, vae("normal"))
+    content, tensors = storage.read(path, "model")
+    assert name in tensors
+    storage.write(path, content, tensors | {name: tensors[name].long()})
+    with pytest.raises(ValueError, match=rf"^{path}: {name}: expected a floating-point tensor, got dtype torch.int64$"):
+        load(path)
