@@ -505,6 +505,11 @@ def test_bad_vae(bound, error, match, vae, x):
         (ValueError, "num_samples: expected", lambda: prior_sample_log_prob(VAE.decoder, VAE.prior, X, 0)),
         (TypeError, "^generator: expected", lambda: prior_sample_log_prob(VAE.decoder, VAE.prior, X, 2, generator=1)),
         (
+            TypeError,
+            "^shared: expected a bool, got int",
+            lambda: prior_sample_log_prob(VAE.decoder, VAE.prior, X, 2, shared=1),
+        ),
+        (
             ValueError,
             r"^x: expected shape \(N, ...\) .*, got \(2,\)",
             lambda: quadrature_log_prob(VAE.decoder, VAE.prior, X.double()[0]),
