@@ -14,6 +14,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Nor
 
 from tests.test_kernels import oracle_log_prob, oracle_terms
 from vaebook import DiagGaussianMixture, clusters, kernels
+from vaebook.gaussians import draw_indices
 
 
 def make(num=5, dim=3, seed=0, dtype=torch.float64, weighted=True, log_scale=-0.5):
@@ -1002,3 +1003,31 @@ def test_tiny_weights_remain_where_a_large_one_is_left_out():
     rest = DiagGaussianMixture(loc[1:], torch.ones(2, 1).double(), torch.tensor([0.0, -1.0]).double().log_softmax(0))
     z = torch.tensor([[0.5]], dtype=torch.float64)
     torch.testing.assert_close(q.log_prob_leave_one_out(z, torch.tensor([0])), rest.log_prob(z), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_many_components_are_drawn_where_the_sum_of_weights_passes_a_mark_with_all_bits(monkeypatch, dtype):
+    monkeypatch.setattr("vaebook.gaussians.CATEGORIES", 10)
+    weight = 4 * torch.rand(100_000, generator=torch.Generator().manual_seed(0), dtype=dtype)  # of any sum
+    index = draw_indices(weight, 500, torch.Generator().manual_seed(1))
+    total = weight.cumsum(0)
+    mark = total[-1] * torch.rand(500, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    assert torch.equal(index, torch.searchsorted(total, mark, right=True))
+
+
+@pytest.mark.parametrize(
+    "given", [{"dtype": torch.float32}, {"device": "cpu", "dtype": torch.float32}, {"tensor": torch.ones(1)}]
+)
+def test_another_dtype_is_given_by_name_too(given):
+    single = make()[0].to(**given)
+    assert single.loc.dtype == single.scale.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_scales_from_arrays_keep_their_precision_and_others_become_double(dtype):
+    """The root or exponential of another spread has more digits than the spread."""
+    one = np.ones((1, 1), dtype)
+    scale = DiagGaussianMixture.from_arrays(one, scale=one).scale
+    assert scale.dtype == (torch.float64 if dtype == np.float64 else torch.float32)
+    for spread in ({"var": one}, {"log_var": 0 * one}):
+        assert DiagGaussianMixture.from_arrays(one, **spread).scale.dtype == torch.float64
