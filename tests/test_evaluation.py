@@ -554,3 +554,28 @@ def test_whole_numbers_of_an_array_stay_so_in_a_model_of_any_dtype():
 def test_one_tensor_is_not_copied(num):
     x = torch.zeros(num, 2)
     assert evaluation.whole("x", x).data_ptr() == x.data_ptr()
+
+
+@pytest.mark.parametrize("data", [X, X.numpy()], ids=["tensor", "array"])
+def test_what_has_rows_comes_in_batches_of_the_size_asked(data):
+    assert [len(x) for x, _ in evaluation.batches(data, 15)] == [15, 15, 7]
+
+
+@pytest.mark.parametrize("made", [np.asfortranarray, lambda x: x[::-1], lambda x: x[:, ::2], lambda x: x.T])
+def test_arrays_in_any_order_can_be_viewed_in_another_shape(made):
+    array = made(np.arange(24.0).reshape(4, 6))
+    for x in (as_data("x", array), as_data("x", array.astype(int))):
+        assert x.is_contiguous() and x.tolist() == array.tolist()
+        assert x.view(2, -1).shape == (2, array.size // 2)
+
+
+@pytest.mark.parametrize(
+    ("condition", "told"),
+    [
+        (torch.ones(N), r"^condition: expected an encoder or a decoder that takes it as second argument, got none"),
+        ({"t": torch.ones(N)}, "expected an encoder or a decoder that takes it as 't', got none"),
+    ],
+)
+def test_a_condition_that_no_function_takes_is_refused(condition, told):
+    with pytest.raises(ValueError, match=told):
+        evaluation.check_condition(condition, N, lambda x: x, lambda x, *, y: x)
