@@ -80,8 +80,9 @@ def test_bad_input(arguments, error, message):
         find_modes(**{"q": pair(1.0), **arguments})
 
 
-@pytest.mark.parametrize("offset", [1e3, 1e5])
+@pytest.mark.parametrize("offset", [(1e3, 1e3), (1e5, 1e5), (1e5, -1e5)])
 def test_modes_far_from_the_origin(offset):
+    offset = torch.tensor(offset).double()
     loc = 0.01 * torch.randn(30, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     near = find_modes(DiagGaussianMixture(loc, torch.full_like(loc, 0.003)))
     far = find_modes(DiagGaussianMixture(loc + offset, torch.full_like(loc, 0.003)))
