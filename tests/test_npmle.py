@@ -419,3 +419,10 @@ def test_derivatives_of_the_gradient_reach_the_prior():
     terms = torch.randn(3, 4, generator=torch.Generator().manual_seed(0)).double()
     log_prob = terms.logsumexp(1).requires_grad_()
     assert torch.autograd.gradcheck(lambda log_prob: log_gradient(terms, log_prob), log_prob)
+
+
+def test_a_climb_goes_on_where_the_slope_is_small():
+    top, curvature = torch.tensor([1.3, -0.7]).double(), torch.tensor([1e-6, 3e-7]).double()
+    box = torch.tensor([[-2.0, -2.0], [2.0, 2.0]]).double()
+    found = npmle._climb(lambda z: -(curvature * (z - top) ** 2).sum(), torch.zeros(1, 2).double(), box)
+    torch.testing.assert_close(found, top[None], rtol=0, atol=1e-2)
