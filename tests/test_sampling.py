@@ -175,3 +175,29 @@ def test_as_many_training_data_are_scored_as_are_named(monkeypatch):
     found = sampling._log_likelihood(adapt_vae(identity(1.0)), (x, None), seeded())
     assert found.num_samples == sampling.SCORED == 64 == len(asked[0].unique(dim=0))
     assert found.value == pytest.approx(float(asked[0].sum(1).mean()))
+
+
+def test_which_training_data_are_scored_comes_from_the_generator(monkeypatch):
+    def compare(vae, some, priors, num, **options):
+        return {"prior": SimpleNamespace(log_prob=some[:, 0])}
+
+    monkeypatch.setattr(sampling, "compare_priors", compare)
+    vae, x, state = identity(1.0), draws(0, 80), torch.get_rng_state()
+    one, two, other = (sampling._log_likelihood(vae, (x, None), seeded(seed)) for seed in (1, 1, 2))
+    assert one == two and one.value != pytest.approx(other.value) and torch.equal(torch.get_rng_state(), state)
+
+
+def test_model_prior_and_condition_are_handed_on(monkeypatch):
+    """Of a conditional model: the same data with their condition are scored, and it is the prior that scores them."""
+    vae, x, label = identity(1.0), draws(0, 80), torch.arange(80.0).double()
+    x[:, 0], asked = label, {}
+
+    def compare(model, some, priors, num, **options):
+        asked.update(model=model, some=some, priors=priors, num=num, **options)
+        return {"prior": SimpleNamespace(log_prob=some[:, 0])}
+
+    monkeypatch.setattr(sampling, "compare_priors", compare)
+    generator = seeded()
+    sampling._log_likelihood(vae, (x, {"label": label}), generator)
+    assert asked["model"] is vae and asked["priors"] == {"prior": vae.prior} and asked["generator"] is generator
+    assert asked["num"] == sampling.NUM_SAMPLES and torch.equal(asked["some"][:, 0], asked["condition"]["label"])

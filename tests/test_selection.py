@@ -19,11 +19,12 @@ from torch.distributions import (
 
 from vaebook import selection
 from vaebook.adapters import adapt
+from vaebook.estimators import Estimate
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.ppca import PPCA
 from vaebook.priors import ExemplarPrior, GaussianMixture, StandardNormal, VampPrior, fit_gmm
-from vaebook.selection import choose_prior
+from vaebook.selection import ORDER, choose_prior
 
 QUICK = {"num_components": (1, 3)}
 
@@ -407,3 +408,22 @@ def test_too_few_data_and_no_numbers_to_try_are_refused():
             choose_prior(model, x, num_components=sizes)
     with pytest.raises(ValueError, match="num_data: expected an int at least 2"):
         choose_prior(model, x, num_data=1)
+
+
+def test_the_table_shows_every_gain_with_its_error():
+    gains = {"prior": Estimate(0.0, 0.0, 9), "gmm": Estimate(1.25, 0.5, 9), "q_agg": Estimate(-2.0, 0.25, 9)}
+    shown = selection.Choice(None, 1, "full", gains, {}, {}, {}).table()
+    assert shown.header == ("z from", "gain (nats)", "std. error")
+    assert shown.rows == (("prior", "0", "0"), ("gmm", "1.250", "0.5000"), ("q_agg", "-2.000", "0.2500"))
+
+
+def test_only_the_warning_that_the_median_tells_is_kept_back(monkeypatch):
+    def compare(*_, **__):
+        for message in ("num_samples: expected more", "decoder: something else"):
+            warnings.warn(message, stacklevel=1)
+        return {name: SimpleNamespace(log_prob=torch.ones(2), effective_samples=torch.ones(2)) for name in ORDER}
+
+    monkeypatch.setattr(selection, "compare_priors", compare)
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        selection._compare(None, torch.zeros(2, 1), {}, {})
+    assert [str(warning.message) for warning in caught] == ["decoder: something else"]

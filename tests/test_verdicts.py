@@ -9,6 +9,7 @@ from tests.diagnoses import PLAIN, about, hole, interval, memory, sampling
 from vaebook.estimators import Estimate
 from vaebook.holes import Coordinate
 from vaebook.report import Moments
+from vaebook.tables import number
 from vaebook.verdicts import best_of_codes, plus, verdicts
 
 SAMPLE, MATCH, HOLES = "Which distribution", "Do codes follow", "Are there holes"
@@ -262,6 +263,9 @@ def test_an_exact_number_has_no_error():
     assert plus(Estimate(2.0, 0.0, 0)) == "2.000 nats"
     assert plus(Estimate(2.0, 0.1, 5), "") == "2.000 ± 0.1000"
     assert plus(Estimate(2e6, 1e-4, 5), "") == "2.000e6"  # an error of rounding alone
+    for value, known in ((0.5, 1e-8), (-0.5, 1e-8), (4.0, 4e-8), (-4.0, 4e-8)):  # relative if large
+        assert plus(Estimate(value, 0.99 * known, 5), "") == number(value)
+        assert plus(Estimate(value, 1.01 * known, 5), "") == f"{number(value)} ± {number(1.01 * known)}"
 
 
 def test_of_a_hole_that_is_nearly_everything_it_is_said_where_codes_are():
