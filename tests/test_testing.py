@@ -181,6 +181,9 @@ def test_rare_parts_are_counted_together():
         (lambda z: z.copy_(z[torch.arange(len(z)) * 19 // 20]), None),
         (lambda z: z[:, 0].copy_(z[:, 0].round()), None),  # one coordinate of whole numbers
         (lambda z: z.copy_(1e6 + z.round()), None),  # rounding repeats what is far from the origin
+        (lambda z: z.copy_(torch.tensor([1e6, -1e6]) + z.round()), None),  # on either side of it
+        (lambda z: z.copy_(torch.tensor([1e6, 0.0]) + z[torch.arange(len(z)) // 2]), "draws repeat: 500 of 1000"),
+        (lambda z: z.zero_(), None),  # all in one place, of which the density tells
     ],
 )
 def test_draws_that_repeat_or_are_no_numbers(spoil, message):
@@ -236,3 +239,10 @@ def test_where_the_density_is_the_reference_every_coin_is_fair():
         assert (sum(g for _, g, _ in parts), sum(e for *_, e in parts)) == (got, expected)
         part = torch.cat([few.responsibilities(reference.sample((4_000,), generator=seeded(0))).argmax(1)])
         assert [e / int((part == k).sum()) for k, (*_, e) in enumerate(parts)] == pytest.approx([theirs] * 5, abs=0.12)
+
+
+def test_the_same_seed_gives_the_same_counts_whatever_was_drawn_elsewhere():
+    z = torch.randn(1_000, 1, generator=seeded(0), dtype=torch.float64)
+    (reference, few), state = testing._reference(z, 0), torch.get_rng_state()
+    one, two, other = (testing._compare(reference.log_prob, reference, few, z, seed) for seed in (0, 0, 1))
+    assert one == two != other and torch.equal(torch.get_rng_state(), state)
