@@ -427,3 +427,13 @@ def test_only_the_warning_that_the_median_tells_is_kept_back(monkeypatch):
     with warnings.catch_warnings(record=True, action="always") as caught:
         selection._compare(None, torch.zeros(2, 1), {}, {})
     assert [str(warning.message) for warning in caught] == ["decoder: something else"]
+
+
+def test_a_fit_that_runs_out_of_steps_warns_of_nothing(monkeypatch, recwarn):
+    def fit(q_agg, *_, **__):
+        warnings.warn("fit_gmm: expected EM to converge", stacklevel=1)
+        return q_agg
+
+    monkeypatch.setattr(selection, "fit_gmm", fit)
+    selection._fit(DiagGaussianMixture(torch.zeros(3, 1), torch.ones(3, 1)), 1, "diag", 0)
+    assert not recwarn

@@ -1,6 +1,7 @@
 """The test of densities against samplers: right ones pass, toys of the mistakes that were shipped do not."""
 
 import math
+import warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -242,7 +243,17 @@ def test_where_the_density_is_the_reference_every_coin_is_fair():
 
 
 def test_the_same_seed_gives_the_same_counts_whatever_was_drawn_elsewhere():
-    z = torch.randn(1_000, 1, generator=seeded(0), dtype=torch.float64)
-    (reference, few), state = testing._reference(z, 0), torch.get_rng_state()
-    one, two, other = (testing._compare(reference.log_prob, reference, few, z, seed) for seed in (0, 0, 1))
+    few, z = DiagGaussianMixture(torch.arange(5.0)[:, None], torch.ones(5, 1)), torch.randn(500, 1, generator=seeded(0))
+    state = torch.get_rng_state()
+    one, two, other = (testing._compare(few.log_prob, few, few, z, seed) for seed in (0, 0, 1))
     assert one == two != other and torch.equal(torch.get_rng_state(), state)
+
+
+def test_how_the_reference_was_fitted_warns_of_nothing(monkeypatch, recwarn):
+    def fit(z, *_, **__):
+        warnings.warn("fit_gmm: expected EM to converge", stacklevel=1)
+        return DiagGaussianMixture(z[:5], torch.ones_like(z[:5]))
+
+    monkeypatch.setattr(testing, "fit_gmm", fit)
+    testing._reference(torch.randn(1_000, 1, generator=seeded(0)), 0)
+    assert not recwarn
