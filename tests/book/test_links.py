@@ -65,5 +65,7 @@ def test_every_dead_link_is_listed_once_and_in_order(site):
 
 
 def test_a_page_is_read_as_utf_8_and_a_place_is_one_of_its_own(site):
-    (site / "index.html").write_text('<h1 id="größe"></h1><a href="#gr%C3%B6%C3%9Fe"><a href="part/page.html#größe">', "utf-8")
+    (site / "index.html").write_text(
+        '<h1 id="größe"></h1><a href="#gr%C3%B6%C3%9Fe"><a href="part/page.html#größe">', "utf-8"
+    )
     assert dead_links(site) == ["index.html: part/page.html#größe"]

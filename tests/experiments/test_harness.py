@@ -332,6 +332,72 @@ def test_results_of_another_configuration_are_refused(config, words):
     assert str(error.value) == f"{path}: expected a configuration with {words}; {remedy}"
 
 
+def test_one_line_a_row_and_an_indent_a_level():
+    value = {"a": {"b": 1, "c": {}}, "d": [], "é": [[1, 2], {"f": [3]}], "g": [1, "x"], "h": {"i": [{}]}}
+    assert harness.as_json(value).splitlines() == [
+        "{",
+        ' "a": {',
+        '  "b": 1,',
+        '  "c": {}',
+        " },",
+        ' "d": [],',
+        ' "\\u00e9": [',
+        "  [1, 2],",
+        '  {"f": [3]}',
+        " ],",
+        ' "g": [1, "x"],',
+        ' "h": {',
+        '  "i": [',
+        "   {}",
+        "  ]",
+        " }",
+        "}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("processor\t: 0\nmodel name\t: Some CPU @ 2 GHz\nflags: a\nmodel name\t: Other\n", "Some CPU @ 2 GHz"),
+        ("my model name: none\n", "arm"),
+        (None, "arm"),
+    ],
+)
+@pytest.mark.parametrize("known", ["", "Family 6"])
+def test_the_processor_is_named_as_the_system_knows_it(text, told, known, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(harness, "Path", lambda name: asked.append(name) or tmp_path / "cpuinfo")
+    monkeypatch.setattr(harness.platform, "processor", lambda: known)
+    monkeypatch.setattr(harness.platform, "machine", lambda: "arm")
+    if text is not None:
+        (tmp_path / "cpuinfo").write_text(text)
+    assert harness._processor() == (known if known and told == "arm" else told)
+    assert asked == ["/proc/cpuinfo"]
+
+
+def test_where_numbers_are_made(monkeypatch):
+    monkeypatch.setattr(harness, "_processor", lambda: "Some CPU")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(harness.platform, "system", lambda: "Some system")
+    monkeypatch.setattr(harness.torch.cuda, "get_device_name", lambda device: f"card {device.index}")
+    found = harness.provenance(("pytest", "no package of this name"))
+    assert found["machine"] == "Some CPU, 3 cores, Some system"
+    assert found["versions"] == {"pytest": pytest.__version__, "no package of this name": None}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", found["time"])
+    experiment = Experiment("some", CONFIG, device="cuda:1")
+    experiment.piece("a", counted([]))
+    made = json.loads(experiment.write({}).read_text())["provenance"]
+    assert made["device"] == "card 1" and made["machine"] == "Some CPU, 3 cores, Some system"
+
+
+def test_pieces_of_earlier_runs_are_looked_for_where_they_lie():
+    experiment = Experiment("some", {"b": 1, "a": [0.5]})
+    for key in ("seed 0, x=1.5", "a" * 100):
+        experiment.piece(key, counted([]))
+    assert experiment.folder == harness.SCRATCH / "some" / "d6b5fa80ee234ce9"
+    assert files(experiment.folder) == [f"{'a' * 80}-9391a077.json", "seed_0_x=1.5-cca414ef.json"]
+
+
 SCRIPT = """
 from pathlib import Path
 if __name__ == "__main__":
