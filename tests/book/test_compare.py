@@ -193,9 +193,11 @@ EXCESSES = [
     (flat(0.11), ["bias"]),
     (flat(-0.11), ["bias"]),
     (flat(0.99) * (-1.0) ** np.arange(400)[:, None, None], []),
+    (flat(1.0) * (-1.0) ** np.arange(400)[:, None, None], []),
     (flat(1.01) * (-1.0) ** np.arange(400)[:, None, None], ["mean"]),
     (flat(1.01) * (-1.0) ** np.arange(400)[:, None, None] * [0, 1, 0], ["mean"]),
     (spot(31, 8, 8), []),
+    (spot(32, 8, 8), []),
     (spot(33, 8, 8), ["block"]),
     (spot(-33, 8, 8, 2), ["block"]),
     (spot(200, 3, 3), []),
@@ -231,6 +233,30 @@ def test_a_level_less_in_a_few_pixels_is_no_difference():
         other = grey.copy()
         other[::10, ::10] += step
         assert compare.Output(png(grey), "a") == png(other)
+
+
+def test_the_picture_of_a_difference_is_black_where_it_is_strong_and_grey_where_it_is_weak(diffs):
+    """Rows that differ by 0, 5, 24 and 25 levels: both pictures and what differs, each with a grey bar behind it."""
+    one = np.full((4, 6, 3), 100)
+    two = one + np.array([0, 5, 24, -25])[:, None, None]
+    assert compare.Output(png(one), "a") != png(two)
+    with Image.open(diffs / "a.png") as file:
+        first, second, shown = np.split(np.asarray(file).astype(int), 3, axis=1)
+    assert (first[:, :6, :3] == one).all() and (second[:, :6, :3] == two).all()
+    assert (shown[:, :6, :3] == np.array([255, 215, 135, 0])[:, None, None]).all()
+    assert all((part[:, :6, 3] == 255).all() and (part[:, 6:] == 200).all() for part in (first, second, shown))
+
+
+def test_the_lower_of_two_pictures_is_filled_up_with_grey(diffs):
+    assert compare.Output(png(flat(100, (4, 6, 3))), "a") != png(flat(50, (2, 6, 3)))
+    with Image.open(diffs / "a.png") as file:
+        first, second = np.split(np.asarray(file).astype(int), 2, axis=1)
+    assert (first[:, :6, :3] == 100).all() and (second[:2, :6, :3] == 50).all() and (second[2:] == 200).all()
+
+
+def test_a_picture_and_a_text_differ():
+    picture = png(flat(100, (4, 6, 3)))
+    assert compare.Output(picture, "a") != "text" and compare.Output("text", "a") != picture
 
 
 def test_photographs_are_compared_as_pictures():
