@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+import warnings
 import zipfile
 
 import numpy as np
@@ -275,3 +276,41 @@ def test_each_option_is_handed_on(tmp_path, capsys, monkeypatch):
 def test_of_many_arrays_the_first_are_named(tmp_path, capsys):
     assert main(["diagnose", npz(tmp_path, **{f"{'a' * 50}{n}": LOC for n in range(50)})]) == 2
     assert len(capsys.readouterr().err) < 800 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("option", [None, "-h", "--help"])
+def test_the_command_shows_how_it_is_used(option, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    with pytest.raises(SystemExit) as done:
+        main([option] if option else [])
+    shown = capsys.readouterr()
+    assert done.value.code == (0 if option else 2)
+    assert (shown.out or shown.err).startswith("usage: python -m vaebook [-h] COMMAND ...\n")
+    assert "Tools for the latent space of a VAE." in shown.out or not option
+    assert "diagnose codes from any framework" in shown.out or not option
+    with pytest.raises(SystemExit):
+        main(["diagnose", option or "--unknown"])
+    shown = capsys.readouterr()
+    usage = " ".join((shown.out or shown.err).split())
+    files = "[--held-out FILE] [--prior FILE] [--json FILE] [--html FILE] [--seed SEED] CODES"
+    assert usage.startswith(f"usage: python -m vaebook diagnose [-h] {files}")
+    for said in (
+        f"CODES {command.HELP} ",
+        "--held-out FILE codes of data that had no part in training, likewise ",
+        "--prior FILE what codes are compared with, if not the standard normal: a file of save_density, or the means, ",
+        "--json FILE write the diagnosis as JSON ",
+        "--html FILE write it as one page with pictures ",
+        "--seed SEED of the draws (0)",
+    ):
+        assert said in usage or not option
+
+
+def test_every_warning_is_said_as_often_as_it_comes_and_the_report_behind_them(tmp_path, capsys, monkeypatch):
+    def diagnose(*_, **__):
+        for message in ("one", "other", "one"):
+            warnings.warn(message, stacklevel=1)
+        return "report"
+
+    monkeypatch.setattr(command, "diagnose", diagnose)
+    assert main(["diagnose", npz(tmp_path, **GOOD)]) == 0
+    assert capsys.readouterr() == ("report\n", "warning: one\nwarning: other\nwarning: one\n")
