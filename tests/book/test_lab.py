@@ -1,5 +1,6 @@
 """Every chapter opens in JupyterLab, from its .md and from its .ipynb, whichever file was written last."""
 
+import inspect
 import os
 import shutil
 
@@ -51,4 +52,4 @@ def test_a_notebook_that_is_none_is_passed_over_and_all_the_others_are_paired(tr
 
 
 def test_the_chapters_are_those_of_this_book_unless_others_are_named():
-    assert pair.__defaults__ == (ROOT,)
+    assert inspect.signature(pair).parameters["root"].default == ROOT
