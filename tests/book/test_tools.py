@@ -645,6 +645,52 @@ def test_a_lock_ends_with_what_was_done_under_it(tmp_path):
             1 / 0  # noqa: B018
 
 
+HELD = """
+import fcntl, os, sys
+try:
+    fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), fcntl.LOCK_SH | fcntl.LOCK_NB)
+except BlockingIOError:
+    print("held", *sys.argv[2:])
+"""
+
+
+def test_a_command_holds_the_lock_and_waits_for_who_has_it(tmp_path):
+    line = [sys.executable, ROOT / "book/_tools/alone.py", tmp_path, sys.executable, "-c", HELD, tmp_path, "more"]
+    with alone(tmp_path):
+        waiting = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert waiting.stderr.readline() == "Waiting for another run that works here.\n" and waiting.poll() is None
+    assert waiting.communicate() == ("held more\n", "") and waiting.returncode == 0
+    with alone(tmp_path) as lock:  # which ended with the command
+        assert len(lock) == 1
+
+
+def test_without_locks_nobody_waits(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("alone.fcntl", None)
+    with alone(tmp_path) as first, alone(tmp_path) as second:
+        assert first == second == ()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_who_waits_says_so_once_and_who_need_not_says_nothing(tmp_path, monkeypatch, capsys):
+    with alone(tmp_path):
+        pass
+    assert capsys.readouterr() == ("", "")
+    asked = []
+
+    def flock(lock, how):
+        asked.append(how)
+        if how & fcntl.LOCK_NB:
+            raise BlockingIOError
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with alone(tmp_path) as lock:
+        assert len(lock) == 1 and os.fstat(lock[0])
+    assert asked == [fcntl.LOCK_EX | fcntl.LOCK_NB, fcntl.LOCK_EX]
+    assert capsys.readouterr() == ("", "Waiting for another run that works here.\n")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(lock[0])
+
+
 PDF = {"book/intro.html": '<a href="book/intro.html#a">A</a><a href="https://example.com/book/intro.html#b">B</a>'}
 
 
