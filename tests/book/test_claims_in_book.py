@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from functools import cache
+from pathlib import Path
 
 import evidence
 import pytest
@@ -103,6 +104,19 @@ def test_statements_have_their_titles_chapters_and_texts_and_proofs_are_none(tmp
     (tmp_path / "book" / "part" / "chapter.md").write_text("nothing")
     collect(tmp_path)
     assert file.stat().st_ino == before  # nor is it emptied
+
+
+def test_statements_are_read_and_written_as_utf_8_on_every_system(tmp_path, monkeypatch):
+    """What a letter becomes is not left to the system, nor to JSON's escapes."""
+    page, file = tmp_path / "book" / "a.md", tmp_path / "book" / "results" / "statements.json"
+    file.parent.mkdir(parents=True)
+    page.write_bytes(THEOREMS.replace("A title", "Ein Maß").encode())
+    file.write_bytes(b"{}")
+    whole, asked = Path.read_text, []
+    monkeypatch.setattr(Path, "read_text", lambda path, encoding=None: asked.append(encoding) or whole(path, encoding))
+    collect(tmp_path)
+    assert {str(encoding).lower() for encoding in asked} == {"utf-8"}
+    assert '\n  "b/one": {\n    "title": "Ein Maß, of course",\n' in file.read_bytes().decode()
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
