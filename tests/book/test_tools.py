@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -656,10 +657,14 @@ except BlockingIOError:
 
 def test_a_command_holds_the_lock_and_waits_for_who_has_it(tmp_path):
     line = [sys.executable, ROOT / "book/_tools/alone.py", tmp_path, sys.executable, "-c", HELD, tmp_path, "more"]
-    with alone(tmp_path):
-        waiting = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert waiting.stderr.readline() == "Waiting for another run that works here.\n" and waiting.poll() is None
-    assert waiting.communicate() == ("held more\n", "") and waiting.returncode == 0
+    said = tmp_path / "said"
+    with alone(tmp_path), said.open("w") as file:
+        waiting = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=file, text=True)
+        deadline = time.monotonic() + 20
+        while not said.read_text() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert waiting.poll() is None and said.read_text() == "Waiting for another run that works here.\n"
+    assert waiting.communicate()[0] == "held more\n" and waiting.returncode == 0
     with alone(tmp_path) as lock:  # which ended with the command
         assert len(lock) == 1
 
