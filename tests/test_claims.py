@@ -301,3 +301,51 @@ def test_another_seed_draws_anew(monkeypatch):
 def test_bad_calls(arguments, error, message):
     with pytest.raises(error, match=message):
         verify(arguments[0], **({"seed": arguments[1]} if len(arguments) > 1 else {}))
+
+
+@pytest.mark.parametrize("name", ["falsehood", "source", "section"])
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_no_text_of_a_claim_is_empty(name, text):
+    texts = {"falsehood": "no", "kind": "MC", "source": "somebody", "section": "some/where"} | {name: text}
+    with pytest.raises(ValueError, match=f"^{name}: expected a text for claim 'index/new', got an empty one$"):
+        claim("index/new", **texts)
+
+
+def test_kinds_that_there_are_are_named_and_the_seed_is_0_unless_another_is_given():
+    kinds = r"\('exact', 'quadrature', 'MC', 'bound', 'empirical'\)"
+    with pytest.raises(ValueError, match=f"^kind: expected one of {kinds} for claim 'index/new', got 'proof'$"):
+        claim("index/new", falsehood="no", kind="proof", source="somebody", section="some/where")
+    assert verify("index/joint").seed == 0
+
+
+@pytest.mark.parametrize(
+    ("unit", "off", "worst"),
+    [
+        ("stderr", (0.02, 0.04), 0),  # at ease everywhere
+        ("stderr", (0.02, 0.05), 1),
+        ("stderr", (0.02, 0.9), 1),
+        ("tolerance", (0.2, 0.9), 0),
+        ("tolerance", (0.2, 1.0), 1),
+        ("tolerance", (0.2, 1.5), 1),
+        ("tolerance", (0.2, math.nan), 1),
+        ("stderr", (math.inf, math.nan), 0),
+    ],
+)
+def test_the_first_entry_is_shown_where_all_are_at_ease_and_else_the_worst(unit, off, worst):
+    lhs, names = torch.tensor(off, dtype=torch.float64), [("first", "none"), ("second", "nought")]
+    numbers = {"rhs": torch.zeros(2), "falsehood_rhs": torch.full((2,), 9e9), unit: 1.0}
+    assert f"claim: {' = '.join(names[worst])}" in repr(evidence(lhs=lhs, sides=names, **numbers))
+
+
+def test_the_table_has_a_row_for_claim_falsehood_and_neighbours():
+    e = near(far=Neighbour(9.0, 2.0), close=Neighbour(2.5, 2.0))
+    assert e._table().header == ("", "must hold", "off by", "limit", "verdict")
+    assert e._table().rows == (
+        ("claim", "1.000 ≤ 2.000", "< 1", "≤ 1", "holds"),
+        ("falsehood", "1.000 ≤ -1.000", "2000.0", "≥ 1000", "rejected"),
+        ("neighbours", "far; close", "500.0", "≥ 1000", "1 of 2 rejected"),
+    )
+    title = f"{e.claim.id}` ({e.claim.kind}; off by in tolerances of 1e-3)"
+    assert repr(e) == f"{title.replace('`', '')}\n{e._table()}"
+    assert e._repr_markdown_() == f"**Check of `{title.replace('`', '`**')}\n\n{e._table()._repr_markdown_()}"
+    assert "; off by in standard errors)" in repr(evidence(lhs=1.0, rhs=1.0, falsehood_rhs=9.0, stderr=1.0))
