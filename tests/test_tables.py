@@ -72,7 +72,7 @@ def test_numbers_stand_on_the_right_and_words_on_the_left(entries, right):
 @pytest.mark.parametrize(
     ("columns", "error", "message"),
     [
-        ([1, 2], TypeError, "columns: expected a mapping"),
+        ([1, 2], TypeError, "columns: expected a mapping of names to sequences, got list$"),
         ({}, ValueError, "columns: expected at least one"),
         ({"a": [1], "b": [1, 2]}, ValueError, r"columns: .* got lengths \{'a': 1, 'b': 2\}"),
     ],
