@@ -102,16 +102,15 @@ class TestRefine:
         with pytest.raises(RuntimeError, match="got 8"):
             refine(rule, 8, tolerance=math.inf, max_nodes=8)
 
-    @FEW
-    @given(some.floats(0.3, 3.0), some.floats(-1.0, 1.0))
-    def test_integrates_a_gaussian(self, scale, loc):
-        def rule(steps):
-            z = torch.linspace(-30, 30, steps + 1, **F64)
-            return torch.trapezoid((-0.5 * ((z - loc) / scale) ** 2).exp(), z)
 
-        assert (
-            abs(float(refine(rule, 256, tolerance=1e-12, max_nodes=100_000)) / scale - math.sqrt(2 * math.pi)) < 1e-10
-        )
+@FEW
+@given(some.floats(0.3, 3.0), some.floats(-1.0, 1.0))
+def test_integrates_a_gaussian(scale, loc):
+    def rule(steps):
+        z = torch.linspace(-30, 30, steps + 1, **F64)
+        return torch.trapezoid((-0.5 * ((z - loc) / scale) ** 2).exp(), z)
+
+    assert abs(float(refine(rule, 256, tolerance=1e-12, max_nodes=100_000)) / scale - math.sqrt(2 * math.pi)) < 1e-10
 
 
 @pytest.mark.parametrize("order", [list(range(11, -1, -1)), [5, 0, 7, 3, 11, 1, 2, 10, 4, 6, 9, 8]])

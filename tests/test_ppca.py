@@ -385,3 +385,9 @@ def test_data_that_are_alike_in_all_directions_are_fitted(dim):
     model = PPCA.fit(x, dim)
     assert bool(model.weight.isfinite().all()) and float(model.weight.abs().max()) < 1e-6
     assert model.noise_variance == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("x", [iter([]), [["a"]], 3, "data", [torch.zeros(2, 3), torch.zeros(2, 4)]])
+def test_data_in_batches_that_cannot_be_taken_are_named(x):
+    with pytest.raises((TypeError, ValueError), match="^x: expected"):
+        PPCA.fit(x, 1)

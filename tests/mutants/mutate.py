@@ -123,24 +123,7 @@ ANYWHERE = {
     r",? ?device=[\w.]+": "it is there already, but on a graphics card",
 }
 """What may change anywhere: where nothing else does, no test without a graphics card or a later edit can tell."""
-REASONS = {
-    "population._end: third = float(centred.pow(3).mean() / spread ** 3) if spread > 0 else 0.0 -> "
-    "third = float(centred.pow(3).mean() / spread ** 3) if spread >= 0 else 0.0": "max(0.0, nan) is 0.0",
-    "kernels._by_rows: return torch.cat([checkpoint(block, *part, use_reentrant=False, preserve_rng_state=False) for "
-    "part in parts]) -> return torch.cat([checkpoint(block, *part, use_reentrant=False) for part in parts])": "nothing "
-    "is drawn at random",
-    "gaussians.WeightedGaussians.__init__: super().__init__(torch.Size(), loc.shape[1:], validate_args=False) -> "
-    "super().__init__(torch.Size(), loc.shape[1:], validate_args=True)": "there are no constraints to check",
-    "parts._Part.compare: for once, again in zip(run(slice(0, PROBE)), run(half), strict=True): -> "
-    "for once, again in zip(run(slice(PROBE)), run(half), strict=True):": "a slice begins at 0 where nothing is said",
-    "verdicts._holes: shares = (Estimate(h.mass, h.stderr, 1), Estimate(h.codes, h.codes_stderr, 1)) -> "
-    "shares = (Estimate(h.mass, h.stderr, 1), Estimate(h.codes, h.codes_stderr, None))": "any number of draws but 0 "
-    "says that there is an error",
-    "panels._codes: axes.scatter(z[:500, first], z[:500, second], s=5, color=color, label=label, linewidths=0) -> "
-    "axes.scatter(z[:500, first], z[:500, second], s=None, color=color, label=label, linewidths=0)": "larger dots",
-    "panels._codes: axes.legend(fontsize=8, markerscale=2) -> axes.legend(fontsize=8, markerscale=None)": "smaller "
-    "dots in the legend",
-}
+REASONS = json.loads(Path(__file__).with_name("argued.json").read_text(encoding="utf-8"))
 """Argued one by one: the whole of a survivor, `module.function: was -> is`, and why no test can tell it apart."""
 
 
