@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Independent, Laplace, Normal, Uniform
 
-from vaebook import comparison
+from vaebook import likelihood
 from vaebook.adapters import adapt
 from vaebook.likelihood import compare_priors, importance_log_prob
 from vaebook.mixture import DiagGaussianMixture
@@ -188,9 +188,9 @@ def test_a_condition_is_handed_on():
 
 
 def test_all_that_is_given_is_handed_on_with_smaller_numbers(monkeypatch):
-    monkeypatch.setattr(comparison, "estimates", lambda *given, **how: (given, how))
+    monkeypatch.setattr(likelihood, "_estimates", lambda *given: given)
     priors, own, condition = {"a": None, "b": None}, {"b": torch.arange(2)}, torch.zeros(2)
-    given = ("vae", "x", priors, 7, own, ["a"], condition, "generator")
+    given = ("vae", "x", priors, 7, condition, "generator", own, ["a"])
     made = compare_priors(*given[:4], leave_out=own, drawn_from=["a"], condition=condition, generator="generator")
-    assert made == (given, {"num_starts": 4, "round_samples": 200})
-    assert compare_priors(*given[:3]) == ((*given[:3], 1000, {}, priors, None, None), comparison.SHARED)
+    assert made == (*given, {"num_starts": 4, "round_samples": 200})
+    assert compare_priors(*given[:3]) == (*given[:3], 1000, None, None, {}, (), likelihood.SHARED)

@@ -389,5 +389,5 @@ def test_data_that_are_alike_in_all_directions_are_fitted(dim):
 
 @pytest.mark.parametrize("x", [iter([]), [["a"]], 3, "data", [torch.zeros(2, 3), torch.zeros(2, 4)]])
 def test_data_in_batches_that_cannot_be_taken_are_named(x):
-    with pytest.raises((TypeError, ValueError), match="^x: expected"):
+    with pytest.raises((TypeError, ValueError), match=r"^x: expected"):
         PPCA.fit(x, 1)

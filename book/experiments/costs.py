@@ -283,7 +283,7 @@ CASES = {
     "likelihood.importance_log_prob": Case(
         X, 50, 4, gaussian, lambda v, x: importance_log_prob(v, x, 500, generator=seed())
     ),
-    "comparison.compare_priors": Case(
+    "likelihood.compare_priors": Case(
         X,
         50,
         4,

@@ -41,7 +41,6 @@ WITHOUT = {
     "report.Diagnosis.panels": "called by Diagnosis.to_html",
     "report.json_schema": "no argument",
     "selection.Choice.table": "a row for each candidate",
-    "likelihood.estimates": "beneath importance_log_prob and compare_priors",
     "population.bracket_both": "beneath bracket_mismatch and bracket_information",
     "checkpoint.save": "the size of the model",
     "checkpoint.load": "the size of the model",
