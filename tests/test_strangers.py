@@ -331,6 +331,14 @@ class Called:
         return self.nets[0](x).chunk(2, 1)
 
 
+class Named:
+    def __init__(self, net):
+        self.nets = {"encoder": net, "size": 4}
+
+    def encode(self, x):
+        return self.nets["encoder"](x).chunk(2, 1)
+
+
 def late(net):
     def encode(x):
         return later(x).chunk(2, 1)
@@ -341,7 +349,10 @@ def late(net):
     return holder, empty, encode
 
 
-@pytest.mark.parametrize("made", [lambda n: Slots(n).encode, lambda n: Tuple(n).encode, Called, lambda n: late(n)[2]])
+@pytest.mark.parametrize(
+    "made",
+    [lambda n: Slots(n).encode, lambda n: Tuple(n).encode, lambda n: Named(n).encode, Called, lambda n: late(n)[2]],
+)
 def test_the_modules_of_any_callable_are_found(made):
     net = nn.Linear(4, 4)
     assert modules_of(made(net)) == [net]
@@ -359,6 +370,7 @@ def test_modules_within_distributions_are_found_once_and_classes_are_none():
     assert modules_of(flow(whiten), whiten) == [whiten]
     assert modules_of(Independent(Normal(0.0, torch.ones(2)), 1), nn.Linear, [encoder]) == [encoder]
     assert modules_of(adapt_prior(flow(whiten)))[1:] == [whiten]
+    assert modules_of(encoder.forward) == modules_of(encoder) == [encoder]
 
 
 def test_a_frozen_module_of_torchscript_is_an_encoder():

@@ -72,12 +72,12 @@ def modules_of(*sources: object) -> list[nn.Module]:
         elif isinstance(source, partial):
             queue += [source.func, *source.args, *source.keywords.values()]
         elif inspect.ismethod(source):
-            queue += [source.__self__, *_held(source.__self__)]
+            queue += [source.__self__] if isinstance(source.__self__, nn.Module) else _held(source.__self__)
         elif inspect.isfunction(source):
             named = [source.__globals__.get(name) for name in source.__code__.co_names]
             cells = [part for cell in source.__closure__ or () for part in gc.get_referents(cell)]  # none if empty
             queue += [*cells, *(value for value in named if isinstance(value, nn.Module)), *(source.__defaults__ or ())]
-        elif isinstance(source, Distribution | Transform | list) or callable(source):
+        elif isinstance(source, Distribution | Transform | list | dict) or callable(source):
             queue += _held(source)
     return found
 
@@ -87,7 +87,7 @@ def _held(source: object) -> list[Any]:
     values = []
     for part in gc.get_referents(source):
         values += part.values() if isinstance(part, dict) else [part]
-    return [value for value in values if isinstance(value, nn.Module | Distribution | Transform | list)]
+    return [value for value in values if isinstance(value, nn.Module | Distribution | Transform | list | dict)]
 
 
 def weight_of(*sources: object) -> Tensor | None:
