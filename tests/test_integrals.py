@@ -465,7 +465,7 @@ def test_a_prior_gives_one_value_a_code():
 def test_codes_come_in_the_dtype_of_the_weights_or_of_the_data(dtype):
     function, x = adapt_decoder(lambda z: Normal(z, 1.0), StandardNormal(1)), torch.zeros(3, 1, dtype=dtype)
     assert Joint(function, x).dtype == dtype
-    assert Joint(function, x.long()).dtype == torch.float64 and Joint(function, x.long(), dtype=dtype).dtype == dtype
+    assert Joint(function, x.long()).dtype == torch.float64
     net = nn.Linear(1, 1).to(dtype)
     decoder = adapt_decoder(lambda z: Normal(net(z), 1.0), StandardNormal(1))
     assert {Joint(decoder, torch.zeros(3, 1).to(other)).dtype for other in (torch.float32, torch.long)} == {dtype}

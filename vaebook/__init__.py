@@ -13,6 +13,8 @@ The layers, from the top down; each imports only from those below it:
     a diagnosis and its forms: text, table, JSON, a page, pictures
 `training` `selection`
     fitting a VAE; which distribution of codes to sample from
+`comparison`
+    another name of `likelihood.compare_priors`
 `likelihood`
     log p(x) under any prior, or several from the same draws, by importance sampling that adapts to each datum
 `inference` `bounds` `proposals` `information`

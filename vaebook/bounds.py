@@ -75,7 +75,7 @@ def elbo(
     beta = check_number("beta", beta, minimum=0)
     vae.check(x, condition)
     q = vae.encode(x, condition).base_dist
-    joint = Joint(vae, x, condition, _without(vae.prior, index, len(x)), q.loc.dtype)
+    joint = Joint(vae, x, condition, _without(vae.prior, index, len(x)))
     z, log_q = _draw(q, num_samples, generator)
     kl = optional(joint.prior, "kl")
     cost = log_q() - joint.log_prior(z) if kl is None else kl(q.loc, q.scale)
@@ -123,7 +123,7 @@ def iwae_bound(
     x, condition = vae.data(x, condition)
     vae.check(x, condition)
     q = vae.encode(x, condition).base_dist
-    joint, generator = Joint(vae, x, condition, dtype=q.loc.dtype), check_generator(generator, x.device)
+    joint, generator = Joint(vae, x, condition), check_generator(generator, x.device)
 
     def log_weight(size: int) -> Tensor:
         z, log_q = _draw(q, size, generator)

@@ -36,21 +36,12 @@ class Joint:
         x: data, (B, …), as `AdaptedVAE.data` returns them, with their condition.
         condition: a row for each datum, or None.
         prior: what takes the place of the model's own.
-        dtype: of codes for a decoder whose weights cannot be seen, and data that are integers; otherwise they come in
-            the dtype of the weights or of the data.
     """
 
-    def __init__(
-        self,
-        vae: AdaptedVAE,
-        x: Tensor,
-        condition: Condition = None,
-        prior: Any = None,
-        dtype: torch.dtype = torch.float64,
-    ) -> None:
+    def __init__(self, vae: AdaptedVAE, x: Tensor, condition: Condition = None, prior: Any = None) -> None:
         self.vae, self.x, self.condition = vae, x, condition
         self.prior = vae.prior if prior is None else prior
-        self.dtype = (vae.decoder and vae.decoder.dtype) or (x.dtype if x.is_floating_point() else dtype)
+        self.dtype = (vae.decoder and vae.decoder.dtype) or (x.dtype if x.is_floating_point() else torch.float64)
         self.chunk = max(1, CELLS // x.numel())
 
     def decode(self, z: Tensor) -> Decoded:

@@ -195,7 +195,7 @@ def _estimates(
         mixture = pool.gaussians(draws)
         for rows in torch.arange(len(x), device=x.device).split(ROWS):
             part = pool.at(rows)
-            joint = Joint(vae, x[rows], take(condition, rows), part, q.loc.dtype)
+            joint = Joint(vae, x[rows], take(condition, rows), part)
             own = Normal(q.loc[rows].double(), q.scale[rows].double(), validate_args=False)
             sampler = Sampler(joint, own, mixture, draws, part.draw, generator, **sizes)
             z, log_ratio, log_prior = (torch.cat(parts, 1) for parts in zip(*sampler.fresh(samples), strict=True))

@@ -209,7 +209,8 @@ class _Part:
     def __init__(self, name: str, source: Callable[..., Any], latent_shape: Sequence[int] | None) -> None:
         if not callable(source):
             raise TypeError(f"{name}: expected a callable, got {type(source).__name__}")
-        self.name, self.source, self.dtype = name, source, getattr(weight_of(source), "dtype", None)
+        self.name, self.source, self.weight = name, source, weight_of(source)
+        self.dtype = getattr(self.weight, "dtype", None)
         self.latent_shape = check_event("latent_shape", latent_shape)
 
     def compare(self, run: Callable[[slice], Sequence[Tensor]], num: int) -> None:
@@ -225,11 +226,11 @@ class Encoder(_Part):
     def __init__(self, source: Any, spread: Spread = "std", latent_shape: Sequence[int] | None = None) -> None:
         super().__init__("encoder", source, latent_shape)
         self.spread = check_spread(spread)
-        self.half = self.dtype if self.dtype in (torch.float16, torch.bfloat16) else None
 
     def __call__(self, x: Tensor, condition: Condition = None) -> Independent:
         """Encode x (B, …): batch shape (B,), event shape (D,), at least float32."""
-        rows = x.to(self.half) if self.half and x.is_floating_point() else x  # elsewhere data keep their digits
+        half = x.is_floating_point() and getattr(self.weight, "dtype", None) in (torch.float16, torch.bfloat16)
+        rows = x.to(self.weight.dtype) if half else x  # elsewhere data keep their digits
         loc, scale = read_codes(call("encoder", self.source, rows, condition), len(x), self.spread)
         if self.latent_shape not in (None, loc.shape[1:]):
             wanted, got = tuple(self.latent_shape), tuple(loc.shape[1:])

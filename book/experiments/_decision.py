@@ -20,8 +20,8 @@ from sklearn.preprocessing import QuantileTransformer
 from torch import Tensor, nn
 
 from vaebook.aggregate import aggregated_posterior
+from vaebook.comparison import compare_priors
 from vaebook.data import binarize, fashion_mnist
-from vaebook.likelihood import compare_priors
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.ppca import PPCA
