@@ -238,6 +238,7 @@ def test_a_loader_that_shuffles_has_no_condition_beside_it(loader):
 
     for use in (
         lambda data: aggregated_posterior(own, data, condition=x),
+        lambda data: aggregated_posterior(adapt(own, condition=x), data),
         lambda data: elbo(adapt(own, lambda z: Independent(Normal(z, 1.0), 1)), data, condition=x),
     ):
         with pytest.raises(ValueError, match=r"^x: expected data in the order of their condition"):

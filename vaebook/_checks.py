@@ -257,6 +257,13 @@ def check_generator(generator: object, device: torch.device | None = None) -> to
     return torch.Generator(device).manual_seed(new_seed(generator))
 
 
+def check_draw(
+    sample_shape: object, generator: object, device: torch.device | None
+) -> tuple[torch.Size, torch.Generator | None]:
+    """Check what every sampler takes: the shape of a draw and a generator; return the one of the device."""
+    return check_shape("sample_shape", sample_shape), check_generator(generator, device)
+
+
 def new_seed(generator: torch.Generator | None, below: int = 2**31) -> int:
     """Draw a seed."""
     return int(torch.randint(below, (), generator=generator, device=getattr(generator, "device", None)))

@@ -84,11 +84,11 @@ class AdaptedVAE(nn.Module):
 
     def data(self, x: object, condition: object = None, *, name: str = "x", least: int = 1) -> tuple[Tensor, Condition]:
         """Check data (N, …), in one piece or in batches, and their condition; bring both to the model's device."""
-        evaluation.check_order(name, x, condition)
-        x = self._shaped(evaluation.whole(name, x, self.dtype), name)
+        given, x = x, self._shaped(evaluation.whole(name, x, self.dtype), name)
         if len(x) < least:
             raise ValueError(f"{name}: expected at least {least} data, got {len(x)}")
         condition = self.condition(condition, len(x))
+        evaluation.check_order(name, given, condition)
         if self.latent_dim is None and self.encoder is not None:  # the codes of the first data tell it
             with torch.no_grad(), self.evaluating():
                 self.encoder(x[:PROBE], take(condition, slice(0, PROBE)))
@@ -96,7 +96,6 @@ class AdaptedVAE(nn.Module):
 
     def batches(self, data: Data, size: int, condition: Any = None, name: str = "x") -> Iterator[Any]:
         """Yield batches of data and of their condition, each datum in the shape that the model expects."""
-        evaluation.check_order(name, data, condition)
         for x, rows in evaluation.batches(data, size, self.condition(condition, None), self.dtype, name):
             yield self._shaped(x, name), rows
 

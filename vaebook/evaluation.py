@@ -204,6 +204,7 @@ def batches(
     A batch of an iterable is x itself, or a tuple or list whose first entry is x.
     """
     check_int("batch_size", size, minimum=1)
+    check_order(name, data, condition)
     if isinstance(data, Tensor) or hasattr(data, "__array__"):
         odd = isinstance(data, Tensor) and (data.is_nested or data.layout != torch.strided)
         refused = odd or getattr(data, "ndim", 0) < 2 or 0 in data.shape  # by as_data

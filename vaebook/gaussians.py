@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from vaebook import _checks
-from vaebook._checks import at_least_single, check_generator, check_positive, check_shape, check_tensor, to_scale
+from vaebook._checks import at_least_single, check_draw, check_log_weight, check_positive, check_tensor, to_scale
 
 ROUNDING = 1e-14
 """How far the log-sum-exp of normalised log-weights may be from 0 by the rounding of float64."""
@@ -37,7 +36,7 @@ class WeightedGaussians(Distribution):
         if self._checks_values:
             check_positive("scale", scale)
             if log_weight is not None:
-                _checks.check_log_weight(log_weight)
+                check_log_weight(log_weight)
         self.loc, self.scale = _outside_inference_mode(loc), _outside_inference_mode(scale)
         total = weight64.logsumexp(0)
         if abs(float(total.detach())) < ROUNDING:  # normalised already: making the same mixture again changes no bit
@@ -232,12 +231,13 @@ class WeightedGaussians(Distribution):
             >>> bool(((z[:, 0] > 4) == (n == 1)).all())
             True
         """
+        shape, generator = check_draw(sample_shape, generator, self.loc.device)
         dtype = at_least_single(self.loc.dtype)
         with torch.no_grad():
-            index, generator = draw_indices(self._weight, sample_shape, generator)
+            index = draw_indices(self._weight, shape.numel(), generator)
             loc, scale = self.loc[index].to(dtype), self.scale[index].to(dtype)
             noise = torch.randn(loc.shape, generator=generator, dtype=dtype, device=loc.device)
-            return (loc + scale * noise).reshape(*sample_shape, loc.shape[1]), index.reshape(tuple(sample_shape))
+            return (loc + scale * noise).reshape(*shape, loc.shape[1]), index.reshape(shape)
 
     @property
     def _weight(self) -> Tensor:
@@ -260,16 +260,13 @@ class WeightedGaussians(Distribution):
         return result
 
 
-def draw_indices(
-    weight: Tensor, sample_shape: tuple[int, ...], generator: torch.Generator | None
-) -> tuple[Tensor, torch.Generator | None]:
-    """Draw flat indices with these probabilities, as many as a shape has entries; return the device's generator."""
-    generator, num = check_generator(generator, weight.device), check_shape("sample_shape", sample_shape).numel()
+def draw_indices(weight: Tensor, num: int, generator: torch.Generator | None) -> Tensor:
+    """Draw so many indices with these probabilities, (num)."""
     if len(weight) <= CATEGORIES:  # multinomial refuses to draw nothing, too
-        return torch.multinomial(weight, max(1, num), replacement=True, generator=generator)[:num], generator
+        return torch.multinomial(weight, max(1, num), replacement=True, generator=generator)[:num]
     total = weight.cumsum(0)
     mark = torch.rand(num, generator=generator, dtype=weight.dtype, device=weight.device) * total[-1]
-    return torch.searchsorted(total, mark, right=True).clamp(max=int(weight.nonzero()[-1])), generator
+    return torch.searchsorted(total, mark, right=True).clamp(max=int(weight.nonzero()[-1]))
 
 
 def _outside_inference_mode(tensor: Tensor) -> Tensor:

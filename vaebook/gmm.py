@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
-from vaebook._checks import check_all, check_choice, check_int, check_number, check_positive, check_tensor
+from vaebook._checks import check_all, check_choice, check_draw, check_int, check_number, check_positive, check_tensor
 from vaebook.gaussians import draw_indices
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import Components, PriorModule
@@ -108,12 +108,13 @@ class GaussianMixture(PriorModule):
             >>> prior.sample((5,), generator=torch.Generator().manual_seed(0)).shape
             torch.Size([5, 2])
         """
-        index, generator = draw_indices(self.weight, sample_shape, generator)
+        shape, generator = check_draw(sample_shape, generator, self.loc.device)
+        index = draw_indices(self.weight, shape.numel(), generator)
         z = torch.randn(len(index), self.latent_dim, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
         for k in index.unique().tolist():  # one component at a time: all at once would copy L for every draw
             own = index == k
             z[own] = self.loc[k] + z[own] @ self.scale_tril[k].mT
-        return z.reshape(*sample_shape, self.latent_dim)
+        return z.reshape(*shape, self.latent_dim)
 
 
 def fit_gmm(

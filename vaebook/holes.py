@@ -124,7 +124,7 @@ def hole_mass(
     q_agg = DiagGaussianMixture(chosen.loc, chosen.scale)
     z = q_agg.loc + q_agg.scale * torch.randn(q_agg.loc.shape, generator=generator, dtype=torch.float64)
     with evaluation_mode(prior):
-        reference, fresh = (prior.sample((num_samples,), generator=generator).to("cpu", torch.float64) for _ in "ab")
+        reference, fresh = (prior.sample((num_samples,), generator=generator).cpu().double() for _ in range(2))
         log_prior = log_density(prior, torch.cat([z, reference, fresh])).double()
     check_all("prior.log_prob(z)", log_prior[:num], log_prior[:num].isfinite(), "finite values at draws of q_agg")
     seed, fold = new_seed(generator), torch.arange(num) % FOLDS

@@ -43,7 +43,7 @@ class GreyBernoulli(Bernoulli):
 
     def log_prob_of_all(self, x: Tensor) -> Tensor:
         """Return the sum of log_prob(x) for every x (B, *event) and every row, (B, M): a product of matrices."""
-        x, logits = (part.flatten(1).double() for part in (check_unit("x", x.double()), self.logits))
+        x, logits = (part.flatten(1).double() for part in (check_unit("x", x), self.logits))
         return x @ logits.mT - torch.logaddexp(logits, torch.zeros_like(logits)).sum(1)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributions import Independent, MixtureSameFamily, MultivariateNormal, Normal
 
 from vaebook import evaluation
-from vaebook._checks import check_all, check_generator, check_int, check_shape, check_sizes, check_tensor, explained
+from vaebook._checks import check_all, check_draw, check_int, check_sizes, check_tensor, explained
 from vaebook.evaluation import Condition, accepts, call, check_repeatable, repeat, seeded, take, weight_of
 from vaebook.outputs import Decoded, Likelihood, Spread, check_likelihood, check_spread, read_codes, read_likelihood
 
@@ -164,10 +164,9 @@ class _Outside(nn.Module):
     @torch.no_grad()
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draws, (*s, D); torch's global generator is left as it was if another one is given."""
-        shape, density = check_shape("sample_shape", sample_shape), self._density()
-        generator = check_generator(generator, getattr(self._like(), "device", None))
+        shape, generator = check_draw(sample_shape, generator, getattr(self._like(), "device", None))
         with explained(self.name, "draws from sample(shape)"), seeded(generator):
-            z = density.sample(shape)
+            z = self._density().sample(shape)
         return check_tensor(f"{self.name}'s draws", z, (*shape, self.latent_dim), finite=False, empty=True)
 
     @property

@@ -16,7 +16,7 @@ import math
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_all, check_generator, check_int, check_shape, check_tensor
+from vaebook._checks import check_all, check_draw, check_int, check_tensor
 from vaebook.adapters import Prior
 from vaebook.code_priors import ExemplarPrior, VampPrior
 from vaebook.evaluation import evaluation_mode, weight_of
@@ -134,9 +134,8 @@ class StandardNormal(PriorModule):
             >>> StandardNormal(3).sample((5,), generator=torch.Generator().manual_seed(0)).shape
             torch.Size([5, 3])
         """
-        generator = check_generator(generator, self._anchor.device)
-        shape = (*check_shape("sample_shape", sample_shape), self.latent_dim)
-        return torch.randn(shape, generator=generator, device=self._anchor.device, dtype=self._anchor.dtype)
+        shape, generator = check_draw(sample_shape, generator, self._anchor.device)
+        return self._anchor.new_empty(*shape, self.latent_dim).normal_(generator=generator)
 
 
 def as_mixture(prior: Prior, device: torch.device | None = None) -> DiagGaussianMixture | GaussianMixture | None:
