@@ -23,7 +23,7 @@ PAGE, RESULTS = "book/appendix/api", "book/results/costs.json"
 PLACE, COSTS = "% modules", "% costs"
 MINUS = "\N{MINUS SIGN}"  # after a hyphen lines may break
 TABLE = re.compile(r"^( *)=+ +=.*?\n *=+ +=.*?\n *=+ +=[= ]*$", re.MULTILINE | re.DOTALL)
-PIECES = re.compile(r"(``[^`]+``|`[^`]+`|\$[^$]+\$|^ *>>>.*$|\*\w[^*\n]*\w\*)", re.MULTILINE)
+PIECES = re.compile(r"(``[^`]+``|`[^`]+`|\$[^$]+\$|^ *>>>.*$|\*\*\w[^*\n]*[\w.]\*\*|\*\w[^*\n]*[\w.]\*)", re.MULTILINE)
 
 
 def layers() -> list[tuple[list[str], str]]:

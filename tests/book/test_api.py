@@ -45,3 +45,16 @@ def test_what_stands_before_a_colon_of_a_result_is_no_type(text):
     docstring = f"Compute it.\n\nReturns:\n    {indented}\n\nRaises:\n    ValueError: it is wrong: too large."
     said = " ".join((SENTENCES[text] or text).split())
     assert shown("function", docstring) == f"Compute it. :returns: {said} :raises ValueError: it is wrong: too large."
+
+
+@pytest.mark.parametrize(
+    ("piece", "text"),
+    [
+        ("It is *not* q.", "It is *not* q."),
+        ("*What is left out.* One.", "*What is left out.* One."),
+        ("**The gains** are", "**The gains** are"),
+        ("a * b and *args", r"a \* b and \*args"),
+    ],
+)
+def test_emphasis_stays_and_other_asterisks_are_written(piece, text):
+    assert shown("function", piece) == text

@@ -370,6 +370,8 @@ def test_reference_has_every_public_name_and_notation_links_to_it(site):
     assert len(names) > 100
     assert [name for name in names if f'id="{name}"' not in page] == []
     assert not re.search(r"<dt[^>]*>Type<", page), "what stands before a colon was taken for a type"
+    text = re.sub(r"(?s)<(script|style|pre|code|dt|em class=.sig)\b.*?</\1>", "", page)
+    assert re.findall(r"(?<!\w)\*{1,2}[A-Za-z][^*<\n]*[\w.]\*{1,2}(?!\w)", text) == [], "emphasis that nothing has read"
     notation = (site / "book" / "notation.html").read_text(encoding="utf-8")
     assert 'href="appendix/api.html#vaebook.mixture.DiagGaussianMixture"' in notation
 
