@@ -55,7 +55,8 @@ FORK = {"full_name": "them/book"}
 def test_only_pushes_to_this_repository_are_published(github, published):
     jobs = WORKFLOWS["pages"]["jobs"]
     assert bool(holds(jobs["build"]["if"], github)) is published
-    assert jobs["deploy"]["needs"] == "build" and "if" not in jobs["deploy"]  # so it is skipped with it
+    for job, earlier in (("deploy", "build"), ("notebooks", "deploy")):
+        assert jobs[job]["needs"] == earlier and "if" not in jobs[job]  # so it is skipped with it
     assert not any(word in str(jobs["build"].get("permissions", {})) for word in ("write", "id-token"))
 
 
@@ -68,7 +69,8 @@ def test_actions_are_pinned_and_may_do_little(name):
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line) for line in used), used
     assert WORKFLOWS[name]["permissions"] == {"contents": "read"}
     more = {job: what["permissions"] for job, what in WORKFLOWS[name]["jobs"].items() if "permissions" in what}
-    assert more == ({"deploy": {"pages": "write", "id-token": "write"}} if name == "pages" else {})
+    deploy, notebooks = {"pages": "write", "id-token": "write"}, {"actions": "read", "contents": "write"}
+    assert more == ({"deploy": deploy, "notebooks": notebooks} if name == "pages" else {})
 
 
 def test_the_branch_of_notebooks_holds_them_and_nothing_else(tmp_path):
