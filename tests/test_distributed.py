@@ -477,6 +477,7 @@ def test_of_what_torch_says_the_first_line_is_told(monkeypatch):
 
     processes = shards.Processes(False)
     processes.several = True
+    monkeypatch.setattr(distributed, "get_backend", lambda group: "gloo")
     monkeypatch.setattr(distributed, "all_reduce", fails)
     with pytest.raises(RuntimeError, match=r"^group: expected an answer of every .* or hangs: closed by peer$"):
         processes.reduced(torch.zeros(1))
@@ -528,6 +529,23 @@ def test_ten_million_components_need_less_than_two_gigabytes(tmp_path):
         assert run.returncode == 0, run.stderr
         print(run.stdout)
         assert float(run.stdout.split()[-1]) < 2e9 / 2**30
+
+
+@pytest.mark.parametrize("largest", [False, True])
+@pytest.mark.parametrize(("backend", "moved"), [("nccl", 1), ("gloo", 0), ("mpi", 0)])
+def test_what_only_sends_from_graphics_cards_is_given_what_is_on_one(backend, moved, largest, monkeypatch):
+    """Such a backend refused the sums, which are on the processor."""
+    given, cards = [], []
+    processes = shards.Processes(False)
+    processes.several, processes.group = True, "some"
+    monkeypatch.setattr(distributed, "get_backend", lambda group: {"some": backend}[group])
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda x: (cards.append(x.clone()), cards[0])[1])
+    monkeypatch.setattr(distributed, "all_reduce", lambda x, op, group: (given.append((x, op)), x.mul_(3)))
+    values = torch.tensor([1.0, 2.0])
+    assert processes.reduced(values, largest=largest) is values
+    assert values.tolist() == [3, 6] and len(cards) == moved
+    sent, op = given[0]
+    assert sent is (cards or [values])[0] and op == (distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM)
 
 
 @pytest.mark.parametrize("place", [0, 1])

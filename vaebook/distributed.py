@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ class ShardedMixture:
     $q(z) = \sum_r\sum_{n\in r} w_n\prod_j\mathcal N(z_j\mid\mu_{nj},\sigma_{nj}^2)$
 
     Every process makes it with components of its own, some or none, and calls the same methods with the same points;
-    each gets the whole answer. Components are numbered through the processes, those of process 0 first. Without
+    each gets the whole answer. What lies on a graphics card is computed there, what is drawn or averaged comes to the
+    processor. Components are numbered through the processes, those of process 0 first. Without
     `torch.distributed` there is one process, and components may still be read as they are needed.
 
     Args:
@@ -97,15 +99,11 @@ class ShardedMixture:
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats of z (*s, D), as (*s), in z's dtype, at least float32; without derivatives."""
-        return self.sums(z, lambda q, rows, first: q.log_prob(rows)[:, None])[..., 0]
+        return self.sums(z, lambda q, first, rows: q.log_prob(rows)[:, None])[..., 0]
 
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log-density, (*s), and its gradient in z, (*s, D); see `DiagGaussianMixture.log_prob_and_score`."""
-
-        def of(q: DiagGaussianMixture, rows: Tensor, first: int) -> Tensor:
-            value, score = q.log_prob_and_score(rows)
-            return torch.cat([value[:, None], score], 1)
-
+        of = lambda q, first, rows: torch.column_stack(q.log_prob_and_score(rows))  # noqa: E731
         both = self.sums(z, of, averages=self.latent_dim)
         check_all("z", z, both[..., 1:].isfinite(), "points at which the score is finite")
         return both[..., 0], both[..., 1:]
@@ -120,28 +118,28 @@ class ShardedMixture:
         Returns:
             The log-density, (*s); see `DiagGaussianMixture.log_prob_leave_one_out`.
         """
-        flat = self._checked(z, index)
-        of = lambda q, rows, first, chosen: sums_without(q, rows, chosen - first)  # noqa: E731
-        density, rest = self.sums(z, of, flat, logarithms=2).unbind(-1)
+        of = lambda q, first, rows, chosen: sums_without(q, rows, chosen - first)  # noqa: E731
+        density, rest = self.sums(z, of, self._checked(z, index)[1], logarithms=2).unbind(-1)
         return density - check_others(rest, self.num_components)
 
-    def _checked(self, z: Tensor, index: Tensor) -> Tensor:
+    def _checked(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
-        return check_index("index", index, z.shape[:-1], size=self.num_components).reshape(-1)
+        index = check_index("index", index, z.shape[:-1], size=self.num_components)
+        return z.detach().cpu().reshape(-1, self.latent_dim), index.cpu().reshape(-1)
 
     def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
         """Log-density, (*s), of one component each, log N(z | mu_n, sigma_n²), for z (*s, D) and numbers n (*s)."""
-        flat = self._checked(z, index)
-        value, points = torch.zeros(len(flat), dtype=torch.float64), z.reshape(-1, self.latent_dim)
+        points, flat = self._checked(z, index)
+        value = torch.zeros(len(flat), dtype=torch.float64)
         self.processes.agree("z and index", points.double(), flat)
         for q, _, first in self.parts():
             own = _inside(flat - first, q)
-            value[own] = q.log_prob_given(points[own], flat[own] - first)
-        return self.processes.reduced(value).reshape(z.shape[:-1])
+            value[own] = _at(q, q.log_prob_given, points[own], flat[own] - first)
+        return self.processes.reduced(value).reshape(z.shape[:-1]).to(z.device)
 
     def log_prob_marginals(self, z: Tensor) -> Tensor:
         """Log-densities of the D marginals, (*s, D); see `DiagGaussianMixture.log_prob_marginals`."""
-        return self.sums(z, lambda q, rows, first: q.log_prob_marginals(rows), logarithms=self.latent_dim)
+        return self.sums(z, lambda q, first, rows: q.log_prob_marginals(rows), logarithms=self.latent_dim)
 
     def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw samples, (*s, D), the same in all processes; see `sample_with_index`."""
@@ -173,19 +171,19 @@ class ShardedMixture:
         own = _interval(parts, rest)
         for k, (q, log_mass, first) in enumerate(self.parts() if len(mine) else ()):
             rows, (log_weight, loc, scale) = mine[own == k], q.components()
-            ends = (log_weight + log_mass).exp().cumsum(0)
+            ends = (log_weight.cpu() + log_mass).exp().cumsum(0)
             number = _interval(ends, (rest[own == k] - parts[k] + ends[-1]).clamp(min=0))
-            z[rows], index[rows] = loc[number] + scale[number] * noise[rows], (number + first).double()
+            index[rows], z[rows] = (number + first).double(), loc[number].cpu() + scale[number].cpu() * noise[rows]
         return self.processes.reduced(z).reshape(*shape, z.size(1)), self.processes.reduced(index).long().reshape(shape)
 
     def __getitem__(self, index: Tensor) -> DiagGaussianMixture:
         """Return the mixture of the chosen components, (K) numbers, in this process's memory."""
-        check_index("index", index, torch.as_tensor(index).shape[:1], size=self.num_components)
+        index = check_index("index", index, torch.as_tensor(index).shape[:1], size=self.num_components).cpu()
         self.processes.agree("index", index)
         rows = torch.zeros(len(index), 1 + 2 * self.latent_dim, dtype=torch.float64)
         for q, log_mass, first in self.parts():
             own = _inside(index - first, q)
-            log_weight, loc, scale = (x[index[own] - first] for x in q.components())
+            log_weight, loc, scale = (x[index[own] - first].cpu() for x in q.components())
             rows[own] = torch.cat([(log_weight + log_mass)[:, None], loc, scale], 1)
         weight, loc, scale = self.processes.reduced(rows).tensor_split([1, 1 + self.latent_dim], 1)
         return DiagGaussianMixture(loc, scale, weight[:, 0].log_softmax(0))
@@ -203,38 +201,37 @@ class ShardedMixture:
     def covariance(self) -> Tensor:
         r"""$\sum_n w_n(\mathrm{diag}\,\sigma_n^2 + (\mu_n-m)(\mu_n-m)^\top)$ with m the mean, (D, D), float64."""
         mean = self.mean
-        within = self.average(lambda log_weight, loc, scale: scale.square())
-        total = torch.zeros(2 * within.shape, dtype=torch.float64)
+        total = torch.zeros(2 * mean.shape, dtype=torch.float64)
         for q, log_mass, _ in self.parts():
-            log_weight, loc, _ = q.components()
-            total += ((loc - mean) * (log_weight + log_mass).exp()[:, None]).mT @ (loc - mean)
-        return torch.diag(within) + self.processes.reduced(total)
+            apart = q.double().mean.cpu() - mean
+            total += math.exp(log_mass) * (q.double().covariance.cpu() + apart[:, None] * apart)
+        return self.processes.reduced(total)
 
     def average(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
         """Average over all components; see `DiagGaussianMixture.average`."""
         one = torch.ones(1, self.latent_dim, dtype=torch.float64)  # it tells the shape, where there is no part, too
         total = torch.zeros_like(function(one[:, 0], one, one)[0])
         for q, log_mass, _ in self.parts():
-            total += math.exp(log_mass) * q.average(lambda w, m, s, more=log_mass: function(w + more, m, s))
+            total += math.exp(log_mass) * q.average(lambda w, m, s, more=log_mass: function(w + more, m, s)).cpu()
         return self.processes.reduced(total)
 
     def sums(self, z: Tensor, of: Callable, *beside: Tensor, logarithms: int = 1, averages: int = 0) -> Tensor:
         """Add up over all components: logarithms of sums, and averages under the first, (*s, logarithms + averages).
 
-        ``of`` takes a part, points and the number of the part's first component, and returns for that part, with
+        ``of`` takes a part, the number of its first component and points, and returns for that part, with
         weights that sum to 1, logarithms and averages side by side. ``beside`` goes along with the points.
         """
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
-        points, results = z.detach().double().reshape(-1, self.latent_dim), []
+        points, results = z.detach().cpu().double().reshape(-1, self.latent_dim), []
         self.processes.agree("z and index" if beside else "z", logarithms, averages, points, *beside)
         for block in zip(*(x.split(POINTS) for x in (points, *beside)), strict=True):
             local = points.new_zeros(len(block[0]), logarithms + averages)
             local[:, :logarithms] = -torch.inf
             for q, log_mass, first in self.parts():
-                part = of(q, block[0], first, *block[1:])
+                part = _at(q, partial(of, q, first), *block)
                 local = _added(local, part[:, :logarithms] + log_mass, part[:, logarithms:])
             results.append(self._joined(local, logarithms))
-        return torch.cat(results).to(at_least_single(z.dtype)).reshape(*z.shape[:-1], logarithms + averages)
+        return torch.cat(results).to(z.device, at_least_single(z.dtype)).reshape(*z.shape[:-1], logarithms + averages)
 
     def _joined(self, local: Tensor, logarithms: int) -> Tensor:
         """Add up what all processes have of some points: one maximum and one sum of each point.
@@ -254,11 +251,16 @@ Mixture = DiagGaussianMixture | ShardedMixture
 def in_shards(name: str, q: Any, *, equal: bool = False) -> ShardedMixture:
     """Return a mixture, of ``equal`` weights if need be, in the form that serves both: one not spread is one shard."""
     if isinstance(check_type(name, q, Mixture), DiagGaussianMixture):
-        log_weight, *rest = (part.detach().cpu() for part in q.components())
+        log_weight, *rest = (part.detach() for part in q.components())
         q = ShardedMixture(*rest, log_weight, group=False)
     if equal and not has_equal_weights(q):
         raise ValueError(f"{name}: expected components of equal weight, one for each datum, got others")
     return q
+
+
+def _at(q: DiagGaussianMixture, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+    """Compute where the components are, and bring the result back."""
+    return function(*(x.to(q.loc.device) for x in values)).cpu()
 
 
 def _added(local: Tensor, logs: Tensor, averages: Tensor) -> Tensor:
@@ -284,7 +286,7 @@ def sums_without(q: DiagGaussianMixture, z: Tensor, index: Tensor) -> Tensor:
 
     A number in index (S) that is none of a component's leaves out nothing.
     """
-    logs = torch.stack([q.log_prob(z), torch.zeros(len(z), dtype=torch.float64)], 1)
+    logs = torch.stack([q.log_prob(z), z.new_zeros(len(z))], 1)
     own = _inside(index, q)
     logs[own, 1] = log_sum_of_others(q.components()[0])[index[own]]
     left = own[logs[own, 1] > -torch.inf]

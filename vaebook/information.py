@@ -159,7 +159,7 @@ def active_units(q_agg: Mixture, threshold: float = 0.01) -> Tensor:
     Source: Burda, Grosse & Salakhutdinov, Importance weighted autoencoders (2016), section 5.2.
     """
     mean = check_type("q_agg", q_agg, Mixture).average(lambda log_weight, loc, scale: loc)
-    variance = q_agg.average(lambda log_weight, loc, scale: (loc - mean).square())
+    variance = q_agg.average(lambda log_weight, loc, scale: (loc - mean.to(loc)).square())
     return variance > check_number("threshold", threshold, minimum=0)
 
 

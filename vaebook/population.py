@@ -184,11 +184,11 @@ class _Drawn:
         self.sizes = self.group.bincount(minlength=groups)
         self.log_groups = q.sums(self.z, self._groups, rows, logarithms=groups) + math.log(num)
 
-    def _groups(self, q: DiagGaussianMixture, z: Tensor, first: int, rows: Tensor) -> Tensor:
+    def _groups(self, q: DiagGaussianMixture, first: int, z: Tensor, rows: Tensor) -> Tensor:
         """Log of the weighted densities of each group's components in a part, summed, the draw's own left out."""
         group, found = self.group[first : first + q.num_components], z.new_full((len(z), len(self.sizes)), -torch.inf)
         for g in group.unique().tolist():
-            members = (group == g).nonzero()[:, 0]
+            members = (group == g).nonzero()[:, 0].to(z.device)
             own = torch.searchsorted(members, rows - first).where(torch.isin(rows - first, members), -1)
             part = q[members].double()
             found[:, g] = sums_without(part, z, own)[:, 0] + math.log(len(members) / q.num_components)

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+from torch import distributed as dist
 
 from vaebook._checks import NORMALISATION, check_generator, new_seed
 from vaebook.mixture import DiagGaussianMixture
@@ -27,16 +28,16 @@ class Processes:
 
     def __init__(self, group: Any) -> None:
         self.group = group
-        self.several = group is not False and distributed.is_available() and distributed.is_initialized()
-        self.rank = distributed.get_rank(group) if self.several else 0
-        self.size = distributed.get_world_size(group) if self.several else 1
+        self.several = group is not False and dist.is_available() and dist.is_initialized()
+        self.rank, self.size = (dist.get_rank(group), dist.get_world_size(group)) if self.several else (0, 1)
 
     def reduced(self, values: Tensor, *, largest: bool = False) -> Tensor:
         """Return the sum of what all have, or their largest: in ``values`` itself."""
         if self.several:
             try:
-                op = distributed.ReduceOp.MAX if largest else distributed.ReduceOp.SUM
-                distributed.all_reduce(values, op, group=self.group)
+                sent = values.cuda() if dist.get_backend(self.group) == "nccl" else values  # it takes no others
+                dist.all_reduce(sent, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=self.group)
+                values.copy_(sent)
             except RuntimeError as error:
                 wanted, told = "an answer of every process, one has ended or hangs", str(error).partition("\n")[0]
                 raise RuntimeError(f"group: expected {wanted}: {told}") from error
@@ -61,7 +62,7 @@ class Processes:
             return check_generator(generator, torch.device("cpu"))
         seed, told = new_seed(check_generator(generator), 2**30), _checksum([num]) % TOLD
         seeds = self.gather(torch.tensor([seed * TOLD + told], dtype=torch.float64))[:, 0].long()
-        if bool((seeds % TOLD != told).any()):
+        if (seeds % TOLD != told).any():
             raise ValueError("sample_shape: expected as many draws in all processes, got different numbers")
         return torch.Generator().manual_seed(int(seeds[0]) // TOLD)
 
@@ -101,9 +102,8 @@ def cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:
         step = num if isinstance(one[0], Tensor) else size
         for start in range(0, num, max(1, step)):
             rows = slice(start, min(start + step, num))
-            mass = math.log(rows.stop - start)
-            if one[2] is not None:
-                mass = float(_tensor(one[2][rows]).double().logsumexp(0))
+            weight = None if one[2] is None else _tensor(one[2][rows]).double()
+            mass = math.log(rows.stop - start) if weight is None else float(weight.logsumexp(0))
             yield Part(*one, rows, first + start, mass, dim)
         first += num
 

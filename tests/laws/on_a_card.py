@@ -31,6 +31,7 @@ from vaebook.aggregate import merge_duplicates
 from vaebook.certificates import gaussian_cap, mmd_squared, mutual_information_bounds
 from vaebook.code_priors import ExemplarPrior, VampPrior
 from vaebook.data import binarize
+from vaebook.distributed import ShardedMixture
 from vaebook.estimators import minibatch_decomposition, minibatch_log_prob, minibatch_weights, pairwise_log_prob
 from vaebook.gmm import fit_gmm
 from vaebook.npmle import fit_npmle
@@ -79,6 +80,32 @@ def trained(vae, g):
 
 def codes(vae):
     return aggregated_posterior(vae, X, batch_size=50)
+
+
+def shards(q, z, g):
+    """Two parts where the model is, and one on the processor."""
+    log_weight, *rest = q.components()
+    parts = [[x[:40], x[40:70], x[70:].cpu()] for x in (*rest, log_weight)]
+    some = ShardedMixture(*parts)
+    index = torch.arange(30, 120, 10, device=z.device)
+    told = some.log_prob(z), *some.log_prob_and_score(z), some.log_prob_leave_one_out(z, index)
+    assert all(value.device == z.device for value in told)
+    drawn, number = some.sample_with_index((20,), generator=g)
+    return (
+        *told,
+        some.log_prob_given(z, index),
+        some.log_prob_marginals(z),
+        some.mean,
+        some.covariance,
+        drawn,
+        number + 0.0,
+        some[index].loc,
+        information.active_units(some) + 0.0,
+        information.kl_per_dimension(some),
+        population.bracket_mismatch(
+            ShardedMixture(*parts[:2]), StandardNormal(2).double(), num_components=(1,), num_samples=60, generator=g
+        )[:6],
+    )
 
 
 def line(q):
@@ -161,6 +188,7 @@ CALLS = {
     )[:6],
     "hole_mass": lambda vae, g: holes.hole_mass(codes(vae), codes(vae), num_samples=150, generator=g)[:5],
     "memorisation": lambda vae, g: memorisation.memorisation(codes(vae), codes(vae), num_samples=50, generator=g),
+    "shards": lambda vae, g: shards(codes(vae), vae.data(X[:9, :2])[0], g),
     "find_modes": lambda vae, g: modes.find_modes(codes(vae))[0],
     "fit_gmm": lambda vae, g: fit_gmm(codes(vae), 2).loc,
     "sample": lambda vae, g: vae.sample(3, generator=g),
