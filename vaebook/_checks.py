@@ -164,8 +164,7 @@ def to_scale(name: str, value: Tensor, spread: str, loc: Tensor | None = None) -
     if spread != "log_var" and high < 0:
         raise ValueError(f"{name}: expected positive values, got none; logarithms of variances are named log_var")
     root = check_positive(name, value).sqrt() if spread == "var" else value
-    scale = (0.5 * value).exp() if spread == "log_var" else root
-    odd = ""
+    scale, odd = (0.5 * value).exp() if spread == "log_var" else root, ""
     by_chance = loc is not None and (value.numel() < MANY or not high > 0.1)  # in an encoder's batch
     if spread == "log_var" and not by_chance and low > 0:
         odd = "all values are positive, so that every variance is above 1; std or var?"

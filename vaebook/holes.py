@@ -181,8 +181,7 @@ def _features(z: Tensor) -> np.ndarray:
 
 def _largest(inside: dict[str, list[tuple[Tensor, Tensor]]], fresh: Tensor, codes: Tensor) -> Holes:
     """Choose the largest set that is certified; its estimates pool the folds."""
-    num = len(codes)
-    tail = FALSE_ALARM / (len(inside) * len(LEVELS))
+    num, tail = len(codes), FALSE_ALARM / (len(inside) * len(LEVELS))
     least, found = float(scipy.stats.beta.isf(tail, 1, num)) / 0.5, []
     for parts in inside.values():
         counts, landed = zip(*parts, strict=True)

@@ -237,8 +237,7 @@ def mutual_information_quadrature(
 
     def rule(steps: int) -> Tensor:
         u = torch.linspace(-12, 12, steps + 1, dtype=torch.float64, device=loc.device)
-        standard = Normal(u.new_zeros(()), 1.0).log_prob(u)
-        value = 0.0
+        standard, value = Normal(u.new_zeros(()), 1.0).log_prob(u), 0.0
         for n in range(len(loc)):  # one component at a time: all at once would need N × nodes
             # Its own component is at 0, so that u keeps its digits.
             about = DiagGaussianMixture(loc - loc[n], scale, q_agg.log_weight)

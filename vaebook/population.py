@@ -172,8 +172,7 @@ class _Drawn:
         num, self.generator = q.num_components, q.processes.common(generator)
         if num < FEWEST:
             raise ValueError(f"q_agg: expected at least {FEWEST} components, one for each datum, got {num}")
-        groups = min(GROUPS, num // 2)
-        order = torch.randperm(num, generator=self.generator)
+        groups, order = min(GROUPS, num // 2), torch.randperm(num, generator=self.generator)
         rows = order[:num_samples].repeat(max(1, num_samples // num))
         own = q[rows]
         noise = torch.randn(own.loc.shape, generator=self.generator, dtype=torch.float64)

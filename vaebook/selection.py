@@ -148,8 +148,7 @@ def choose_prior(
     if scored.shape[1:] != x.shape[1:]:
         raise ValueError(f"{name}: expected data of shape {tuple(x.shape[1:])}, got {tuple(scored.shape[1:])}")
     with vae.evaluating(x, condition):
-        q_agg = aggregated_posterior(vae, x, condition=condition)
-        exemplars = optional(vae.prior, "exemplars")
+        q_agg, exemplars = aggregated_posterior(vae, x, condition=condition), optional(vae.prior, "exemplars")
         if held_out is None and exemplars is not None and len(x) != len(exemplars):
             wanted = f"the {len(exemplars)} exemplars of which the prior is made"
             raise ValueError(f"x: expected {wanted}, got {len(x)} data")

@@ -47,9 +47,7 @@ def number(value: object) -> str:
     text = f"{value:.{DIGITS - 1}e}"
     mantissa, exponent = text.split("e")
     power = int(exponent)
-    if -4 < power < 5:
-        return f"{float(text):.{max(0, DIGITS - 1 - power)}f}"
-    return f"{mantissa}e{power}"
+    return f"{float(text):.{max(0, DIGITS - 1 - power)}f}" if -4 < power < 5 else f"{mantissa}e{power}"
 
 
 class Table(NamedTuple):
