@@ -79,12 +79,16 @@ def closure(net):
 def test_compiled_modules_run_in_evaluation_mode_without_a_warning(way):
     """Torch warns of the hook that finds hidden modules at each call of a compiled one."""
     net = Net()
-    before, call = net.state(), way(torch.compile(net, backend="eager"))
+    compiled = []
+    before, call = net.state(), way(torch.compile(net, backend=lambda graph, _: compiled.append(graph) or graph))
     vae = adapt(lambda x: call(x).chunk(2, 1), spread="log_var")
     with warnings.catch_warnings(action="error"):
         q = aggregated_posterior(vae, X)
     assert_same_state(before, net.state())
+    assert compiled == []  # for each new hook it would be compiled again, until torch gives it up
     torch.testing.assert_close(q.loc, net.eval()(X)[:, :D].detach())
+    call(X)
+    assert len(compiled) == 1
 
 
 def test_what_a_model_warns_of_is_still_heard():

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import gc
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -23,8 +24,6 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from vaebook._checks import at_least_single, check_finite, check_int, explained, new_seed
 
 Condition = dict[str, Tensor] | None
-COMPILED = "Using `torch.compile"
-"""How torch begins to warn that hooks, as that of `evaluation_mode`, are called inside of compiled modules as well."""
 Data = Tensor | np.ndarray | Iterable[Any]
 
 
@@ -33,7 +32,8 @@ def evaluation_mode(*sources: object) -> Iterator[None]:
     """Run what is inside in evaluation mode: no dropout, and batch norm with its running statistics, left untouched.
 
     Every module that is called inside is seen at the moment of its call, and is put back into training mode at the end
-    if it was in it. ``sources`` are modules, or functions around modules, to change at once.
+    if it was in it. ``sources`` are modules, or functions around modules, to change at once. Compiled ones run
+    uncompiled: each new hook would compile them again, until torch gives them up.
     """
     changed: list[nn.Module] = []
 
@@ -44,11 +44,11 @@ def evaluation_mode(*sources: object) -> Iterator[None]:
 
     hook = register_module_forward_pre_hook(see)
     try:
-        for module in modules_of(*sources):
-            for part in module.modules():
-                see(part)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", COMPILED)
+        for part in (part for module in modules_of(*sources) for part in module.modules()):
+            see(part)
+        compiler = "torch._dynamo" in sys.modules  # whose import takes seconds
+        with torch.compiler.set_stance("force_eager") if compiler else nullcontext(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using `torch.compile")  # and that hooks are called inside of it
             yield
     finally:
         hook.remove()
@@ -84,9 +84,7 @@ def modules_of(*sources: object) -> list[nn.Module]:
 
 def _held(source: object) -> list[Any]:
     """List the modules, distributions and transforms that an object refers to, in a dict, in slots or as items."""
-    values = []
-    for part in gc.get_referents(source):
-        values += part.values() if isinstance(part, dict) else [part]
+    values = (v for part in gc.get_referents(source) for v in (part.values() if isinstance(part, dict) else [part]))
     return [value for value in values if isinstance(value, nn.Module | Distribution | Transform | list | dict)]
 
 
@@ -123,8 +121,7 @@ def blaming(name: str) -> Iterator[None]:
 def call(name: str, function: Callable[..., Any], rows: Tensor, condition: Condition = None) -> Any:
     """Call a part of a model on a batch, with what it takes of the condition."""
     named = {key: value for key, value in (condition or {}).items() if accepts(function, key)}
-    second = [named.pop("")] if "" in named else []
-    given = " with a condition" if condition else ""
+    second, given = [named.pop("")] if "" in named else [], " with a condition" if condition else ""
     with explained(name, f"it to take a batch of shape {tuple(rows.shape)} and {rows.dtype}{given}"):
         return function(rows, *second, **named)
 
@@ -135,6 +132,10 @@ def accepts(function: Callable[..., Any], name: str, *, unknown: bool = True) ->
         parameters = list(inspect.signature(getattr(function, "forward", function)).parameters.values())
     except (TypeError, ValueError):  # built in, without a signature: it gets the whole condition
         return unknown
+    # DataParallel, torch.compile and partial say of the module that they call only that they pass on all they get.
+    inner = getattr(function, "_orig_mod", getattr(function, "module", getattr(function, "func", None)))
+    if callable(inner) and all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters):
+        return accepts(inner, name, unknown=unknown)
     if name:
         return any(p.name == name or p.kind is p.VAR_KEYWORD for p in parameters)
     # return_dict=True, or net=net in a lambda, is no place for a condition
@@ -143,7 +144,7 @@ def accepts(function: Callable[..., Any], name: str, *, unknown: bool = True) ->
     return bool(positional) or any(p.kind is p.VAR_POSITIONAL for p in parameters)
 
 
-def check_condition(condition: object, num: int | None, *functions: Callable[..., Any]) -> dict[str, Tensor]:
+def check_condition(condition: object, num: int | None, *functions: Any, device: Any = None) -> dict[str, Tensor]:
     """Check a condition for ``num`` data (None: not known yet), and that each part of it is taken by some function."""
     given = condition if isinstance(condition, Mapping) else {} if condition is None else {"": condition}
     for key, value in given.items():
@@ -154,7 +155,7 @@ def check_condition(condition: object, num: int | None, *functions: Callable[...
             wanted = f"as {key!r}" if key else "as second argument"
             raise ValueError(f"{_name_of(key)}: expected an encoder or a decoder that takes it {wanted}, got none")
     with explained("condition", "tensors or arrays of numbers"):
-        parts = {key: torch.as_tensor(value) for key, value in given.items()}
+        parts = {key: torch.as_tensor(value, device=device) for key, value in given.items()}
     _check_rows(parts, num)
     return parts
 
@@ -209,7 +210,7 @@ def batches(
         odd = isinstance(data, Tensor) and (data.is_nested or data.layout != torch.strided)
         refused = odd or getattr(data, "ndim", 0) < 2 or 0 in data.shape  # by as_data
         parts = [data] if refused else (data[start : start + size] for start in range(0, len(data), size))
-    elif isinstance(data, Iterable) and not isinstance(data, str | bytes | Mapping):
+    elif isinstance(data, Iterable) and not isinstance(data, str | bytes | memoryview | Mapping):
         parts = (batch[0] if isinstance(batch, tuple | list) and batch else batch for batch in data)
     else:
         raise TypeError(f"{name}: expected a tensor, array or iterable of batches (DataLoader), got {_kind(data)}")
@@ -243,9 +244,14 @@ def _name_of(key: object) -> str:
     return "condition" if key == "" else f"condition[{key!r}]"
 
 
-def check_repeatable(name: str, once: Tensor, again: Tensor) -> None:
-    """Compare two passes over the same rows, the second in a smaller batch; rounding may differ, nothing else."""
-    allowed = float(torch.finfo(once.dtype).eps ** 0.5 * once.nan_to_num(0, 0, 0).abs().max())
+def check_repeatable(name: str, once: Tensor, again: Tensor, dtype: torch.dtype | None = None) -> None:
+    """Compare two passes over the same rows, the second in a smaller batch; rounding may differ, nothing else.
+
+    ``dtype`` is that of the weights: what was computed in single precision is no more exact for being returned in
+    double.
+    """
+    eps = max(torch.finfo(d).eps for d in (once.dtype, at_least_single(dtype or once.dtype)))
+    allowed = float(eps**0.5 * once.nan_to_num(0, 0, 0).abs().max())
     if not torch.allclose(once, again, rtol=0, atol=allowed, equal_nan=True):
         apart = float((once - again).abs().max())
         raise ValueError(
