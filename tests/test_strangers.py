@@ -1,7 +1,9 @@
 """Models and data that were not made here: what once went wrong with them, by kind."""
 
+import copy
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +18,12 @@ from torch.distributions import (
     TransformedDistribution,
 )
 from torch.distributions.transforms import Transform
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 from vaebook.adapters import adapt, adapt_prior
 from vaebook.aggregate import aggregated_posterior
-from vaebook.bounds import elbo, prior_sample_log_prob
+from vaebook.bounds import elbo, prior_sample_log_prob, quadrature_log_prob
 from vaebook.diagnosis import diagnose
 from vaebook.evaluation import as_data, modules_of
 from vaebook.holes import hole_mass
@@ -379,3 +382,225 @@ def test_a_frozen_module_of_torchscript_is_an_encoder():
     frozen = torch.jit.freeze(torch.jit.script(net.eval()))
     found = aggregated_posterior(adapt(lambda x: frozen(x).chunk(2, 1), None, spread="log_var", modules=(frozen,)), X)
     assert torch.equal(found.loc, net(X).chunk(2, 1)[0].detach())
+
+
+class OverRows:
+    """A prior as people write it for a batch (B, D): the sum is over dimension 1."""
+
+    latent_dim = 2
+
+    def log_prob(self, z):
+        return Normal(0.0, 1.0).log_prob(z - torch.tensor([0.0, 3.0])).sum(1)
+
+    def sample(self, sample_shape=(), *, generator=None):
+        return torch.randn(*sample_shape, 2, generator=generator) + torch.tensor([0.0, 3.0])
+
+
+class Plain:
+    def __init__(self):
+        self.log_prob = OverRows().log_prob
+
+    def sample(self, shape):
+        return OverRows().sample(shape)
+
+
+class Batch(nn.Module):
+    """The same by batch norm, which takes dimension 1 for the features."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2, affine=False, eps=0.0).eval()
+        self.norm.running_mean[1] = 3.0
+
+    def log_prob(self, z):
+        return Normal(0.0, 1.0).log_prob(self.norm(z)).sum(-1)
+
+    def sample(self, shape):
+        return OverRows().sample(shape)
+
+
+class Right(Plain):
+    """The same as it should be, without a divergence in closed form."""
+
+    def __init__(self):
+        self.log_prob = Independent(Normal(torch.tensor([0.0, 3.0]), 1.0), 1).log_prob
+
+
+@pytest.mark.parametrize("num", [2, 3])  # two data, as many as there are dimensions, hid it
+@pytest.mark.parametrize("prior", [OverRows, Plain, Batch])
+def test_a_prior_is_given_rows(prior, num):
+    def estimates(prior):
+        vae = adapt(lambda x: (x[:, :2], 0.5 + x[:, 2:].abs()), decode, prior=prior)
+        options = {"num_samples": 60, "generator": seed()}
+        return elbo(vae, X[:num], **options), importance_log_prob(vae, X[:num], **options).log_prob
+
+    (bound, evidence), (right, exact) = estimates(prior()), estimates(Right())
+    torch.testing.assert_close(bound, right)
+    torch.testing.assert_close(evidence, exact, atol=0.4, rtol=0)  # other draws of the prior
+    z = torch.randn(5, num, 2, generator=seed())
+    torch.testing.assert_close(adapt_prior(Plain()).log_prob(z), Right().log_prob(z))
+
+
+class Truncated(Normal):
+    """A subclass of torch's with another density."""
+
+    def log_prob(self, z):
+        return super().log_prob(z) - math.log(0.997)
+
+
+class Correlated:
+    """It tells its means and variances, and more."""
+
+    def __init__(self, mean, scale):
+        self.mean, self.variance = mean, scale.square()
+        self.tril = torch.diag_embed(scale) @ torch.tensor([[1.0, 0.0], [0.6, 0.8]], dtype=scale.dtype)
+
+    def log_prob(self, z):
+        return torch.distributions.MultivariateNormal(self.mean, scale_tril=self.tril).log_prob(z)
+
+
+class Tailed:
+    def __init__(self, loc, scale):
+        self.loc, self.scale, self.log_prob = loc, scale, torch.distributions.StudentT(5.0, loc, scale).log_prob
+
+
+class Same(Normal):
+    """A subclass, as Pyro has one."""
+
+
+class Other:
+    """What it tells the log-probability of are labels."""
+
+    def __init__(self, mu, scale):
+        self.mu, self.logvar, self.log_prob = mu, 2 * scale.log(), torch.distributions.Categorical(logits=mu).log_prob
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [Truncated, Correlated, Tailed, Same, Other])
+def test_what_tells_another_density_than_that_of_its_means_and_scales_is_refused(kind, dtype):
+    loc, scale = X[:, :2].to(dtype), (0.5 + X[:, 2:].abs()).to(dtype)
+    forms = [lambda q: q] + [lambda q: Independent(q, 1)] * issubclass(kind, Normal)
+    for form in forms if dtype != torch.bfloat16 or kind in (Same, Other) else ():  # which is too rough to tell
+        use = lambda: aggregated_posterior(lambda x: form(kind(loc[: len(x)], scale[: len(x)])), X)  # noqa: E731, B023
+        if kind in (Same, Other):
+            torch.testing.assert_close(use().scale.to(dtype), scale)
+        else:
+            with pytest.raises(
+                TypeError, match=r"^encoder: expected independent Gaussians, got .* with another log_prob"
+            ):
+                use()
+
+
+class OneInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x).chunk(2, 1)
+
+
+class Labelled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 4)
+
+    def forward(self, z, label):
+        return Independent(Normal(self.linear(torch.cat([z, label], 1)), 1.0), 1)
+
+
+class Compiled(nn.Module):
+    """What torch.compile makes of a module."""
+
+    def __init__(self, module):
+        super().__init__()
+        self._orig_mod = module
+
+    def forward(self, *args, **kwargs):
+        return self._orig_mod(*args, **kwargs)
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, AveragedModel, Compiled, partial, lambda m: Compiled(partial(m))])
+@pytest.mark.parametrize("name", ["label", None])
+def test_a_condition_goes_to_the_part_that_takes_it_through_any_wrapper(wrap, name):
+    parts, label = (OneInput(), Labelled()), X[:5, :1]
+    options = {"spread": "log_var", "condition": name}
+    plain, wrapped = (adapt(*(made(part) for part in parts), **options) for made in (lambda m: m, wrap))
+    found = elbo(wrapped, X[:5], condition=label, generator=seed())
+    assert torch.equal(found, elbo(plain, X[:5], condition=label, generator=seed()))
+
+
+def test_training_that_would_change_nothing_is_refused():
+    encoder, decoder = OneInput(), nn.Linear(2, 4)
+    vae = adapt(encoder, lambda z: Independent(Normal(decoder(z), 1.0), 1), spread="log_var")
+    free = adapt(torch.no_grad()(encoder.forward), lambda z: decode(z.detach()), spread="log_var", modules=(encoder,))
+    hidden = adapt(lambda x: encoder(x), lambda z: Independent(Normal(decoder(z), 1.0), 1), spread="log_var")
+    before = state(encoder, decoder)
+    for model in (copy.deepcopy(hidden), free):
+        with pytest.raises(ValueError, match=r"^vae: expected weights that the loss depends on"):
+            fit(model, X, num_epochs=1, batch_size=40, generator=seed(), progress=False)
+    assert all(map(torch.equal, before, state(encoder, decoder)))
+    fit(vae, X, num_epochs=1, batch_size=40, generator=seed(), progress=False)
+    assert not any(map(torch.equal, before, state(encoder, decoder)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_model_whose_precision_changes_after_it_was_adapted_is_used_in_the_new_one(dtype):
+    encoder, decoder = OneInput(), nn.Linear(2, 4)
+    vae = adapt(encoder, lambda z: Independent(Normal(decoder(z), 1.0), 1), spread="log_var")
+    vae.to(dtype)
+    assert vae.dtype == vae.decoder.dtype == vae.encoder.dtype == dtype
+    assert elbo(vae, X.numpy(), generator=seed()).isfinite().all() if dtype == torch.float64 else True
+    assert elbo(vae, X.to(dtype), generator=seed()).isfinite().all()
+    assert vae.sample(2, generator=seed()).dtype == torch.promote_types(dtype, torch.float32)
+    if dtype == torch.float64:
+        quadrature_log_prob(vae, vae.prior, X[:2].double(), limit=9.0, tolerance=1e-3)
+
+
+def test_what_was_computed_in_single_precision_may_be_returned_in_double():
+    torch.manual_seed(0)
+    net, back = nn.Linear(300, 4), nn.Linear(2, 300)
+    x = torch.randn(16, 300, generator=seed())
+
+    def rows(apart):  # sums may be taken in another order in the second, smaller batch
+        return lambda x: net(x * (1 + apart * (len(x) < 16))).double().chunk(2, 1)
+
+    def decode(z):
+        return Independent(Normal((back(z) * (1 + 1e-6 * (len(z) < 16))).double(), 1.0), 1)
+
+    vae = adapt(rows(1e-6), decode, modules=(net, back), spread="log_var")
+    assert prior_sample_log_prob(vae, StandardNormal(2), x, 2, generator=seed()).isfinite().all()
+    aggregated_posterior(vae, x)
+    with pytest.raises(ValueError, match=r"^encoder: expected the same from two passes"):
+        aggregated_posterior(adapt(rows(0.01), spread="log_var"), x)
+
+
+def meta(*size):
+    return nn.Linear(*size, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("name", "use"),
+    [
+        ("encoder's loc", lambda: aggregated_posterior(lambda x: (x.to("meta"), x.to("meta")), X)),
+        ("encoder's loc", lambda: elbo(adapt((lambda n: lambda x: n(x).chunk(2, 1))(meta(4, 4)), decode), X)),
+        (
+            "z",
+            lambda: prior_sample_log_prob((lambda n: lambda z: Normal(n(z), 1.0))(meta(2, 4)), StandardNormal(2), X, 5),
+        ),
+        ("encoder's scale", lambda: aggregated_posterior(lambda x, c: (x, c), X, condition=X.to("meta"))),
+        (
+            "condition",
+            lambda: aggregated_posterior((lambda net: lambda x, c: net(x + c))(OneInput()), X, condition=X.to("meta")),
+        ),
+    ],
+)
+def test_what_is_on_the_meta_device_is_named(name, use):
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: expected .*meta"):
+        use()
+
+
+def test_memory_is_no_iterable_of_batches():
+    with pytest.raises(TypeError, match=r"^x: expected a tensor, array or iterable of batches .* got memoryview"):
+        aggregated_posterior(encode, memoryview(X.numpy()))

@@ -44,9 +44,9 @@ class AdaptedVAE(nn.Module):
         self._sources = [part.source for part in (encoder, decoder) if part is not None]
         self.parts = nn.ModuleList(evaluation.modules_of(*self._sources, *modules))
         self.training = any(getattr(part, "training", False) for module in self.parts for part in module.modules())
-        self.dtype = getattr(evaluation.weight_of(*self.parts), "dtype", None)
         if decoder is not None:
-            decoder.dtype = decoder.dtype or self.dtype
+            if decoder.weight is None:
+                decoder.weight = evaluation.weight_of(*self.parts)
             decoder.encoder = decoder.encoder or encoder
         self.data_shape = check_event("data_shape", data_shape)
         named = [condition] if isinstance(condition, str) else condition
@@ -59,6 +59,11 @@ class AdaptedVAE(nn.Module):
         """D, None until it is known."""
         shapes = (part.latent_shape for part in (self.encoder, self.decoder) if part is not None)
         return next((shape.numel() for shape in shapes if shape is not None), None)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of its weights, to which arrays are brought; None where no weights can be seen."""
+        return getattr(evaluation.weight_of(*self.parts), "dtype", None)
 
     @property
     def device(self) -> torch.device | None:
@@ -110,13 +115,13 @@ class AdaptedVAE(nn.Module):
         condition = self._condition if condition is None else condition
         if len(self._names) == 1 and not isinstance(condition, Mapping | None):
             condition = {self._names[0]: condition}
-        found = evaluation.check_condition(condition, num, *self._sources)
+        found = evaluation.check_condition(condition, num, *self._sources, device=self.device)
         takers = [part.source for part in (self.encoder, self.decoder) if part is not None]
         needed = {name for name in self._names if any(evaluation.accepts(taker, name) for taker in takers)}
         if not needed <= found.keys():
             got = list(found) if isinstance(condition, Mapping) else type(condition).__name__
             raise ValueError(f"condition: expected {', '.join(self._names)} by name, got {got}")
-        return {name: value.to(self.device) for name, value in found.items()} or None
+        return found or None
 
     def only(self, **changes: Any) -> AdaptedVAE:
         """Return the same without one of its parts: conditions that only that part takes may be left out."""

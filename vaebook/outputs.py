@@ -52,13 +52,19 @@ def read_codes(codes: object, num: int, spread: Spread = "std") -> tuple[Tensor,
     loc, value, named = _loc_and_spread(codes)
     if named is not None and spread not in ("std", named):
         raise ValueError(f"spread: expected {named!r}, which what the encoder returns is, got {spread!r}")
-    check_tensor("encoder's loc", loc, ("...",), finite=False)
+    check_tensor("encoder's loc", loc, ("...",), finite=getattr(loc, "is_meta", False))
     if loc.ndim < 2 or len(loc) != num:
         raise ValueError(f"encoder's loc: expected shape ({num}, ...), a row for each datum, got {tuple(loc.shape)}")
-    check_tensor("encoder's scale", value, loc.shape, finite=False)
-    dtype = at_least_single(loc.dtype)
+    check_tensor("encoder's scale", value, loc.shape, finite=getattr(value, "is_meta", False))
+    dtype, rounding, apart = at_least_single(loc.dtype), torch.finfo(value.dtype).eps ** 0.5 * loc.numel(), 0.0
     loc = loc.to(dtype)
-    return loc, to_scale("encoder's scale", value.to(dtype), named or spread, loc)
+    scale = to_scale("encoder's scale", value.to(dtype), named or spread, loc)
+    if type(getattr(codes, "base_dist", codes)) is not Normal:
+        with torch.no_grad(), suppress(Exception):  # most have no log_prob, or one of something else
+            apart = abs(float(codes.log_prob(loc).sum() - Normal(loc, scale).log_prob(loc).sum()))
+    if apart > rounding:  # truncated, correlated, with heavier tails
+        raise TypeError(f"encoder: expected independent Gaussians, got {type(codes).__name__} with another log_prob")
+    return loc, scale
 
 
 def check_spread(spread: object) -> Spread:
@@ -115,8 +121,7 @@ def read_likelihood(output: object, likelihood: Likelihood = None) -> Any:
 
 
 def _named(output: object, likelihood: str) -> Distribution:
-    pair = likelihood == "gaussian"
-    parts = output if isinstance(output, tuple | list) else (output,)
+    pair, parts = likelihood == "gaussian", output if isinstance(output, tuple | list) else (output,)
     if len(parts) != 1 + pair or not all(isinstance(part, Tensor) for part in parts):
         wanted = "(mean, standard deviation)" if pair else "one tensor"
         raise TypeError(f"decoder: expected it to return {wanted} for {likelihood!r}, got {type(output).__name__}")
@@ -197,7 +202,7 @@ class Decoded:
         if not isinstance(value, Tensor) or bool(value.isnan().any()):
             kind = type(getattr(self.source, "base_dist", self.source)).__name__
             raise ValueError(f"decoder: expected a distribution of x with a {name}, got {kind}, without")
-        return value.reshape(*self.batch_shape, *value.shape[1:])
+        return value.reshape(*self.batch_shape, *value.shape[1:]).to(at_least_single(value.dtype))
 
     def _like_event(self, x: Tensor) -> Tensor:
         """Flatten or unflatten x where only one of the two is flat; refuse all other differences."""

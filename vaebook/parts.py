@@ -33,11 +33,9 @@ class Prior(Protocol):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats of z (*s, D), as (*s)."""
-        ...
 
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draws, (*s, D)."""
-        ...
 
 
 class PriorModule(nn.Module):
@@ -76,13 +74,15 @@ def optional(prior: Prior, name: str) -> Any:
 
 def log_density(prior: Any, z: Tensor, name: str = "prior") -> Tensor:
     """Return the log-density in nats of any prior at z (*s, D) as (*s); whatever goes wrong names the prior."""
+    # As decoders do, priors get rows; what leaves out a component for each row of a batch has no latent_dim.
+    rows = z.reshape(-1, z.shape[-1]) if hasattr(prior, "latent_dim") else z
     with explained(name, f"a density over all of R^D, at codes of {z.dtype}; from others KL is infinite"):
-        value = prior.log_prob(z)
-    if getattr(value, "shape", None) != z.shape[:-1]:
+        value = prior.log_prob(rows)
+    if getattr(value, "shape", None) != rows.shape[:-1]:
         got = tuple(getattr(value, "shape", ())) or type(value).__name__
         hint = "torch.distributions.Independent(…, 1) makes the last batch dimension an event"
-        raise ValueError(f"{name}: expected log_prob of shape {tuple(z.shape[:-1])}, got {got}; {hint}")
-    return value
+        raise ValueError(f"{name}: expected log_prob of shape {tuple(rows.shape[:-1])}, got {got}; {hint}")
+    return value.reshape(z.shape[:-1])
 
 
 def adapt_prior(prior: Any, latent_dim: int | None = None, name: str = "prior") -> Prior:
@@ -157,9 +157,9 @@ class _Outside(nn.Module):
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats of z (*s, D), as (*s), in the precision of the density."""
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
-        value = log_density(self._density(), z.to(self._like()), self.name)
+        value = log_density(self._density(), z.to(self._like()).reshape(-1, self.latent_dim), self.name)
         # What torch.distributions would say of a z outside its support can be switched off, and flows do so.
-        return check_all(self.name, value, ~value.isnan(), "a density over all of R^D").to(z)
+        return check_all(self.name, value, ~value.isnan(), "a density over all of R^D").reshape(z.shape[:-1]).to(z)
 
     @torch.no_grad()
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
@@ -208,15 +208,19 @@ class _Part:
     def __init__(self, name: str, source: Callable[..., Any], latent_shape: Sequence[int] | None) -> None:
         if not callable(source):
             raise TypeError(f"{name}: expected a callable, got {type(source).__name__}")
-        self.name, self.source, self.weight = name, source, weight_of(source)
-        self.dtype = getattr(self.weight, "dtype", None)
+        self.name, self.source, self.weight, self._dtype = name, source, weight_of(source), None
         self.latent_shape = check_event("latent_shape", latent_shape)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """That of its weights, which may change; where there are none, of its codes; None until it is known."""
+        return getattr(self.weight, "dtype", self._dtype)
 
     def compare(self, run: Callable[[slice], Sequence[Tensor]], num: int) -> None:
         """Compare what two passes return, over the first rows and over half of them."""
         half = slice(0, max(1, min(PROBE, num) // 2))
         for once, again in zip(run(slice(0, PROBE)), run(half), strict=True):
-            check_repeatable(self.name, once[half], again)
+            check_repeatable(self.name, once[half], again, self.dtype)
 
 
 class Encoder(_Part):
@@ -234,9 +238,8 @@ class Encoder(_Part):
         if self.latent_shape not in (None, loc.shape[1:]):
             wanted, got = tuple(self.latent_shape), tuple(loc.shape[1:])
             raise ValueError(f"encoder: expected codes of latent_shape {wanted}, got {got}")
-        self.latent_shape, self.dtype = loc.shape[1:], loc.dtype
-        normal = Normal(loc.flatten(1), scale.flatten(1), validate_args=False)
-        return Independent(normal, 1, validate_args=False)
+        self.latent_shape, self._dtype = loc.shape[1:], loc.dtype
+        return Independent(Normal(loc.flatten(1), scale.flatten(1), validate_args=False), 1, validate_args=False)
 
     def check(self, x: Tensor, condition: Condition = None) -> None:
         """Compare two passes over the first data, the second over half of them."""
@@ -259,7 +262,7 @@ class Decoder(_Part):
     def __call__(self, z: Tensor, condition: Condition = None) -> Decoded:
         """Decode z (*s, D) in the dtype of the decoder's weights; a condition (B, …) belongs to the last batch."""
         known = self.latent_shape or (self.encoder and self.encoder.latent_shape)
-        shape = check_tensor("z", z, ("...", known.numel() if known else "D"), finite=False).shape
+        shape = check_tensor("z", z, ("...", known.numel() if known else "D"), finite=getattr(z, "is_meta", 0)).shape
         rows = z.reshape(-1, *(known or shape[-1:])).to(self.dtype or (self.encoder and self.encoder.dtype) or z.dtype)
         output = call("decoder", self.source, rows, repeat(condition, shape[:-1]))
         return Decoded(read_likelihood(output, self.likelihood), shape[:-1])
@@ -270,8 +273,7 @@ class Decoder(_Part):
             decoded = self(z)
             if decoded.event_shape is not None:  # a torch distribution, which broadcasts
                 return decoded.log_prob(x).double()
-        decoded = self(z.expand(*z.shape[:-2], len(x), z.shape[-1]), condition)
-        return decoded.log_prob(x).double()
+        return self(z.expand(*z.shape[:-2], len(x), z.shape[-1]), condition).log_prob(x).double()
 
     def check(self, z: Tensor, x: Tensor, condition: Condition = None) -> None:
         """Compare two passes over the first data, the second over half of them; z (B, D) belongs to x."""

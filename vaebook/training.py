@@ -120,8 +120,7 @@ def fit(
         raise ValueError("vae: expected parameters that require gradients, got none")
     if torch.is_inference_mode_enabled():
         raise ValueError("fit: expected a call outside of torch.inference_mode(), which trains nothing, got one inside")
-    optimizer = torch.optim.Adam(trained, lr=learning_rate, fused=True)
-    history = History([], [], 0)
+    optimizer, history = torch.optim.Adam(trained, lr=learning_rate, fused=True), History([], [], 0)
     best, was_training = copy.deepcopy(holder.state_dict()), {module: module.training for module in model.modules()}
     frozen = [module for module, training in was_training.items() if model.training and not training]
     bar = tqdm(range(1, num_epochs + 1), desc="fit", unit="epoch", disable=not progress)
@@ -175,8 +174,8 @@ def _epoch(
     model.train(optimizer is not None)
     for module in frozen:
         module.training = False
-    total, count = 0.0, 0
-    own = generator and generator.clone_state()  # for dropout and the like, which draw from torch's global generator
+    # own is for dropout and the like, which draw from torch's global generator
+    total, count, own = 0.0, 0, generator and generator.clone_state()
     with torch.set_grad_enabled(optimizer is not None), seeded(own):
         for number, (batch, condition, index) in enumerate(batches, start=1):
             try:
@@ -188,7 +187,10 @@ def _epoch(
                 raise ValueError(f"fit: stopped in {where}, batch {number}: {told}; {_KEPT}") from error
             if optimizer is not None:
                 optimizer.zero_grad()
-                loss.backward()
+                if loss.requires_grad:
+                    loss.backward()
+                if all(p.grad is None for p in optimizer.param_groups[0]["params"]):
+                    raise ValueError("vae: expected weights that the loss depends on, got none; copies share functions")
                 optimizer.step()
             total, count = total + value * len(batch), count + len(batch)
     return total / count
