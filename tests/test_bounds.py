@@ -516,7 +516,7 @@ def test_bad_vae(bound, error, match, vae, x):
         ),
         (
             ValueError,
-            r"^prior: expected log_prob of shape \(2, 3\), got \(2, 3, 1\); .*Independent",
+            r"^prior: expected log_prob of shape \(6,\), got \(6, 1\); .*Independent",
             lambda: iwae_bound(
                 using(prior=SimpleNamespace(latent_dim=1, sample=StandardNormal(1).sample, log_prob=lambda z: 0 * z)),
                 X,
