@@ -474,3 +474,24 @@ def test_what_is_tracked_asks_for_derivatives_that_are_recorded():
     assert kernels.tracked(plain, None, weight) and not kernels.tracked(plain, None, 3) and not kernels.tracked()
     with torch.no_grad():
         assert not kernels.tracked(weight)
+
+
+@pytest.mark.parametrize(("nearest", "passes"), [((0.0, 0.0, 0.0), 3), ((0.0, 20.0, 0.0), 3), ((40.0, 0.0, 40.0), 4)])
+def test_a_block_is_summed_again_only_where_its_sum_would_nearly_overflow(monkeypatch, nearest, passes):
+    """So many standard deviations are between the point and the components of a block; 800 nats are too many."""
+    monkeypatch.setattr(kernels, "COLUMNS", 2)
+    loc, seen = torch.tensor(nearest).double().repeat_interleave(2)[:, None], []
+    held = kernels.prepare(loc, torch.ones_like(loc), torch.zeros(6).double())
+    original = kernels.weigh
+    monkeypatch.setattr(kernels, "weigh", lambda *a, **k: seen.append(1) or original(*a, **k))
+    kernels.attend(torch.zeros(1, 1).double(), held)
+    assert len(seen) == passes
+
+
+@pytest.mark.parametrize(("score", "tracked", "apart"), [(0, 0, False), (1, 0, True), (0, 1, True)])
+def test_differences_are_taken_apart_where_score_or_derivatives_need_them(monkeypatch, score, tracked, apart):
+    seen, original = [], kernels.log_terms
+    monkeypatch.setattr(kernels, "log_terms", lambda *given: seen.append((*given, True)[3]) or original(*given))
+    loc, scale, log_weight, _ = components(3, 2, 0.0)
+    kernels.dense((loc + 1e5).requires_grad_(bool(tracked)), kernels.prepare(loc, scale, log_weight), score=bool(score))
+    assert seen == [apart]
