@@ -217,3 +217,48 @@ def test_few_draws_and_codes_where_the_prior_has_no_density_are_refused():
     square = Independent(Uniform(-torch.ones(1), torch.ones(1), validate_args=False), 1, validate_args=False)
     with pytest.raises(ValueError, match="expected finite values at draws of q_agg"):
         hole_mass(perfect(0, 60, 1, 0.5), square, generator=seeded(0))
+
+
+def test_sets_are_found_with_two_thirds_of_some_codes_and_cut_by_draws_that_count_nothing(monkeypatch):
+    """Of 99 data that repeat every third, 60 are taken, in another order; each third is judged by the other two."""
+    monkeypatch.setattr(holes, "MOST", 60)
+    loc = torch.arange(99).double()[:, None] % 3 + torch.arange(99).double()[:, None] / 1_000
+    q_agg, calls = DiagGaussianMixture(loc, torch.full_like(loc, 1e-6)), []
+
+    def scores(*given):
+        calls.append(given)
+        yield "place", given[1][:, 0]
+
+    monkeypatch.setattr(holes, "_scores", scores)
+    monkeypatch.setattr(holes, "_largest", lambda *given: given)
+    inside, fresh, z = hole_mass(q_agg, StandardNormal(1), num_samples=200, generator=seeded(0))
+    assert len(z) == 60 and len(fresh) == 200 and len(calls) == 3 and list(inside) == ["place"]
+    data = (z.mT - loc).abs().argmin(0)
+    assert len(set(data.tolist())) == 60 and len(set((data[::3] % 3).tolist())) == 3
+    assert 0 < float((z[:, 0] - loc[data, 0]).abs().max()) < 1e-5
+    for f, ((q, points, log_prior, codes, reference, seed), (count, landed)) in enumerate(
+        zip(calls, inside["place"], strict=True)
+    ):
+        own = torch.arange(60) % 3 == f
+        assert torch.equal(q.loc, loc[data[~own]]) and torch.equal(codes, z[~own]) and seed == calls[0][-1]
+        assert torch.equal(points, torch.cat([z[own], reference, fresh])) and not torch.equal(reference, fresh)
+        torch.testing.assert_close(log_prior, StandardNormal(1).log_prob(points))
+        for level, share in enumerate(holes.LEVELS):
+            cut = reference[:, 0].quantile(float(share))
+            assert int(count[level]) == int((z[own, 0] < cut).sum())
+            assert torch.equal(landed[level], fresh[:, 0] < cut)
+
+
+class InTraining(StandardNormal):
+    """A prior whose draws are others while it is trained, as those of a flow with batch normalisation are."""
+
+    def sample(self, sample_shape=(), *, generator=None):
+        return super().sample(sample_shape, generator=generator) + 5 * self.training
+
+
+def test_a_prior_is_asked_in_evaluation_mode_and_left_as_it_was(monkeypatch):
+    monkeypatch.setattr(holes, "_scores", lambda *given: [("place", given[1][:, 0])])
+    monkeypatch.setattr(holes, "_largest", lambda inside, fresh, z: fresh)
+    prior = InTraining(2).train()
+    fresh = hole_mass(perfect(0, 90, 2, 0.5), prior, num_samples=100, generator=seeded(0))
+    assert float(fresh.abs().max()) < 5 and prior.training

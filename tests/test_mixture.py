@@ -545,6 +545,18 @@ def test_copies_and_slices_keep_their_clusters(monkeypatch):
         torch.testing.assert_close(part.log_prob(z), fresh.log_prob(z), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("kept", "inherits"), [(6, True), (3, True), (2, False)])
+@pytest.mark.parametrize("divided", [True, False])
+def test_half_of_the_components_inherit_a_division_that_was_made(divided, kept, inherits):
+    q, _ = make(num=6)
+    if divided:
+        q._held["places"] = torch.tensor([[0, 2, 4], [1, 3, 5]])
+    places = q[:kept]._held.get("places")
+    assert (places is not None) is (divided and inherits)
+    if places is not None:
+        assert sorted(places.flatten().tolist()) == sorted([*range(kept), *[kept] * (6 - kept)])
+
+
 def test_some_components_by_their_places():
     q, g = make(num=6)
     z = torch.randn(4, 3, generator=g, dtype=torch.float64)
