@@ -437,3 +437,54 @@ def test_a_fit_that_runs_out_of_steps_warns_of_nothing(monkeypatch, recwarn):
     monkeypatch.setattr(selection, "fit_gmm", fit)
     selection._fit(DiagGaussianMixture(torch.zeros(3, 1), torch.ones(3, 1)), 1, "diag", 0)
     assert not recwarn
+
+
+def scores(seen, found=(0.0, 1.0, 2.0)):
+    """What stands for the comparison of candidates: it notes what it was asked."""
+
+    def compare(vae, x, priors, options):
+        seen.append((x, priors, options))
+        return torch.tensor(found).double()[:, None].expand(3, len(x)), torch.full((3, len(x)), 50.0)
+
+    return compare
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("exemplars", [True, False])
+def test_each_datum_is_left_out_of_what_was_made_of_it(exemplars, held, monkeypatch):
+    """Of q_agg, and of a prior of exemplars, its own component; of the mixture its fold; of held-out data nothing."""
+    seen, x, num = [], bits(), 18
+    monkeypatch.setattr(selection, "_compare", scores(seen))
+    vae = small_vae((lambda encoder: ExemplarPrior(encoder, x)) if exemplars else None)
+    options = {"num_components": (1,), "num_data": num, "held_out": x[10:] if held else None}
+    choice = choose_prior(vae, x, generator=seeded(), **options)
+    left_out = set() if held else {"q_agg", "prior"} if exemplars else {"q_agg"}
+    for part, priors, given in seen:
+        assert tuple(priors) == ORDER and set(given["leave_out"]) == left_out and given["condition"] is None
+        assert all(torch.equal(x[rows], part) for rows in given["leave_out"].values())
+        assert (priors["gmm"] is choice.prior) is held and priors["q_agg"] is choice.candidates["q_agg"]
+    scored = torch.cat([part for part, *_ in seen])
+    assert len(scored) == num and len(seen) == (1 if held else 3)
+    assert not torch.equal(scored, (x[10:] if held else x)[:num])
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("wrong", [-torch.inf, torch.nan, torch.inf])
+def test_data_that_a_candidate_does_not_explain_are_refused_by_name(wrong, held, monkeypatch):
+    monkeypatch.setattr(selection, "_compare", scores([], (0.0, wrong, 0.0)))
+    x, name = gaussian(12, latent_dim=1), "held_out" if held else "x"
+    with pytest.raises(ValueError, match=rf"^{name}: expected data with finite log-likelihoods, got"):
+        choose_prior(PPCA.fit(x, 1), x, held_out=x if held else None, num_components=(1,), generator=seeded())
+
+
+def test_data_of_another_shape_and_exemplars_that_are_not_the_data_are_refused(monkeypatch):
+    monkeypatch.setattr(selection, "_compare", scores([]))
+    x = bits()
+    encode = lambda y: (y.flatten(1)[:, :2], torch.ones(len(y), 2))  # noqa: E731
+    loose = adapt(encode, lambda z: z.repeat(1, 3), likelihood="bernoulli_logits")
+    with pytest.raises(ValueError, match=r"^held_out: expected data of shape \(6,\), got \(2, 3\)$"):
+        choose_prior(loose, x, held_out=x.reshape(-1, 2, 3), **QUICK)
+    vae = small_vae(lambda encoder: ExemplarPrior(encoder, x))
+    with pytest.raises(ValueError, match=r"^x: expected the 40 exemplars of which the prior is made, got 20 data$"):
+        choose_prior(vae, x[:20], **QUICK)
+    assert choose_prior(vae, x[:20], held_out=x, num_components=(1,), generator=seeded()).num_components == 1
