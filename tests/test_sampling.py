@@ -201,3 +201,41 @@ def test_model_prior_and_condition_are_handed_on(monkeypatch):
     sampling._log_likelihood(vae, (x, {"label": label}), generator)
     assert asked["model"] is vae and asked["priors"] == {"prior": vae.prior} and asked["generator"] is generator
     assert asked["num"] == sampling.NUM_SAMPLES and torch.equal(asked["some"][:, 0], asked["condition"]["label"])
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_data_and_their_conditions_are_handed_on_to_the_choice(held_out, monkeypatch):
+    asked, every, generator = {}, {"prior": Estimate(0.0, 0.0, 30)}, seeded()
+    x, new, labels, new_labels = draws(0, 20), draws(1, 10), torch.zeros(20, 1), torch.ones(10, 1)
+
+    def choose(vae, x, **options):
+        asked.update(vae=vae, x=x, **options)
+        return SimpleNamespace(gains=every, log_likelihood=every, candidates={}, effective_samples={})
+
+    monkeypatch.setattr(sampling, "choose_prior", choose)
+    monkeypatch.setattr(sampling, "_log_likelihood", lambda *given: given)
+    vae = identity(1.0)
+    found = decode_candidates(vae, (x, labels), (new, new_labels) if held_out else None, 7, generator)
+    wanted = {"vae": vae, "x": x, "condition": labels, "num_data": 7, "generator": generator}
+    wanted |= {"held_out": new, "held_out_condition": new_labels} if held_out else {}
+    assert asked.keys() == wanted.keys() and all(asked[name] is value for name, value in wanted.items())
+    known = found.training_log_likelihood
+    assert known is None if not held_out else known[0] is vae and known[1] == (x, labels) and known[2] is generator
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_so_many_samples_are_compared_with_so_many_data_at_random(held_out, monkeypatch):
+    monkeypatch.setattr(sampling, "AGAINST", 50)
+    monkeypatch.setattr(sampling, "SAMPLES", 20)
+    seen, x, new = [], draws(0, 80), draws(1, 30)
+
+    def nearest(points, data, *, left_out=False):
+        seen.append((points, data, left_out))
+        return torch.zeros(len(points))
+
+    monkeypatch.setattr(sampling, "_nearest", nearest)
+    copies(identity(1e-9), x, new if held_out else None, {"prior": StandardNormal(D).double()})
+    (again, data, left_out), (samples, same, own) = seen
+    assert torch.equal(data, same) and len(data.unique(dim=0)) == 50 and not torch.equal(data, x[:50])
+    assert (len(samples), left_out, own) == (20, not held_out, False)
+    torch.testing.assert_close(again, (new if held_out else data)[:20])
