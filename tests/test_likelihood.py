@@ -576,3 +576,145 @@ def test_a_refit_is_a_step_of_em_that_remembers_the_old_gaussian():
     covariance = (1 - kept) * centred.mT @ centred / 400 + kept * torch.eye(2).double()
     torch.testing.assert_close(new.tril[0, 0] @ new.tril[0, 0].mT, covariance)
     assert float(new.log_share.exp()) == pytest.approx(1 - proposals.RESERVE)
+
+
+class Quadratic:
+    """A joint density whose log p(x|z) is -(z - x)ᵀ A (z - x) / 2, without moments."""
+
+    def __init__(self, matrix, x):
+        self.matrix, self.x = matrix, x
+
+    def decode(self, z):
+        log_prob = lambda x: -0.5 * torch.einsum("jbd,de,jbe->jb", z - x, self.matrix, z - x)  # noqa: E731
+        return SimpleNamespace(has_moments=False, log_prob=log_prob)
+
+
+@pytest.mark.parametrize(("pairs", "dim"), [(32, 3), (3, 3), (2, 3), (32, 1)])
+@pytest.mark.parametrize("down", [False, True])
+def test_curvature_of_a_density_is_taken_by_pairs_and_made_positive(monkeypatch, pairs, dim, down):
+    """Of more latents than are paired only the diagonal; where the density curves up, as where it curves down."""
+    monkeypatch.setattr(proposals, "PAIRS", pairs)
+    matrix = torch.tensor([[2.0, 0.5, -0.3], [0.5, 1.0, 0.2], [-0.3, 0.2, -1.5 if down else 1.5]]).double()[:dim, :dim]
+    joint = Quadratic(matrix, torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]]).double()[:, :dim])
+    z = torch.randn(4, 2, dim, generator=rng(), dtype=torch.float64)
+    step = torch.tensor([[0.1, 0.2, 0.3], [0.3, 0.1, 0.05]]).double()[:, :dim]
+    slope, information = proposals._slope_and_information(joint, z, step)
+    torch.testing.assert_close(slope, -(z - joint.x) @ matrix)
+    for b in range(2):
+        second = step[b][:, None] * (matrix if dim <= pairs else matrix.diag().diag()) * step[b]
+        values, vectors = torch.linalg.eigh(second)
+        wanted = (vectors * values.abs()) @ vectors.mT / step[b][:, None] / step[b]
+        torch.testing.assert_close(information[:, b], wanted.expand(4, dim, dim), rtol=1e-6, atol=1e-8)
+
+
+def test_information_of_a_decoder_with_moments_is_fishers_by_differences():
+    """Wᵀ W / v, of variances below 1e-6 with that in their place; the slope is that of the density itself."""
+    weight = torch.tensor([[1.0, 2.0], [0.5, -1.0], [0.0, 3.0]]).double()
+    variance = torch.tensor([0.25, 1e-8, 4.0]).double()
+    x, z = torch.randn(2, 3, generator=rng(1)).double(), torch.randn(4, 2, 2, generator=rng()).double()
+
+    def decode(at):
+        mean = at @ weight.mT
+        shown = torch.tensor([0.25, 1.0, 4.0]).double()
+        return SimpleNamespace(
+            has_moments=True,
+            mean=mean,
+            variance=variance.expand_as(mean),
+            log_prob=lambda x: Normal(mean, shown.sqrt()).log_prob(x).sum(-1),
+        )
+
+    joint, step = SimpleNamespace(x=x, decode=decode), torch.tensor([[0.1, 0.2], [0.3, 0.1]]).double()
+    slope, information = proposals._slope_and_information(joint, z, step)
+    torch.testing.assert_close(slope, (x - z @ weight.mT) / torch.tensor([0.25, 1.0, 4.0]) @ weight)
+    exact = weight.mT / variance.clamp_min(1e-6) @ weight
+    torch.testing.assert_close(information, exact.expand(4, 2, 2, 2))
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_the_component_that_rules_a_point_is_the_likeliest_with_its_weight(full):
+    """Half way between two of one width the heavier; nearer to the other that one. More points than go at once."""
+    log_weight = torch.tensor([0.2, 0.7, 0.1]).double().log()
+    loc = torch.tensor([[0.0, 0.0], [2.0, 0.0], [0.0, 9.0]]).double()
+    scale = torch.tensor([[1.0, 0.5], [1.0, 0.5], [2.0, 3.0]]).double()
+    prior = from_components(log_weight, loc, torch.diag_embed(scale) if full else scale)
+    z = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.3, 8.0]]).double().repeat_interleave(50, 0).reshape(15, 10, 2)
+    centre, precision = proposals._ruling_component(prior, z)
+    index = torch.tensor([1, 0, 2]).repeat_interleave(50).reshape(15, 10)
+    torch.testing.assert_close(centre, loc[index])
+    torch.testing.assert_close(precision, torch.diag_embed(scale[index] ** -2))
+
+
+def linear_sampler(**given):
+    """What samples codes of probabilistic PCA, with an encoder of its own."""
+    ppca = PPCA(torch.zeros(2), torch.tensor([[1.0], [0.0]]), noise_variance=1.0)
+    x = torch.tensor([[1.0, 0.0], [-2.0, 0.0]]).double()
+    q = Normal(torch.tensor([[0.3], [-0.7]]).double(), torch.tensor([[0.2], [0.4]]).double())
+    draws = torch.linspace(-2, 2, 41).double()[:, None]
+    return proposals.Sampler(
+        Joint(adapt_vae(ppca), x), q, ppca.prior, draws, lambda rows: draws[rows], rng(), **given
+    ), q
+
+
+@pytest.mark.parametrize("num", [4, 16])
+def test_a_proposal_starts_with_the_encoder_at_three_widths_and_gaussians_a_fifth_wider_than_laplaces(num):
+    """Of a linear model all of the latter are the posterior N(x/2, 1/2)."""
+    made, q = linear_sampler(num_starts=num)
+    found = made.start()
+    assert found.loc.shape == (2, 3 + 1 + num, 1) and found.tril.shape == (2, 3 + 1 + num, 1, 1)
+    torch.testing.assert_close(found.loc[:, :3], q.loc[:, None].expand(2, 3, 1))
+    torch.testing.assert_close(found.tril[:, :3, 0], q.scale[:, None] * torch.tensor([1.0, 2.0, 4.0]).double()[:, None])
+    posterior = torch.tensor([0.5, -1.0]).double()[:, None, None]
+    torch.testing.assert_close(found.loc[:, 3:], posterior.expand(2, 1 + num, 1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.tril[:, 3:], torch.full((2, 1 + num, 1, 1), 1.2 * 0.5**0.5).double())
+    share = torch.tensor([*[proposals.RESERVE] * 3, *[1 / (1 + num)] * (1 + num)]).double()
+    wanted = proposals.with_reserve((share / share.sum())[None])
+    torch.testing.assert_close(found.log_share, wanted.expand(2, -1), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("num_samples", "sizes"), [(70, [30, 30, 10]), (60, [30, 30]), (7, [7])])
+def test_a_proposal_is_fitted_twice_and_then_sampled_in_parts(monkeypatch, num_samples, sizes):
+    made, _ = linear_sampler(num_starts=2, round_samples=30)
+    asked, refits, weigh, refit = [], [], proposals.Sampler.weigh, proposals.refit
+    monkeypatch.setattr(
+        proposals.Sampler,
+        "weigh",
+        lambda own, proposal, num: asked.append((proposal, num)) or weigh(own, proposal, num),
+    )
+    monkeypatch.setattr(proposals, "refit", lambda *given: refits.append((given, refit(*given))) or refits[-1][1])
+    parts = list(made.fresh(num_samples))
+    assert [num for _, num in asked] == [30, 30, *sizes] and [z.shape[1] for z, *_ in parts] == sizes
+    assert len(refits) == 2 and asked[0][0] is refits[0][0][0] and asked[1][0] is refits[0][1] is refits[1][0][0]
+    assert all(proposal is refits[1][1] for proposal, _ in asked[2:]) and all(len(part) == 3 for part in parts)
+    for (proposal, z, log_weight, log_parts), _ in refits:
+        gaussian = Normal(proposal.loc[:, :1, 0], proposal.tril[:, :1, 0, 0]).log_prob(z[..., 0])
+        log_r = proposal.log_share[:, :1] + gaussian - log_parts[..., 0]
+        log_joint = made.joint.log_likelihood(z.transpose(0, 1)).mT + made.joint.log_prior(z)
+        torch.testing.assert_close(log_weight, log_joint - log_r)
+
+
+@pytest.mark.parametrize(("steep", "left"), [(0.0, 0.0), (1.0, 0.0), (4.0, 0.0), (100.0, 3.0)])
+def test_a_step_that_is_too_long_is_shortened_and_one_that_does_not_lead_up_is_not_taken(steep, left):
+    """A decoder whose moments tell nothing: under N(0, 1) a step is 1 + steep times as long as it should be."""
+
+    def decode(z):
+        log_prob = lambda x: -0.5 * steep * z[..., 0].square()  # noqa: E731
+        return SimpleNamespace(has_moments=True, mean=0 * z, variance=1 + 0 * z, log_prob=log_prob)
+
+    prior = DiagGaussianMixture(torch.zeros(1, 1).double(), torch.ones(1, 1).double())
+    joint, start = SimpleNamespace(x=torch.zeros(2, 1), decode=decode), torch.full((1, 2, 1), 3.0).double()
+    z, tril, log_share = proposals.laplace(joint, prior, start, torch.ones(2, 1).double())
+    torch.testing.assert_close(z, torch.full_like(z, left), rtol=0, atol=1e-9)
+    torch.testing.assert_close(tril, torch.ones(1, 2, 1, 1).double())
+    assert not log_share.any()
+
+
+def test_where_a_decoder_refuses_codes_or_gives_no_number_there_is_no_likelihood():
+    def decode(z):
+        if float(z.max()) > 9:
+            raise ValueError("z: expected values up to 9")
+        return SimpleNamespace(log_prob=lambda x: z[..., 0].log().float())
+
+    joint = SimpleNamespace(x=torch.zeros(2, 1), decode=decode)
+    found = proposals._log_likelihood(joint, torch.tensor([[[1.0], [-1.0]]]).double())
+    assert found.tolist() == [[0.0, -math.inf]] and found.dtype == torch.float64
+    assert proposals._log_likelihood(joint, torch.tensor([[[1.0], [10.0]]])).tolist() == [[-math.inf] * 2]
