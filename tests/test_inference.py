@@ -9,6 +9,8 @@ import scipy.stats
 import torch
 from torch.distributions import Bernoulli, Independent, MultivariateNormal, Normal, kl_divergence
 
+from vaebook import inference
+from vaebook.adapters import adapt
 from vaebook.inference import elbo_quadrature, inference_gap, posterior_moments
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
@@ -289,3 +291,39 @@ def test_bad_input_for_the_gap(change, message):
     vae = SimpleNamespace(encoder=encode, decoder=two_valued, prior=StandardNormal(1))
     with pytest.raises(ValueError, match=message):
         inference_gap(vae, **({"x": torch.ones(2, 1, **F64)} | change))
+
+
+def test_a_condition_moves_what_is_decoded_and_reaches_every_integral():
+    """Of x - c without a condition the same is found as of x with c, whatever the rows' conditions are."""
+    x, label = torch.tensor([[0.3], [-1.0], [2.0]], **F64), torch.tensor([[0.5], [-2.0], [1.0]], **F64)
+    prior, loc, scale = StandardNormal(1).double(), torch.zeros(3, 1, **F64), torch.full((3, 1), 0.5, **F64)
+    encode = lambda x, label: (0.5 * (x - label), torch.full_like(x, 0.6))  # noqa: E731
+    plain = adapt(lambda x: encode(x, 0 * x), lambda z: Normal(z, 0.5), prior=prior)
+    moved = adapt(encode, lambda z, label: Normal(z + label, 0.5), prior=prior)
+    quick = {"tolerance": 1e-2}
+    for function, with_label, without in (
+        (elbo_quadrature, (moved.decoder, prior, x, loc, scale), (plain.decoder, prior, x - label, loc, scale)),
+        (posterior_moments, (moved.decoder, prior, x), (plain.decoder, prior, x - label)),
+        (inference_gap, (moved, x), (plain, x - label)),
+    ):
+        found, wanted = function(*with_label, condition=label, **quick), function(*without, **quick)
+        torch.testing.assert_close(tuple(found), tuple(wanted), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("tolerance", "used"), [(1e-9, 1e-4), (1e-2, 1e-2)])
+def test_a_search_starts_from_the_encoder_the_moments_and_half_as_wide_on_either_side(tolerance, used, monkeypatch):
+    """One pair of sides for each latent; a latent without variance in the posterior still has a width."""
+    mean, covariance = torch.tensor([[1.0, 2.0]], **F64), torch.tensor([[[4.0, 0.1], [0.1, 0.0]]], **F64)
+    asked = []
+    monkeypatch.setattr(inference, "_moments", lambda *given: asked.append(given) or (mean, covariance))
+    q = Normal(torch.tensor([[0.5, 0.25]]), torch.tensor([[0.7, 0.9]]))
+    joint = SimpleNamespace(x="data", condition="of them", vae=SimpleNamespace())
+    joint.vae.encode = lambda *given: asked.append(given) or Independent(q, 1)
+    starts = inference._starts(joint, 7.0, tolerance)
+    assert asked == [("data", "of them"), (joint, 7.0, used, 1_000_000)]
+    spread = torch.tensor([[2.0, 1e-4]], **F64)
+    wanted = [(q.loc.double(), q.scale.double()), (mean, spread)]
+    for aside in (torch.tensor([[2.0, 0.0]], **F64), torch.tensor([[0.0, 1e-4]], **F64)):
+        wanted += [(mean + aside, spread / 2), (mean - aside, spread / 2)]
+    for one, other in zip(starts, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-15)
