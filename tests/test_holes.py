@@ -1,8 +1,10 @@
 """Holes: none in a perfect model, whatever D and N; those that were cut, found, of the right size and place."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
+import sklearn.ensemble
 import torch
 from torch.distributions import Independent, Uniform
 
@@ -262,3 +264,79 @@ def test_a_prior_is_asked_in_evaluation_mode_and_left_as_it_was(monkeypatch):
     prior = InTraining(2).train()
     fresh = hole_mass(perfect(0, 90, 2, 0.5), prior, num_samples=100, generator=seeded(0))
     assert float(fresh.abs().max()) < 5 and prior.training
+
+
+def test_estimates_are_made_of_other_codes_in_every_way(monkeypatch):
+    """Mixtures of three sizes, with correlations where codes are many; what is estimated is log q less log p."""
+    asked = []
+
+    def fit(q, size, **options):
+        asked.append((q, size, options))
+        return SimpleNamespace(log_prob=lambda points: points.sum(1) + size)
+
+    monkeypatch.setattr(holes, "fit_gmm", fit)
+    points, log_prior = torch.randn(50, 2, generator=seeded(0)).double(), torch.linspace(-3, 0, 50).double()
+    monkeypatch.setattr(holes, "_classifier", lambda *given: SimpleNamespace(decision_function=lambda x: (x, given)))
+    monkeypatch.setattr(holes.torch, "from_numpy", lambda value: value)
+    codes, reference = torch.zeros(7, 2), torch.ones(9, 2)
+    monkeypatch.setattr(holes, "_marginals", lambda q, points: points[:, 0] * len(q.loc))
+    for num, kinds in ((51, ("full", "full", "diag")), (50, ("full", "diag", "diag")), (10, ("diag", "diag", "diag"))):
+        q = perfect(0, num, 2, 0.5)
+        asked.clear()
+        found = dict(holes._scores(q, points, log_prior, codes, reference, 5))
+        assert list(found) == ["mixture of 1", "mixture of 5", "mixture of 20", "codes", "marginals", "classifier"]
+        assert [(given is q, size) for given, size, _ in asked] == [(True, 1), (True, 5), (True, 20)]
+        for kind, (_, size, options) in zip(kinds, asked, strict=True):
+            assert options == {"covariance": kind, "num_samples": 20 * num, "seed": 5}
+            torch.testing.assert_close(found[f"mixture of {size}"], points.sum(1) + size - log_prior)
+        torch.testing.assert_close(found["codes"], q.log_prob(points) - log_prior)
+        torch.testing.assert_close(found["marginals"], num * points[:, 0] - log_prior)
+        features, given = found["classifier"]
+        assert (features == holes._features(points)).all() and given == (codes, reference, 5)
+    many = perfect(0, 700, 2, 0.5)
+    found = dict(holes._scores(many, points, log_prior, codes, reference, 5))
+    assert asked[-1][2]["num_samples"] == 5_000
+    torch.testing.assert_close(found["marginals"], 500 * points[:, 0] - log_prior)
+
+
+def test_the_product_of_the_marginals_is_interpolated_between_its_ends():
+    q, points = perfect(0, 40, 3, 0.5), torch.randn(200, 3, generator=seeded(1), dtype=torch.float64)
+    found = holes._marginals(q, points)
+    torch.testing.assert_close(found, q.log_prob_marginals(points).sum(1), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(("num", "drawn", "used", "least"), [(30, 100, 30, 6), (300, 100, 50, 10), (9, 100, 9, 2)])
+def test_a_classifier_sees_as_many_codes_as_draws_and_at_most_half_of_these(monkeypatch, num, drawn, used, least):
+    seen = {}
+
+    class Classifier:
+        def __init__(self, **settings):
+            seen.update(settings)
+
+        def fit(self, x, y):
+            return x, y
+
+    monkeypatch.setattr(sklearn.ensemble, "HistGradientBoostingClassifier", Classifier)
+    codes, reference = torch.randn(num, 2, generator=seeded(0)), torch.randn(drawn, 2, generator=seeded(1))
+    x, y = holes._classifier(codes, reference, 7)
+    assert y.tolist() == [1] * used + [0] * used and seen["random_state"] == 7 and seen["min_samples_leaf"] == least
+    assert (x[:used] == holes._features(codes[:used])).all() and (x[used:] == holes._features(reference[:used])).all()
+
+
+def test_where_something_lies_is_told_by_the_coordinates_that_differ_most():
+    """Three at most, that differ half as much as the first, and by 0.2; the last is the distance from 0."""
+    others = torch.randn(4_000, 5, generator=seeded(0), dtype=torch.float64)
+    for shifts, told in (
+        ((0.0, 3.0, 0.0, 2.0, 2.5), [5, 1, 4]),
+        ((0.0, 0.0, 1.0, 0.0, 0.3), [2]),
+        ((0.0, 0.0, 0.8, 0.0, 0.6), [2, 4]),
+        ((0.0, 0.0, 1.8, 0.0, 0.5), [2, 5]),
+        ((0.1, 0.0, 0.2, 0.0, 0.0), []),
+    ):
+        points = others.flip(0) + torch.tensor(shifts).double()
+        found = holes._where(points, others, others[:2_000])
+        assert [place.index for place in found] == told
+        for place in found:
+            ends = [torch.from_numpy(holes._features(part))[:, place.index] for part in (points, others[:2_000])]
+            wanted = [float(part.quantile(share)) for part in ends for share in (0.1, 0.9)]
+            assert [*place[1:]] == pytest.approx(wanted)
