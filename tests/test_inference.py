@@ -281,7 +281,7 @@ def test_bad_input_for_moments(change, error, message):
         ({"tolerance": -1.0}, "tolerance: expected a number >= 1e-14"),
         ({"num_nodes": 1}, "num_nodes: expected an int between 2 and 100, got 1"),
         ({"num_nodes": 101}, "num_nodes: expected an int between 2 and 100, got 101"),
-        ({"max_steps": 0}, "max_steps: expected an int between 1 and"),
+        ({"max_steps": 0}, "max_steps: expected an int between 1 and 1000000, got 0"),
     ],
 )
 def test_bad_input_for_the_gap(change, message):
@@ -327,3 +327,20 @@ def test_a_search_starts_from_the_encoder_the_moments_and_half_as_wide_on_either
         wanted += [(mean + aside, spread / 2), (mean - aside, spread / 2)]
     for one, other in zip(starts, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-15)
+
+
+def test_a_climb_begins_where_it_is_told_and_ends_on_the_top():
+    """Under a Gaussian posterior: at its mean and scale no step leads up, and from elsewhere it is found."""
+    mean, spread = torch.tensor([[1.0, -2.0], [0.5, 3.0]], **F64), torch.tensor([[0.5, 2.0], [1.0, 0.1]], **F64)
+
+    class Posterior:
+        chunk = 7
+
+        def __call__(self, z):
+            return Normal(mean, spread).log_prob(z).sum(-1)
+
+    stayed = inference._climb(Posterior(), mean, spread, 10, 1, 1e-6)
+    assert torch.equal(stayed[0], mean) and torch.equal(stayed[1], spread)
+    for steps, close in ((1, False), (50, True)):
+        found = inference._climb(Posterior(), mean + spread, 2 * spread, 10, steps, 1e-9)
+        assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(found, (mean, spread), strict=True)) is close

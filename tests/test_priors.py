@@ -17,6 +17,7 @@ from scipy import stats
 from sklearn.exceptions import ConvergenceWarning
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from vaebook import gmm as mixtures
 from vaebook import priors
 from vaebook.adapters import adapt, adapt_prior
 from vaebook.aggregate import aggregated_posterior
@@ -465,6 +466,52 @@ def test_gaussian_mixture_is_scikit_learns():
     np.testing.assert_allclose(ours.log_prob(z), theirs.score_samples(z.numpy()), rtol=1e-8)
     assert float(ours.log_prob(z.float()).dtype == torch.float32)
     np.testing.assert_allclose(ours.log_prob(z.repeat(400, 1))[-len(z) :], ours.log_prob(z), rtol=1e-13)  # in chunks
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_a_mixture_in_single_precision_or_less_is_computed_in_double(dtype):
+    one = GaussianMixture(
+        torch.tensor([0.25, 0.75]), torch.tensor([[0.0, 1.0], [2.0, 0.5]]), torch.eye(2).repeat(2, 1, 1)
+    )
+    z = torch.randn(5, 2, generator=rng(), dtype=torch.float64)
+    low = GaussianMixture(one.weight.to(dtype), one.loc.to(dtype), one.scale_tril.to(dtype))
+    torch.testing.assert_close(low.log_prob(z), one.double().log_prob(z), rtol=1e-14, atol=1e-14)
+    assert low.log_prob(z.to(dtype)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("dtype", "off", "taken"),
+    [(torch.float16, 7.5 * 2**-10, True), (torch.float16, 8.5 * 2**-10, False), (torch.bfloat16, 0.0625, True)]
+    + [(dtype, off, off < 1e-5) for dtype in (torch.float32, torch.float64) for off in (0.9e-5, 1.1e-5)],
+)
+def test_weights_may_be_off_by_what_their_dtype_rounds(dtype, off, taken):
+    """By 1e-5, or by eight times the spacing of numbers above 1 where that is more."""
+    make = lambda: GaussianMixture(  # noqa: E731
+        torch.tensor([0.5, 0.5 + off], dtype=dtype), torch.zeros(2, 1, dtype=dtype), torch.ones(2, 1, 1, dtype=dtype)
+    )
+    if taken:
+        assert float(make().weight.double().sum()) == pytest.approx(1, abs=4 * torch.finfo(dtype).eps)
+    else:
+        with pytest.raises(ValueError, match=r"^weight: expected values that sum to 1 within"):
+            make()
+
+
+def test_a_density_takes_as_many_points_at_once_as_leave_room_for_their_differences(monkeypatch):
+    """2**23 numbers: of 2**14 a point, 512 points."""
+    seen = []
+
+    class Counted:
+        def __init__(self, *parts, validate_args):
+            pass
+
+        def log_prob(self, z):
+            seen.append(len(z))
+            return z[:, 0]
+
+    monkeypatch.setattr(mixtures, "MixtureSameFamily", Counted)
+    num, z = 2**13, torch.arange(2_000.0).reshape(1_000, 2)
+    wide = GaussianMixture(torch.full((num,), 1 / num), torch.zeros(num, 2), torch.eye(2).repeat(num, 1, 1))
+    assert torch.equal(wide.log_prob(z), z[:, 0]) and seen == [512, 488]
 
 
 def test_gmm_gradient_is_the_score():
