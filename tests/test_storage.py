@@ -359,3 +359,39 @@ def test_an_error_without_a_number_is_told_as_it_is(tmp_path, monkeypatch):
     with pytest.raises(OSError, match=r"^the disk is tired$"):
         write_atomically(tmp_path / "file", b"content")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_content_is_on_the_disk_before_it_takes_the_place_of_another(tmp_path, monkeypatch):
+    target, seen, sync, replace = tmp_path / "a", [], os.fsync, os.replace
+    target.write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", lambda fd: seen.append((os.fstat(fd).st_size, target.read_bytes())) or sync(fd))
+    monkeypatch.setattr(
+        os, "replace", lambda part, to: seen.append((Path(part).read_bytes(), target.read_bytes())) or replace(part, to)
+    )
+    storage.write_atomically(target, b"new!")
+    assert seen == [(4, b"old"), (b"new!", b"old")] and target.read_bytes() == b"new!"
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_file_is_open_while_it_is_moved_only_where_there_are_locks(locks, tmp_path, monkeypatch):
+    if not locks:
+        monkeypatch.setattr(storage, "fcntl", None)
+    target, opened, seen, original, replace = tmp_path / "a", [], [], storage._open_part, os.replace
+    monkeypatch.setattr(storage, "_open_part", lambda part: opened.append(original(part)) or opened[-1])
+    monkeypatch.setattr(os, "replace", lambda *pair: seen.append(opened[0].closed) or replace(*pair))
+    storage.write_atomically(target, b"new!")
+    assert seen == [not locks] and target.read_bytes() == b"new!" and list(tmp_path.iterdir()) == [target]
+
+
+def test_a_file_that_another_writer_removed_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    part, seen = tmp_path / ".vaebook-0", []
+
+    def flock(file, how):
+        seen.append((file, how))
+        if len(seen) < 3:
+            part.unlink()
+
+    monkeypatch.setattr(storage.fcntl, "flock", flock)
+    with storage._open_part(part) as file:
+        assert part.exists() and [how for _, how in seen] == [storage.fcntl.LOCK_EX] * 3
+        assert file is seen[2][0] and seen[0][0].closed and seen[1][0].closed
