@@ -194,3 +194,48 @@ def test_all_that_is_given_is_handed_on_with_smaller_numbers(monkeypatch):
     made = compare_priors(*given[:4], leave_out=own, drawn_from=["a"], condition=condition, generator="generator")
     assert made == (*given, {"num_starts": 4, "round_samples": 200})
     assert compare_priors(*given[:3]) == (*given[:3], 1000, None, None, {}, (), likelihood.SHARED)
+
+
+class Evaluated(StandardNormal):
+    """A prior that refuses to be asked while it is trained."""
+
+    def log_prob(self, z):
+        assert not self.training
+        return super().log_prob(z)
+
+    def sample(self, sample_shape=(), *, generator=None):
+        assert not self.training
+        return super().sample(sample_shape, generator=generator)
+
+
+def test_data_are_treated_some_at_a_time_each_without_its_own(model, priors, monkeypatch):
+    """What samplers are made of, and what becomes of their weights, by the definition."""
+    (ppca, x), made, drawn, generator = model, [], [], rng()
+    own, draw = torch.arange(70).flip(0), likelihood._Pool.draw
+    log_ratio, z = torch.randn(70, 60, generator=rng(1)).double(), torch.randn(70, 60, 2, generator=rng(2)).double()
+
+    class Sampler:
+        def __init__(self, joint, q, mixture, draws, draw_prior, generator, **sizes):
+            self.joint, self.q, self.draws, self.given, self.sizes = joint, q, draws, generator, sizes
+            self.rows = slice(sum(len(s.q.loc) for s in made), sum(len(s.q.loc) for s in made) + len(q.loc))
+            made.append(self)
+
+        def fresh(self, num_samples):
+            for part in (slice(0, 25), slice(25, num_samples)):
+                yield z[self.rows, part], log_ratio[self.rows, part], 0 * log_ratio[self.rows, part]
+
+    monkeypatch.setattr(likelihood, "Sampler", Sampler)
+    monkeypatch.setattr(likelihood._Pool, "draw", lambda pool, rows: drawn.append(rows) or draw(pool, rows))
+    monkeypatch.setattr(likelihood, "TRUSTED", 0)
+    both = {"own": Evaluated(2).train(), "q_agg": priors["q_agg"]}
+    found = compare_priors(ppca, x[:70], both, 60, leave_out={"q_agg": own}, generator=generator)
+    assert [len(sampler.q.loc) for sampler in made] == [32, 32, 6] and both["own"].training
+    assert drawn[0].tolist() == [-1] * 4096 and len(made[0].draws) == 4096
+    for sampler in made:
+        assert sampler.given is generator and sampler.sizes == likelihood.SHARED
+        assert torch.equal(sampler.joint.x, x[sampler.rows])
+        torch.testing.assert_close(sampler.q.loc, ppca.posterior(x[sampler.rows]).mean)
+    others = priors["q_agg"].log_prob_leave_one_out(z, own[:, None].expand(70, 60))
+    for name, log_prior in (("own", ppca.prior.log_prob(z)), ("q_agg", others)):
+        wanted = (log_ratio + log_prior).logsumexp(1) - math.log(60)
+        torch.testing.assert_close(found[name].log_prob, wanted)
