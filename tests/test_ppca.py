@@ -306,8 +306,11 @@ def test_fit_of_tiny_and_of_huge_data_is_the_same_scaled(exponent):
 
 @pytest.mark.parametrize("factor", [1e-320, 1e-200, 1e200, 1e307])
 def test_data_whose_variance_is_no_number_are_refused(factor):
-    with pytest.raises(ValueError, match=r"^x: expected variances that are float64 numbers, got values up to"):
-        PPCA.fit(toy(n=50, d=2)[0] * factor, 2)
+    x = toy(n=50, d=2)[0] * factor
+    with pytest.raises(ValueError, match=r"^x: expected variances that are float64 numbers, got values up to") as told:
+        PPCA.fit(x, 2)
+    largest = float(str(told.value).rpartition(" ")[2])
+    assert float(x.abs().max()) <= 1.001 * largest <= 2.01 * float(x.abs().max())  # the next power of two
 
 
 def test_torchs_mixtures_take_the_place_of_the_prior_too():
@@ -391,3 +394,10 @@ def test_data_that_are_alike_in_all_directions_are_fitted(dim):
 def test_data_in_batches_that_cannot_be_taken_are_named(x):
     with pytest.raises((TypeError, ValueError), match=r"^x: expected"):
         PPCA.fit(x, 1)
+
+
+def test_every_component_of_an_aggregated_posterior_has_a_scale_of_its_own():
+    x, model = toy(n=5)
+    q_agg = model.aggregated_posterior(x)
+    q_agg.scale[0] = 9.0
+    assert float(q_agg.scale[0].min()) == 9 and float(q_agg.scale[1:].max()) < 1
