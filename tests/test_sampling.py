@@ -227,15 +227,16 @@ def test_data_and_their_conditions_are_handed_on_to_the_choice(held_out, monkeyp
 def test_so_many_samples_are_compared_with_so_many_data_at_random(held_out, monkeypatch):
     monkeypatch.setattr(sampling, "AGAINST", 50)
     monkeypatch.setattr(sampling, "SAMPLES", 20)
-    seen, x, new = [], draws(0, 80), draws(1, 30)
+    seen, x, new = [], draws(0, 80).float(), draws(1, 30).float()
 
     def nearest(points, data, *, left_out=False):
         seen.append((points, data, left_out))
         return torch.zeros(len(points))
 
     monkeypatch.setattr(sampling, "_nearest", nearest)
-    copies(identity(1e-9), x, new if held_out else None, {"prior": StandardNormal(D).double()})
+    copies(identity(1e-9), x, new if held_out else None, {"prior": StandardNormal(D)})
     (again, data, left_out), (samples, same, own) = seen
-    assert torch.equal(data, same) and len(data.unique(dim=0)) == 50 and not torch.equal(data, x[:50])
+    assert again.dtype == data.dtype == samples.dtype == torch.float64  # differences of nearly equal numbers
+    assert torch.equal(data, same) and len(data.unique(dim=0)) == 50 and not torch.equal(data, x[:50].double())
     assert (len(samples), left_out, own) == (20, not held_out, False)
-    torch.testing.assert_close(again, (new if held_out else data)[:20])
+    torch.testing.assert_close(again, (new if held_out else data)[:20].double())
