@@ -414,3 +414,9 @@ def test_defaults_and_constants_are_those_that_were_written_down(name):
 
 def test_nothing_is_written_down_of_modules_that_are_gone():
     assert {line.partition(".")[0] for line in TABLE.split("\n")[1:-1]} <= set(MODULES)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_all_names_that_a_module_offers_are_there(name):
+    module = importlib.import_module(f"vaebook.{name}")
+    assert [n for n in getattr(module, "__all__", ()) if not hasattr(module, n)] == []
