@@ -473,3 +473,12 @@ def test_of_a_control_that_varies_by_rounding_next_to_nothing_is_subtracted():
     draws, control = 2**-52 * noise, 7 + 2**-50 * noise
     for sign in (1, -1):
         assert float((information._with_control(draws, sign * control) - draws).abs().max()) < 0.012
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_control_is_rounded_as_its_largest_value_is_whatever_the_sign_of_that(sign):
+    """One far out rounds away what all others hold: hardly any of it is subtracted."""
+    draws = 2**-40 * torch.tensor([1.0, 1.0, -1.0, -1.0] * 2, dtype=torch.float64)
+    control = draws.clone()
+    control[0] = sign * 1e6
+    assert float((information._with_control(draws, control) - draws)[2::2].abs().max()) < 1e-3 * 2**-40

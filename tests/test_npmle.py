@@ -426,3 +426,30 @@ def test_a_climb_goes_on_where_the_slope_is_small():
     box = torch.tensor([[-2.0, -2.0], [2.0, 2.0]]).double()
     found = npmle._climb(lambda z: -(curvature * (z - top) ** 2).sum(), torch.zeros(1, 2).double(), box)
     torch.testing.assert_close(found, top[None], rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_are_found_roughly_before_atoms_move_and_well_afterwards(dtype, monkeypatch):
+    """A hundredth of the tolerance afterwards; and all of it in double precision, whatever the candidates are."""
+    asked, original = [], npmle.fit_weights
+    monkeypatch.setattr(
+        npmle,
+        "fit_weights",
+        lambda terms, *, tolerance: asked.append(tolerance) or original(terms, tolerance=tolerance),
+    )
+    found = fit_npmle(gaussian(torch.tensor([-2.0, 2.0]).double()), line(3, 25).to(dtype), tolerance=1e-3)
+    assert asked == [1e-3, 1e-5] * (len(asked) // 2) and asked
+    assert {part.dtype for part in found[:3]} == {torch.float64}
+
+
+@pytest.mark.parametrize(
+    ("heights", "climbed"), [((-0.009, -0.011, 0.1), [0, 2]), ((-3.0, -0.011, -2.0), [1]), ((-9.0, -9.0, 0.5), [2])]
+)
+def test_a_climb_begins_near_every_atom_where_there_is_nearly_something_to_gain(heights, climbed, monkeypatch):
+    """Above -0.01 nats; where none is, at the highest of all."""
+    places, seen = torch.tensor([[0.0], [10.0], [20.0]]).double(), []
+    monkeypatch.setattr(npmle, "_climb", lambda objective, start, candidates: seen.append(start) or start)
+    table, atoms = torch.tensor([heights]).double(), places + 0.1
+    peaks, height = npmle._peaks(lambda z: -z.mT, places, table, atoms, torch.zeros(1).double())
+    assert torch.equal(seen[0], places[climbed]) and torch.equal(peaks, places[climbed])
+    assert torch.equal(height, -places[climbed, 0])
