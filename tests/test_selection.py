@@ -488,3 +488,15 @@ def test_data_of_another_shape_and_exemplars_that_are_not_the_data_are_refused(m
     with pytest.raises(ValueError, match=r"^x: expected the 40 exemplars of which the prior is made, got 20 data$"):
         choose_prior(vae, x[:20], **QUICK)
     assert choose_prior(vae, x[:20], held_out=x, num_components=(1,), generator=seeded()).num_components == 1
+
+
+def test_codes_of_single_precision_are_drawn_in_double(monkeypatch):
+    drawn, sample = [], DiagGaussianMixture.sample
+
+    def spy(mixture, *given, **named):
+        drawn.append(mixture.loc.dtype)
+        return sample(mixture, *given, **named)
+
+    monkeypatch.setattr(DiagGaussianMixture, "sample", spy)
+    selection._best(DiagGaussianMixture(torch.randn(12, 1, generator=seeded()), torch.ones(12, 1)), [1], 0)
+    assert set(drawn) == {torch.float64}
