@@ -2,15 +2,18 @@
 
 import dataclasses
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 
 from tests.diagnoses import PLAIN, hole, interval
+from tests.texts import check_text, describe
 from vaebook.estimators import Estimate
 from vaebook.holes import Coordinate
 from vaebook.panels import PARTS, panels
+from vaebook.plots import STYLE
 
 SHOWN = {
     "codes": torch.randn(600, 3, generator=torch.Generator().manual_seed(0)).double(),
@@ -144,3 +147,25 @@ def test_the_same_diagnosis_gives_the_same_pictures():
     one, two = panels(FOUND), panels(FOUND)
     assert one == two and len(one) == 4
     assert all(panel.uri.startswith("data:image/svg+xml;base64,") for panel in one)
+
+
+def test_pictures_are_as_they_are_stored():
+    """All that is drawn, in words: places, colours, dashes, labels."""
+    one = {name: value[:, :1] if value.ndim == 2 else value for name, value in SHOWN.items()}
+    few = {name: SHOWN[name] for name in ("codes", "prior")}
+    places = (Coordinate(1, -0.5, 0.5, -1.3, 1.3),)
+    holes = hole(0.25)._replace(points=torch.full((7, 3), 0.3).double(), where=places)
+    changes = {
+        "three latents": {},
+        "a hole, held-out codes": {"holes": holes, "shown": SHOWN | {"held_out": SHOWN["own"] - 2}},
+        "one latent": {"latent_dim": 1, "kl_per_dimension": (0.5,), "active": (True,), "shown": one},
+        "no rates, one code": {"kl_per_dimension": None, "shown": few, "mismatch_population": None},
+    }
+    told = []
+    for name, change in changes.items():
+        told += [f"# {name}"]
+        for title, draw in PARTS.items():
+            with plt.rc_context(STYLE):
+                axes = Figure().subplots()
+                told += [f"## {title}", draw(axes, dataclasses.replace(FOUND, **change)), describe(axes)]
+    check_text("panels.txt", "\n".join(told) + "\n")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.texts import check_text, describe
 from vaebook import plots
 
 
@@ -107,6 +108,38 @@ def test_lines_that_are_drawn_without_a_word_differ_in_colour_and_dash():
         plots.use_style()
         cycle = list(plt.rcParams["axes.prop_cycle"])
     assert len({style["color"] for style in cycle}) == len({str(style["linestyle"]) for style in cycle}) == 5
+
+
+def test_pictures_are_as_they_are_stored():
+    """All that is drawn, in words: places, colours, dashes, labels; some names more than there are colours."""
+    values = torch.tensor([[0.0, 1.0], [2.0, -3.0], [0.5, 0.5]])
+    names = list("abcdefghijk")
+    pairs = {name: (values[:, 0] + k, 0.1 * values[:, 0] + 0.1) for k, name in enumerate(names[:6])}
+    drawings = {
+        "ellipses": lambda axes: plots.ellipses(axes, values, values.abs() + 0.5, labels=torch.tensor([0, 9, 2])),
+        "ellipses, one colour": lambda axes: plots.ellipses(axes, values, values.abs() + 0.5),
+        "density": lambda axes: plots.density(axes, lambda z: -(z - 1).square().sum(-1)),
+        "rings": plots.prior_rings,
+        "curves": lambda axes: plots.curves(axes, values[:, 0], {n: k + values[:, 1] for k, n in enumerate(names)}),
+        "curve": lambda axes: plots.curves(axes, values[:, 0], {"a": values[:, 1]}, xlabel="x, m", ylabel="y"),
+        "intervals": lambda axes: plots.intervals(axes, ["p", "q", "r"], pairs, xlabel="nats"),
+        "interval": lambda axes: plots.intervals(axes, ["p", "q", "r"], {"a": pairs["b"]}),
+    }
+    told = []
+    with plt.rc_context():
+        plots.use_style()
+        told.append(str({name: plt.rcParams[name] for name in plots.STYLE}))
+        for name, draw in drawings.items():
+            axes = plt.figure().gca()
+            assert draw(axes) is axes
+            limits = [float(f"{limit:.3g}") for limit in (*axes.get_xlim(), *axes.get_ylim())]
+            told += [f"# {name}", f"limits {limits}", describe(axes)]
+        strips = {"captions": list("abc")}, {}, {"num_columns": 2}
+        for options in strips:
+            grid = plots.image_strip(torch.linspace(0, 1, 18).reshape(3, 6), shape=(2, 3), **options)
+            told += [f"# images {options} {grid[0, 0].figure.get_size_inches()}", *map(describe, grid.flat)]
+    plt.close("all")
+    check_text("plots.txt", "\n".join(told) + "\n")
 
 
 PLACES = torch.zeros(2, 2)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.diagnoses import PLAIN, about, hole, interval, memory, sampling
+from tests.texts import check_text
 from vaebook import page as pages
 from vaebook.estimators import Estimate
 from vaebook.holes import Coordinate
@@ -220,6 +221,17 @@ def test_the_page_counts_data_and_says_what_is_unknown_and_noted_under_their_tit
     unknown, notes = text.index("<h2>What it could not tell</h2>"), text.index("<h2>Notes</h2>")
     assert unknown < text.index("<li>Something.</li>") < notes < text.index("<li>Merged.</li>")
     assert f"1 nat is {1 / math.log(2):.2f} bits" in text and "the sum of information and mismatch" in text
+
+
+def test_text_json_and_page_read_as_they_are_stored():
+    """From the first letter to the last; the pictures have tests of their own."""
+    every = tuple(Verdict(f"Is it {status}?", status, "Perhaps.", "1 & 2", "Look.") for status in STATUS)
+    found = dataclasses.replace(FULL, verdicts=every)
+    check_text("report.txt", f"{found}\n")
+    check_text("report.json", f"{found.to_json()}\n")
+    check_text("schema.json", json.dumps(json_schema()) + "\n")
+    for whole, name in ((True, "page.html"), (False, "part.html")):
+        check_text(name, pages.page(found, STATUS, [Panel("A <title>", "What is seen.", b"<svg/>")], whole=whole))
 
 
 def test_every_status_has_a_colour_by_day_and_by_night():

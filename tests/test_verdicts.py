@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.diagnoses import PLAIN, about, hole, interval, memory, sampling
+from tests.texts import check_text
 from vaebook.estimators import Estimate
 from vaebook.holes import Coordinate
 from vaebook.report import Moments
@@ -216,6 +217,15 @@ ENDS = [
 def test_a_finding_ends_and_is_followed_by_what_to_do(topic, changes, end, advice):
     (verdict,) = [v for v in verdicts(dataclasses.replace(PLAIN, **changes)) if v.topic.startswith(topic)]
     assert re.search(f"{end}$", verdict.finding) and re.match(advice, verdict.advice), verdict
+
+
+def test_every_answer_reads_as_it_is_stored():
+    """From the first letter to the last, for every case above."""
+    said = set()
+    for topic, changes, *_ in (*CASES, *DECIDES, *ENDS):
+        found = verdicts(dataclasses.replace(PLAIN, **changes))
+        said |= {"\n  ".join(verdict) for verdict in found if verdict.topic.startswith(topic)}
+    check_text("verdicts.txt", "\n\n".join(sorted(said)) + "\n")
 
 
 def test_the_codes_that_were_scored_decide_which_density_stands_for_q_agg():
