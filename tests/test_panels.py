@@ -1,6 +1,8 @@
 """The four pictures of a diagnosis made by hand: what is drawn is what was found, and the words say the same."""
 
+import base64
 import dataclasses
+from xml.etree import ElementTree
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -136,17 +138,25 @@ def test_the_lowest_log_densities_are_counted_in_the_first_bin():
     assert words(3, shown={**SHOWN, "own": own}).split("own codes ")[1].startswith("-10000")  # the mean of all
 
 
-def test_log_densities_that_are_all_the_same_are_one_bar():
-    same = torch.full((9,), -1e3).double()
+@pytest.mark.parametrize(("value", "width"), [(-1e3, 1e-3), (1e3, 1e-3), (-0.5, 1e-6), (0.0, 1e-6)])
+def test_log_densities_that_are_all_the_same_are_one_bar(value, width):
+    """All bins together are a millionth of the value wide, and of 1 at least."""
+    same = torch.full((9,), value).double()
     *_, densities = axes_of(shown={name: SHOWN[name] for name in ("codes", "prior")} | {"own": same})
-    ((_, heights),) = bars(densities)
+    ((ends, heights),) = bars(densities)
     assert np.isfinite(heights).all() and (heights > 0).any()
+    assert ends[-1] - ends[0] == pytest.approx(width, rel=1e-3) and ends[0] == value
 
 
 def test_the_same_diagnosis_gives_the_same_pictures():
     one, two = panels(FOUND), panels(FOUND)
-    assert one == two and len(one) == 4
-    assert all(panel.uri.startswith("data:image/svg+xml;base64,") for panel in one)
+    assert one == two and [panel.title for panel in one] == [*PARTS]
+    for panel in one:
+        head, _, data = panel.uri.partition(",")
+        assert head == "data:image/svg+xml;base64" and base64.b64decode(data) == panel.svg
+        root = ElementTree.fromstring(panel.svg)
+        assert root.tag.endswith("svg") and [root.get(side) for side in ("width", "height")] == ["331.2pt", "237.6pt"]
+        assert b"date" not in panel.svg and len(panel.svg) > 5_000
 
 
 def test_pictures_are_as_they_are_stored():
