@@ -280,3 +280,11 @@ def test_a_small_rate_certifies_nothing():
 def test_the_cap_of_equal_components_is_zero_at_the_largest_numbers():
     loc = torch.full((3, 2), 1.7e308, dtype=torch.float64)
     assert gaussian_cap(DiagGaussianMixture(loc, torch.ones_like(loc))) == pytest.approx(0.0, abs=1e-14)
+
+
+def test_codes_far_from_the_origin_lose_no_digits():
+    """Each dimension in its own place, at which sums keep half of the digits and differences all of them."""
+    near = torch.tensor([[0.0, 5.0], [1.0, 3.0], [2.0, 4.0], [5.0, 0.0]], dtype=torch.float64)
+    far = near + torch.tensor([2.0**40, -(2.0**41)], dtype=torch.float64)
+    one, two = (gaussian_cap(DiagGaussianMixture(loc, torch.full_like(loc, 0.5))) for loc in (near, far))
+    assert two == pytest.approx(one, rel=1e-12)

@@ -449,3 +449,13 @@ def test_scales_without_values_are_told(call):
 def test_sizes_of_any_kind_of_list():
     assert checks.check_sizes("s", []) == () == checks.check_shape("s", ())
     assert checks.check_sizes("s", [np.int64(0), 1]) == (0, 1) and checks.check_sizes("s", (1,), minimum=1) == (1,)
+
+
+def test_a_generator_is_made_on_the_device_of_a_draw():
+    """On a device without generators that fails, in torch; nothing is drawn with one of another device."""
+    generator = torch.Generator().manual_seed(0)
+    for draw in (checks.check_draw, lambda _, *given: checks.check_generator(*given)):
+        with pytest.raises(RuntimeError, match=r"(?i)meta"):
+            draw((2,), generator, torch.device("meta"))
+    assert checks.check_draw((2,), generator, generator.device) == ((2,), generator)
+    assert checks.check_draw((2,), None, torch.device("meta")) == ((2,), None)

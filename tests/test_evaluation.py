@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from vaebook import evaluation
 from vaebook.adapters import adapt, adapt_decoder
 from vaebook.aggregate import aggregated_posterior
-from vaebook.evaluation import as_data, evaluation_mode
+from vaebook.evaluation import as_data, evaluation_mode, modules_of
 from vaebook.priors import StandardNormal
 
 N, P, D = 37, 6, 2
@@ -583,3 +583,25 @@ def test_arrays_in_any_order_can_be_viewed_in_another_shape(made):
 def test_a_condition_that_no_function_takes_is_refused(condition, told):
     with pytest.raises(ValueError, match=told):
         evaluation.check_condition(condition, N, lambda x: x, lambda x, *, y: x)
+
+
+class Holder:
+    """A callable object around a module, with or without a dict of its own."""
+
+    def __init__(self, net):
+        self.net = net
+
+    def __call__(self, x):
+        return self.net(x)
+
+
+class Slotted(Holder):
+    __slots__ = ("held",)
+
+
+def test_modules_that_a_callable_object_holds_are_found():
+    net, other = nn.Linear(1, 1), nn.Linear(1, 1)
+    both = Slotted(net)
+    both.held = other
+    assert modules_of(Holder(net)) == [net] and set(modules_of(both)) == {net, other}
+    assert set(modules_of(Holder([other, {"a": net}]))) == {net, other}

@@ -108,3 +108,11 @@ def test_an_error_is_never_smaller_than_that_of_the_draws_alone():
     values = torch.tensor([-1.0, 1.0]).repeat(10).double()
     found = _over_data(values, index)
     assert found.stderr == pytest.approx(float(values.std()) / 20**0.5) and found.value == 0
+
+
+def test_held_out_codes_in_half_the_precision_are_drawn_as_those_in_all_of_it():
+    generator = torch.Generator().manual_seed(0)
+    loc = torch.randn(20, 2, generator=generator)
+    q, new = (DiagGaussianMixture(part, torch.full_like(part, 0.5)) for part in (loc, loc + 0.1))
+    one, two = (memorisation(q, part, generator=torch.Generator().manual_seed(1)) for part in (new, new.double()))
+    assert one.held_out == two.held_out

@@ -613,3 +613,9 @@ def test_sample_takes_what_was_fitted_in_double_precision():
     got = vae.sample(3, latent=latent, generator=torch.Generator().manual_seed(0))
     z = latent.sample((3,), generator=torch.Generator().manual_seed(0))
     assert torch.equal(got, vae.decoder(z.float()).mean)
+
+
+def test_networks_that_are_made_without_memory_are_on_meta_whole():
+    with torch.device("meta"):
+        made = GaussianEncoder(4, 2, (3,)), BernoulliDecoder(2, 4, (3,)), GaussianDecoder(2, 4, (3,))
+    assert {parameter.device.type for module in made for parameter in module.parameters()} == {"meta"}

@@ -170,3 +170,31 @@ def test_an_independent_of_one_s_own_keeps_its_density():
 
     source, x = Masked(Normal(full(0, 3, 4), 1.0), 1), full(0.3, 3, 4)
     torch.testing.assert_close(Decoded(source, (3,)).log_prob(x), source.log_prob(x))
+
+
+@pytest.mark.parametrize(
+    "spread", ["scale std stddev sigma", "var variance", "log_var logvar log_variance log_covariance"]
+)
+def test_every_name_of_a_spread_means_what_it_says(spread):
+    value = torch.tensor([[0.25, 0.5], [0.75, 1.5]])
+    wanted = {"scale": value, "var": value.sqrt(), "log_var": (value / 2).exp()}[spread.split()[0]]
+    for name in spread.split():
+        for loc in ("loc", "mean", "mu", "embedding"):
+            found = read_codes({loc: value + 1, name: value, "other": 3}, 2)
+            torch.testing.assert_close(found, (value + 1, wanted))
+
+
+def test_the_first_of_several_names_counts():
+    one, two, three = full(1, 2, 2), full(2, 2, 2), full(3, 2, 2)
+    found = read_codes({"mu": three, "loc": one, "log_var": two, "scale": three}, 2)
+    torch.testing.assert_close(found, (one, three))
+
+
+def test_codes_that_are_not_finite_are_read_and_left_to_those_who_use_them():
+    """In training they say that it diverged."""
+    good = full(1, 2, 2)
+    for bad in (math.nan, math.inf):
+        loc, scale = read_codes((bad * good, good), 2)
+        assert not loc.isfinite().any() and torch.equal(scale, good)
+    loc, scale = read_codes((good, math.nan * good), 2)
+    assert torch.equal(loc, good) and scale.isnan().all()

@@ -96,6 +96,17 @@ def test_curves_differ_in_colour_and_dash(axes):
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"] and axes.get_ylabel() == "nats"
 
 
+def test_an_ellipse_is_as_wide_on_the_page_as_its_axes_say(axes):
+    """From one standard deviation left of the mean to one right of it, in pixels."""
+    plots.ellipses(axes, torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.25]]), alpha=1.0)
+    axes.set(xlim=(0, 3), ylim=(0, 3))
+    axes.set_axis_off()
+    axes.figure.canvas.draw()
+    dark = np.argwhere(np.asarray(axes.figure.canvas.buffer_rgba())[::-1, :, 0] < 100)
+    ends = axes.transData.inverted().transform([dark.min(0)[::-1], dark.max(0)[::-1] + 1])
+    assert ends == pytest.approx(np.array([[0.5, 1.75], [1.5, 2.25]]), abs=0.02)
+
+
 def test_what_has_a_gradient_is_drawn(axes):
     x = torch.arange(3.0, requires_grad=True)
     np.testing.assert_array_equal(plots.curves(axes, x, {"a": 2 * x}).lines[0].get_ydata(), [0, 2, 4])
@@ -128,7 +139,7 @@ def test_pictures_are_as_they_are_stored():
     told = []
     with plt.rc_context():
         plots.use_style()
-        told.append(str({name: plt.rcParams[name] for name in plots.STYLE}))
+        told += [str({name: plt.rcParams[name] for name in plots.STYLE}), f"{plots.COLORS} {plots.DASHES}"]
         for name, draw in drawings.items():
             axes = plt.figure().gca()
             assert draw(axes) is axes

@@ -50,7 +50,7 @@ def panels(found: Any) -> list[Panel]:
 
 def _draw(title: str, part: Callable[[Axes, Any], str], found: Any) -> Panel:
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "vaebook"}):
-        whole, file = Figure(figsize=SIZE), io.BytesIO()
+        whole, file = Figure(figsize=SIZE, layout="constrained"), io.BytesIO()
         alt = part(whole.subplots(), found)
         whole.savefig(file, format="svg", metadata={"Date": None})
     return Panel(title, alt, file.getvalue())
