@@ -1,6 +1,7 @@
 """Bounds and the closed-form MMD against torch's pairwise divergences, against integrals, and by hand."""
 
 import math
+from fractions import Fraction
 from itertools import product
 
 import pytest
@@ -288,3 +289,22 @@ def test_codes_far_from_the_origin_lose_no_digits():
     far = near + torch.tensor([2.0**40, -(2.0**41)], dtype=torch.float64)
     one, two = (gaussian_cap(DiagGaussianMixture(loc, torch.full_like(loc, 0.5))) for loc in (near, far))
     assert two == pytest.approx(one, rel=1e-12)
+
+
+def test_the_cap_is_none_below_what_fractions_say_where_one_spread_is_all_but_lost():
+    """Codes on a diagonal, up to 2^60 scales apart, and beside it by units in the last place."""
+    generator, above = torch.Generator().manual_seed(0), []
+    for power in range(44, 61):
+        size = 2.0**power
+        along, beside = (torch.randint(-3, 4, (6,), generator=generator).double() for _ in range(2))
+        loc = torch.stack([size * along, size * along + max(1.0, size * 2**-52) * beside], 1)
+        rows = [[Fraction(float(value)) for value in row] for row in loc]
+        mean = [sum(column) / 6 for column in zip(*rows, strict=True)]
+        (a, b), (_, d) = (
+            [(i == j) + sum((row[i] - mean[i]) * (row[j] - mean[j]) for row in rows) / 6 for j in range(2)]
+            for i in range(2)
+        )
+        exact = a * d - b * b
+        log_det = math.log(exact.numerator) - math.log(exact.denominator)
+        above.append(gaussian_cap(DiagGaussianMixture(loc, torch.ones_like(loc))) - 0.5 * log_det)
+    assert min(above) > -1e-9 and max(above) < 5

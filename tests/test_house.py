@@ -121,6 +121,18 @@ def test_nothing_private_is_imported_or_reached_into(path):
     assert private == []
 
 
+SHORTER = {"kernels.py": 1, "panels.py": 1}
+"""How often `zip` may end with the shorter of what it goes through."""
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_what_goes_in_step_is_of_one_length(path):
+    calls = [node for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
+    zips = [call.keywords for call in calls if ast.unparse(call.func) in ("zip", "itertools.zip_longest")]
+    strict = [{word.arg: getattr(word.value, "value", None) for word in words}.get("strict") for words in zips]
+    assert set(strict) <= {True, False} and strict.count(False) == SHORTER.get(path.name, 0)
+
+
 @pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_file_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONG.get(path.name, FILE_LINES)
