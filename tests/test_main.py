@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.texts import check_text
 from vaebook import __main__ as command
 from vaebook.__main__ import main
 from vaebook.mixture import DiagGaussianMixture
@@ -314,3 +315,26 @@ def test_every_warning_is_said_as_often_as_it_comes_and_the_report_behind_them(t
     monkeypatch.setattr(command, "diagnose", diagnose)
     assert main(["diagnose", npz(tmp_path, **GOOD)]) == 0
     assert capsys.readouterr() == ("report\n", "warning: one\nwarning: other\nwarning: one\n")
+
+
+def test_help_and_errors_read_as_they_are_stored(tmp_path, capsys, monkeypatch):
+    """From the first letter to the last, on one line each."""
+    monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(command, "diagnose", lambda *_, **__: pytest.fail("worked"))
+    codes = npz(tmp_path, **GOOD)
+    calls = [["--help"], ["diagnose", "--help"], ["diagnose", codes, "--seed", str(2**63)]]
+    calls += [["diagnose", codes, option, str(tmp_path / "no" / "a")] for option in ("--json", "--html")]
+    wrong = {"nothing": {}, "loc": {"loc": LOC}, "two": {"loc": LOC, "var": SCALE, "scale": SCALE}, "one": {"var": LOC}}
+    for name, arrays in (wrong | {"zero": {"loc": LOC, "var": np.zeros_like(LOC)}}).items():
+        made = npz(tmp_path, f"{name}.npz", **arrays)
+        calls += [["diagnose", made], ["diagnose", codes, "--held-out", made]]
+    told = []
+    for call in calls:
+        try:
+            status = main(call)
+        except SystemExit as done:
+            status = done.code
+        shown = capsys.readouterr()
+        said = " ".join((shown.out or shown.err).replace(str(tmp_path), "FOLDER").split())
+        told.append(f"{status} {said}")
+    check_text("command.txt", "\n".join(told) + "\n")
