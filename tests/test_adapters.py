@@ -964,3 +964,11 @@ def test_data_and_conditions_are_brought_to_the_device_of_the_weights():
     for x, rows in vae.batches(X, 5, X):
         assert {x.device.type, *(value.device.type for value in rows.values())} == {"meta"} and len(x) <= 5
     assert adapt(lambda x: (x, x)).device is None
+
+
+def test_the_standard_normal_is_made_where_the_weights_are():
+    """On "meta" it has no values, so that making it fails."""
+    far, near = (nn.Linear(1, 1, device=device) for device in ("meta", "cpu"))
+    with pytest.raises(RuntimeError, match="meta"):
+        adapt(lambda x: (x, x), latent_shape=(2,), modules=far).prior  # noqa: B018
+    assert adapt(lambda x: (x, x), latent_shape=(2,), modules=near).prior.sample((3,)).device.type == "cpu"

@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 import vaebook
+from tests.texts import check_text
 from vaebook import diagnosis
 from vaebook import report as report_module
 from vaebook.adapters import adapt, adapt_prior
@@ -504,3 +505,108 @@ def test_enough_codes_are_as_many_as_are_needed_and_of_equal_weight():
 def test_fewer_than_two_data_are_not_scored():
     with pytest.raises(ValueError, match="num_data: expected an int at least 2, got 1"):
         diagnose(FEW, num_data=1)
+
+
+@pytest.mark.parametrize(
+    ("num", "dim", "new", "most", "sizes", "scored"),
+    [
+        (14, 1, 0, 12, (1, 5, 20), 12),
+        (12, 1, 0, 12, (1, 5, 20), 12),
+        (12, 49, 40, 12, (1, 5, 20), 12),
+        (12, 50, 40, 50, (1,), 40),
+        (12, 50, 39, 50, (1,), 12),
+    ],
+)
+def test_what_brackets_are_made_from(num, dim, new, most, sizes, scored, monkeypatch):
+    """Of more codes than can be scored some at random; of many dimensions one Gaussian; own codes beside held-out."""
+    asked = []
+    monkeypatch.setattr(diagnosis, "MOST", most)
+    monkeypatch.setattr(diagnosis, "bracket_both", lambda *given, generator: asked.append((given, generator)))
+    codes, generator = gaussian(num=num, dim=dim), seeded(1)
+    found = diagnose(codes, held_out=gaussian(1, new, dim) if new else None, generator=generator)
+    ((sample, prior, outside, tried), used), *more = asked
+    assert (sample.num_components, tried, used, more) == (scored, sizes, generator, [])
+    assert found.mismatch_population is None and prior.latent_dim == dim
+    assert [q.num_components for q in outside] == ([num] if new >= 40 else [])
+    noted = f"The intervals for the population are made from {most} codes, chosen at random."
+    assert (noted in found.notes) == (max(num, new) > most)
+    every = gaussian(1, new, dim)["loc"] if new >= 40 else codes["loc"]
+    rows = [int((every == row).all(1).nonzero()) for row in sample.loc]
+    assert len({*rows}) == scored and (rows == sorted(rows)) == (scored == len(every))
+
+
+def test_of_a_prior_that_is_not_one_gaussian_there_are_no_moments_and_no_rates_of_latents():
+    prior = DiagGaussianMixture(torch.tensor([[-9.0, 0.0], [9.0, 0.0]]), torch.tensor([[1.0, 0.1], [1.0, 0.1]]))
+    codes = {"loc": torch.tensor([[0.0, 0.05], [0.2, -0.05], [0.4, 0.05]]), "scale": torch.full((3, 2), 0.1)}
+    found = diagnose(codes, prior=prior)
+    assert (found.moments, found.kl_per_dimension, found.prior) == (None, None, "DiagGaussianMixture")
+    # a hundredth of the prior's variance, 82 and 0.01, or of the codes' own mean variance, 0.01
+    assert found.active == (True, True)
+    assert "Has training converged" not in answers(found)
+
+
+def test_what_fails_or_warns_is_told_with_the_name_of_its_part(monkeypatch, model):
+    """And the other parts are told as ever; of a warning that comes twice, once."""
+    names = {"bracket_both": "The population", "hole_mass": "Holes", "memorisation": "Memorisation"}
+    names |= {"decode_candidates": "The decoder"}
+    vae, x = model
+
+    def part(name, error):
+        def run(*_, **__):
+            for told in (f"{name} warns", f"{name} warns", "again"):
+                warnings.warn(told, stacklevel=1)
+            warnings.warn("of another kind", FutureWarning, stacklevel=1)
+            raise error(f"{name} fails\nand goes on")
+
+        return run
+
+    for name, error in zip(names, (ValueError, RuntimeError, ArithmeticError, ValueError), strict=True):
+        monkeypatch.setattr(diagnosis, name, part(name, error))
+    with warnings.catch_warnings(record=True, action="always") as caught:
+        found = diagnose(vae, x[:70])
+    assert found.unknown[:4] == tuple(f"{told}: {name} fails" for name, told in names.items())
+    assert found.unknown[4].startswith("Whether the encoder treats new data") and len(found.unknown) == 5
+    assert found.notes == tuple(
+        f"{told}: {what}" for name, told in names.items() for what in (f"{name} warns", "again")
+    )
+    assert [one.category for one in caught if one.category is UserWarning] == []
+    assert (found.holes, found.memorisation, found.sampling, found.mismatch_population) == (None,) * 4
+
+
+def test_what_is_missing_is_told_whole(monkeypatch):
+    for name in ("bracket_both", "hole_mass", "memorisation"):
+        monkeypatch.setattr(diagnosis, name, lambda *_, **__: None)
+    codes = gaussian(num=9)
+    told = [diagnose(codes), diagnose(codes | {"log_weight": torch.arange(9).double().log_softmax(0)})]
+    told += [diagnose({name: value.repeat(7, 1) for name, value in codes.items()}, held_out=gaussian(1, 40))]
+    lines = [line for report in told for line in ("", *report.unknown, *report.notes)]
+    check_text("missing.txt", "\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize(("each", "draws"), [(999, 1_000), (5_000, 5_000), (5_000.9, 5_000), (10_001, 10_000)])
+def test_the_more_codes_and_dimensions_there_are_the_fewer_draws_are_made(each, draws, monkeypatch):
+    asked, split = [], diagnosis.decompose_kl
+
+    def decompose(*given, num_samples, **options):
+        asked.append((num_samples, options["marginals"]))
+        return split(*given, num_samples=50, **options)
+
+    monkeypatch.setattr(diagnosis, "decompose_kl", decompose)
+    monkeypatch.setattr(diagnosis, "PAIRS", each * 6 * 3)
+    codes = {name: value.repeat(2, 1) for name, value in gaussian(num=6, dim=3).items()}  # 6 of them are distinct
+    found = diagnose(codes)
+    assert asked == [(draws, True)] and found.distinguishable.num_samples == draws
+
+
+def test_what_pictures_show_are_a_thousand_draws_and_their_densities():
+    codes, new = gaussian(num=5, dim=2), gaussian(1, num=3, dim=2)
+    q = DiagGaussianMixture(codes["loc"], codes["scale"])
+    shown = diagnose(codes, held_out={name: value.float() for name, value in new.items()}).shown
+    assert {name: tuple(value.shape) for name, value in shown.items()} == {
+        "codes": (1000, 2), "prior": (1000, 2), "own": (1000,), "leave_one_out": (1000,), "held_out": (1000,),
+    }  # fmt: skip
+    assert {value.dtype for value in shown.values()} == {torch.float64}
+    torch.testing.assert_close(shown["own"], q.log_prob(shown["codes"]))
+    assert bool((shown["leave_one_out"] < shown["own"] + math.log(1.25) + 1e-9).all())  # 5/4 of the rest of it
+    assert len(shown["held_out"].unique()) == 1000
+    assert set(diagnose({name: value[:1] for name, value in codes.items()}).shown) == {"codes", "prior"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from torch.distributions import (
     StudentT,
 )
 
-from vaebook import training
+from vaebook import networks, training
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.models import VAE, BernoulliDecoder, GaussianDecoder, GaussianEncoder
 from vaebook.priors import StandardNormal
@@ -619,3 +620,13 @@ def test_networks_that_are_made_without_memory_are_on_meta_whole():
     with torch.device("meta"):
         made = GaussianEncoder(4, 2, (3,)), BernoulliDecoder(2, 4, (3,)), GaussianDecoder(2, 4, (3,))
     assert {parameter.device.type for module in made for parameter in module.parameters()} == {"meta"}
+
+
+def test_layers_are_made_where_their_generator_is(monkeypatch):
+    """On "meta", whose numbers nobody draws."""
+    monkeypatch.setattr(nn.init, "uniform_", lambda *_: None)
+    monkeypatch.setattr(networks, "check_generator", lambda generator: generator)
+    generator = SimpleNamespace(device=torch.device("meta"))
+    for scale in ("shared", "free"):
+        made = GaussianDecoder(2, 3, (4,), scale=scale, generator=generator)
+        assert {parameter.device.type for parameter in made.parameters()} == {"meta"}
