@@ -34,7 +34,7 @@ from vaebook.adapters import (
     adapt_vae,
 )
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import PriorModule, adapt_prior_of, components, gaussian_kl
+from vaebook.parts import PriorModule, adapt_prior_of, components, gaussian_kl, optional
 from vaebook.priors import StandardNormal
 
 N, P, D = 7, 6, 2
@@ -972,3 +972,45 @@ def test_the_standard_normal_is_made_where_the_weights_are():
     with pytest.raises(RuntimeError, match="meta"):
         adapt(lambda x: (x, x), latent_shape=(2,), modules=far).prior  # noqa: B018
     assert adapt(lambda x: (x, x), latent_shape=(2,), modules=near).prior.sample((3,)).device.type == "cpu"
+
+
+def test_the_two_passes_get_the_condition_of_their_data():
+    asked = []
+
+    def encode(x, label):
+        asked.append(("encode", len(x), label))
+        return x + label, torch.ones_like(x)
+
+    def decode(z, label):
+        asked.append(("decode", len(z), label))
+        return Independent(Normal(z + label, 1.0), 1)
+
+    x = torch.arange(20.0)[:, None]
+    vae = adapt(encode, decode, condition="label").eval()
+    with vae.evaluating(x, {"label": 100 + x}):
+        pass
+    assert [one[:2] for one in asked] == [
+        ("encode", 16), ("encode", 8), ("encode", 16), ("decode", 16), ("decode", 8),
+    ]  # fmt: skip
+    assert all(torch.equal(label, 100 + x[:num]) for _, num, label in asked)
+
+
+def test_a_divergence_is_asked_for_only_where_it_takes_means_and_scales():
+    """One of (mu, logvar), or one that does not say what it takes, is another function."""
+    for kl, taken in (
+        (lambda loc, scale: 0, True),
+        (lambda scale, loc, more=1: 0, True),
+        (lambda **named: 0, True),
+        (lambda mu, logvar: 0, False),
+        (lambda loc, logvar: 0, False),
+        (lambda mu, scale: 0, False),
+        (max, False),
+    ):
+        prior = Object(kl=kl, leave_one_out=kl)
+        assert optional(prior, "kl") is (kl if taken else None) and optional(prior, "leave_one_out") is kl
+    assert optional(prior, "exemplars") is None
+
+
+def test_components_are_those_of_a_prior_that_has_a_function_of_them():
+    assert components(Object()) is None and components(Object(components=3)) is None
+    assert components(Object(components=lambda: 3)) == 3

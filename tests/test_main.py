@@ -338,3 +338,8 @@ def test_help_and_errors_read_as_they_are_stored(tmp_path, capsys, monkeypatch):
         said = " ".join((shown.out or shown.err).replace(str(tmp_path), "FOLDER").split())
         told.append(f"{status} {said}")
     check_text("command.txt", "\n".join(told) + "\n")
+
+
+def test_a_prior_without_loc_is_no_codes(tmp_path, capsys):
+    assert main(["diagnose", npz(tmp_path, **GOOD), "--prior", npz(tmp_path, "b.npz", var=SCALE)]) == 2
+    assert "expected loc" not in capsys.readouterr().err
