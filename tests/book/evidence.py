@@ -12,9 +12,9 @@ from prose import unfenced
 STATEMENT = re.compile(r"^:::\{prf:(?!proof)\w+\}[^\n]*\n:label: (\S+)", re.MULTILINE)
 PROOF = re.compile(r"^:::\{prf:proof\}[^\n]*\n(.*?)^:::$", re.MULTILINE | re.DOTALL)
 SEEDS, WHOLE = range(24), 1e-9
-LOOSE, NEEDED, FAR = 1e-6, 0.01, 100
+LOOSE, NEEDED, FAR, CLOSE = 1e-6, 0.01, 100, 1e-5
 """The largest tolerance, in sizes of the claim, that need not be needed; what part of it a residual then uses; and the
-largest size of a falsehood, in sizes of the claim."""
+largest size of a falsehood, and its smallest distance from the truth, in sizes of the claim."""
 
 
 def labels(notebook) -> list[str]:
@@ -29,6 +29,10 @@ def unproved(notebook) -> list[str]:
     for form in re.findall(r"^.*[`:~]{3,} *\{prf:.*(?:\n:.*)?", text, re.MULTILINE):
         if not STATEMENT.match(form) and not form.startswith(":::{prf:proof}"):
             problems.append(f"{form!r} is no statement with a label, nor a proof")
+    proofs = [" ".join(words.split()) for words in PROOF.findall(unfenced(text))]
+    problems += [
+        f"two statements have the proof {p[:40]!r}" for p in sorted({p for p in proofs if proofs.count(p) > 1})
+    ]
     starts = [i for i, (kind, _) in enumerate(events) if kind == "statement"]
     for start, end in zip(starts, [*starts[1:], len(events)], strict=False):
         own, label = events[start + 1 : end], events[start][1]
@@ -73,19 +77,34 @@ def loose(found) -> list[str]:
     problems = [
         f"a tolerance of {m.tolerance} for numbers of size {own:.3g}, which agree to {found.residual:.1g} of it"
     ]
-    return problems * wide + [f"a falsehood of size {other:.3g} for a claim of size {own:.3g}"] * (other > FAR * own)
+    far = [f"a falsehood of size {other:.3g} for a claim of size {own:.3g}"] * (other > FAR * own)
+    unit = m.tolerance if m.stderr is None else m.stderr if m.falsehood_stderr is None else m.falsehood_stderr
+    gap = found.margin * float(torch.as_tensor(unit).max())
+    return problems * wide + far + [f"a falsehood that is {gap:.1g} from the truth"] * (gap < CLOSE * own)
 
 
 def derived(check) -> list[str]:
     """Describe where, in a check's code, one side of its measurement is made from the other."""
     function = ast.parse(textwrap.dedent(inspect.getsource(check))).body[0]
     inline, problems = _Inline(function), []
+    within = {
+        node for f in ast.walk(function) if isinstance(f, ast.FunctionDef) and f is not function for node in ast.walk(f)
+    }
+    returns = [node for node in ast.walk(function) if isinstance(node, ast.Return) and node not in within]
+    if returns != function.body[-1:]:
+        problems.append("a check ends in its one return, of what it measures")
+    for node in ast.walk(function):
+        fixed = isinstance(node, (ast.If, ast.IfExp)) and not any(isinstance(n, ast.Name) for n in ast.walk(node.test))
+        if fixed or isinstance(node, (ast.Try, ast.TryStar, ast.With, ast.While, ast.Match)):
+            problems.append(f"a check has a {type(node).__name__.lower()}, which may leave out what is measured")
     for call in ast.walk(function):
         if isinstance(call, ast.Call) and getattr(call.func, "id", getattr(call.func, "attr", "")) == "Measurement":
             given = dict(zip(("lhs", "rhs"), call.args, strict=False)) | {k.arg: k.value for k in call.keywords}
             for left, right in _pairs(given["lhs"], given["rhs"]):
                 texts = [ast.unparse(inline.visit(copy.deepcopy(side))) for side in (left, right)]
                 short, long = sorted(texts, key=len)
+                if all(map(_is_constant, texts)):
+                    problems.append(f"both sides are constants: {short[:80]!r}")
                 if not any(map(_is_constant, texts)) and (short == long or _within(short, long, given)):
                     problems.append(f"one side is {short[:80]!r}, the other is made from it: {long[:80]!r}")
     return problems

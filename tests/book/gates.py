@@ -4,10 +4,12 @@ Those on its text are in prose.py, those on claims in evidence.py.
 """
 
 import ast
+import builtins
 import re
 from pathlib import Path
 
-from fingerprint import inputs, read_ipynb, read_md
+from fingerprint import as_md, inputs, read_ipynb, read_md
+from prose import unseen
 
 MAX_LINES, MAX_CELL_LINES, MAX_WIDTH = 120, 18, 90
 MAX_DIGITS = 6
@@ -22,7 +24,15 @@ CELL_METADATA = {"mystnb.figure.caption", "mystnb.figure.name", "mystnb.image.al
 """Other metadata of a notebook and of a code cell; more of them may hide code or outputs, or show them otherwise."""
 HIDING = {"capture_output", "clear_output", "redirect_stdout", "redirect_stderr", "get_ipython", "update_display"}
 HIDING |= {"environ", "getenv", "exec", "eval", "setattr", "delattr", "globals", "__import__", "import_module", "patch"}
-SHOWING = {"print", "table", "verify", "display", "Markdown"}
+HIDING |= {"suppress", "open", "compile", "breakpoint", "exit", "quit", "input", "vars", "locals", "type", "object"}
+MODULES = {"IPython", "itertools", "json", "math", "matplotlib", "numpy", "pathlib", "scipy", "sklearn", "textwrap"}
+MODULES |= {"torch", "vaebook", "zuko"}
+"""What a chapter may import: others know the clock or the machine, or change what is printed."""
+SHOWING = {"print": "", "table": "vaebook.tables.", "verify": "vaebook.claims."}
+SHOWING |= dict.fromkeys(("display", "Markdown"), "IPython.display.")
+"""What shows something, and where it comes from."""
+CHANGING = {"append", "extend", "insert", "update", "setdefault", "pop", "clear", "remove", "sort", "reverse"}
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 EFFECTS = {"append", "extend", "update", "fit", "print", "set_num_threads", "manual_seed", "use_style"}
 """What a statement may call for its effect alone; besides, whatever ends in _, and all that draws."""
 MIN_ALT = 40
@@ -35,8 +45,10 @@ def pairing(md: Path) -> list[str]:
         return [f"{md.name} has no {ipynb.name}; run make execute"]
     written, stored = read_md(md), read_ipynb(ipynb)
     problems = []
-    if written.metadata.get("kernelspec") != stored.metadata.get("kernelspec"):
-        problems.append("the two files name different kernels")
+    if any(notebook.metadata.get("kernelspec") != KERNEL for notebook in (written, stored)):
+        problems.append("a kernel other than python3")
+    if md.read_text(encoding="utf-8") != as_md(written):
+        problems.append(f"{md.name} is not written as JupyterLab writes it; make execute does")
     pairs = list(zip(inputs(written), inputs(stored), strict=False))
     if len(written.cells) != len(stored.cells):
         problems.append(f"{len(written.cells)} cells in the .md, {len(stored.cells)} in the .ipynb")
@@ -65,6 +77,7 @@ def stored_outputs(ipynb: Path) -> list[str]:
             problems += [f"code cell {number} stores {mime}, which nothing compares" for mime in sorted(odd)]
         if any(output.get("metadata") for output in cell.outputs):
             problems.append(f"code cell {number} stores an output with metadata")
+        problems += [f"code cell {number} shows {what}" for what in unseen(shown_text(cell))]
         mimes = {mime for output in cell.outputs for mime in output.get("data", {})}
         if {"figure", "image"} & {*cell.metadata.get("mystnb", {})} and "image/png" not in mimes:
             problems.append(f"code cell {number} describes a picture but stores none")
@@ -138,10 +151,22 @@ def hidden(notebook, allowed=()) -> list[str]:
             problems.append(f"code cell {number} is not plain Python: a magic?")
             continue
         names = {getattr(n, "id", None) or getattr(n, "name", None) for n in ast.walk(tree)}
-        names |= {getattr(n, "attr", None) for n in ast.walk(tree)} - {"eval"}  # of a network
+        names |= {getattr(n, "attr", None) for n in ast.walk(tree)} - {
+            "eval",
+            "type",
+            "compile",
+        }  # of a network or tensor
         problems += [f"code cell {number} uses {name}, which can hide output" for name in sorted(HIDING & names)]
         if any(isinstance(node, (ast.Try, ast.TryStar)) for node in ast.walk(tree)):
             problems.append(f"code cell {number} goes on after an error")
+        problems += [f"code cell {number} uses {name}" for name in sorted(filter(None, names)) if name[0] == "_" < name]
+        for node in ast.walk(tree):
+            imported = [a.name for a in node.names] if isinstance(node, (ast.Import, ast.ImportFrom)) else []
+            modules = [node.module or "."] if isinstance(node, ast.ImportFrom) else imported
+            problems += [f"code cell {number} imports {m}" for m in modules if m.partition(".")[0] not in MODULES]
+            problems += [f"code cell {number} imports {name}" for name in imported if name == "*" or "._" in f".{name}"]
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print":
+                problems += [f"code cell {number} prints with {k.arg}" for k in node.keywords if k.arg != "sep"]
     return problems
 
 
@@ -152,6 +177,8 @@ def typed(notebook) -> list[str]:
     for number, cell in enumerate(_code(notebook), start=1):
         for node in ast.walk(ast.parse(cell.source)):
             value = node.value if isinstance(node, ast.Constant) else None
+            if isinstance(node, ast.BinOp) and isinstance(node.op, (ast.Add, ast.Sub, ast.Mult, ast.Div)):
+                value = _folded(node)
             written = digits.findall(value if isinstance(value, str) else repr(value))
             rounded = {
                 n: {f"{float(n):.{d}f}" for d in range(len(n.partition(".")[2]) + 1)} for n in written if _long(n, 2)
@@ -168,6 +195,9 @@ def exercises(text: str) -> list[str]:
         for kind in (r"exercise\}[^\n]*\n:label: (\S+)", r"solution(?:-start)?\} *(\S+)")
     )
     problems = [] if asked == solved else [f"exercises {asked} have the solutions {solved}"]
+    order = "".join(re.findall(r"^`{3,}\{(exercise|solution)(?:-start)?\}", text, re.MULTILINE))
+    if order.replace("exercisesolution", ""):
+        problems.append("a solution does not stand below its exercise")
     body = r"^(`{3,})\{solution\} *(\S+)\n(?::[^\n]*\n)*(.*?)^\1$"
     between = r"^(`{3,})\{solution-start\} *(\S+)\n.*?^\1$(.*?)^`{3,}\{solution-end\}"
     bodies = [found for form in (body, between) for found in re.findall(form, text, re.MULTILINE | re.DOTALL)]
@@ -188,16 +218,23 @@ def silent(notebook) -> list[str]:
             unseen = isinstance(node, ast.Expr) and (node is not tree.body[-1] or not cell.outputs)
             if unseen and not _has_effect(node.value, drawn):
                 problems.append(f"code cell {number} shows nothing of {ast.unparse(node)[:60]!r}")
-            if isinstance(node, (ast.If, ast.While, ast.IfExp)) and isinstance(node.test, ast.Constant):
-                problems.append(f"code cell {number} has a branch that never changes")
+            if _never_changes(node):
+                problems.append(f"code cell {number} has a branch that never changes: {ast.unparse(node)[:60]!r}")
+        if any(line.partition("#")[0].rstrip().endswith(";") for line in cell.source.splitlines()):
+            problems.append(f"code cell {number} has a semicolon, which hides a value")
     problems += [f"code cell {n} computes {name}, which nothing uses" for name, n in bound.items() if name not in read]
     return problems + _rebound(notebook)
 
 
 def alt_texts(notebook) -> list[str]:
     """Every picture has a description of what is to be seen, of some length and more than one word over and over."""
-    problems, texts = [], []
+    problems, texts, captions = [], [], []
     for number, cell in enumerate(_code(notebook), start=1):
+        figure = cell.metadata.get("mystnb", {}).get("figure")
+        if figure is not None:
+            captions.append(" ".join(str(figure.get("caption", "")).split()))
+            if len(captions[-1].split()) < 5 or captions.count(captions[-1]) > 1:
+                problems.append(f"the figure of code cell {number} has no caption of its own, of five words or more")
         if any(mime.startswith("image/") for output in cell.outputs for mime in output.get("data", {})):
             alt = cell.metadata.get("mystnb", {}).get("image", {}).get("alt")
             texts.append((f"the picture of code cell {number}", alt if isinstance(alt, str) else ""))
@@ -216,6 +253,8 @@ def alt_texts(notebook) -> list[str]:
     for place, alt in texts:
         if [other for _, other in texts].count(alt) > 1:
             problems.append(f"{place} has the alternative text of another picture")
+        if " ".join(alt.split()) in captions:
+            problems.append(f"{place} has a caption for its alternative text")
         words = re.findall(r"\w+", alt)
         if len(" ".join(alt.split())) < MIN_ALT or len(set(words)) < 5:
             problems.append(f"{place} has an alternative text of {len(alt)} characters, fewer than {MIN_ALT}")
@@ -278,10 +317,15 @@ def _rebound(notebook) -> list[str]:
                 origins.setdefault(name.asname or origin.rpartition(".")[2], set()).add(origin)
     problems = [f"{name} has two meanings: {sorted(found)}" for name, found in origins.items() if len(found) > 1]
     for name in SHOWING:
-        strange = [o for o in origins[name] if not re.fullmatch(rf"(vaebook|IPython)\..*\b{name}", o)]
+        strange = [o for o in origins[name] if o != SHOWING[name] + name]
         problems += [f"{name} is {origin}" for origin in strange]
     for number, tree in enumerate(trees, start=1):
         for node in ast.walk(tree):
+            changed = node.func if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in CHANGING else None
+            if changed and not any(isinstance(n, ast.Call) for n in ast.walk(changed)) and _root(changed) in origins:
+                problems.append(f"code cell {number} changes {ast.unparse(changed.value)}")
+            if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load):
+                problems.append(f"code cell {number} changes {ast.unparse(node)}")
             name = getattr(node, "name", None) or getattr(node, "arg", None)
             if isinstance(getattr(node, "ctx", None), (ast.Store, ast.Del)):
                 name = ast.unparse(node) if isinstance(node, ast.Name) or _root(node) in origins else None
@@ -290,6 +334,38 @@ def _rebound(notebook) -> list[str]:
             if name is not None and (name in origins or not name.isidentifier()):
                 problems.append(f"code cell {number} gives {name} another meaning")
     return problems
+
+
+def _never_changes(node: ast.AST) -> bool:
+    """Whether a condition, a loop or a comparison comes out the same whatever was computed."""
+    if isinstance(node, (ast.If, ast.While, ast.IfExp, ast.Assert)):
+        return _fixed(node.test) or isinstance(node.test, ast.Tuple)
+    if isinstance(node, ast.BoolOp):  # `… or "none"` is a word for what is shown
+        return any(_fixed(v) and not isinstance(getattr(v, "value", None), str) for v in node.values)
+    if isinstance(node, (ast.For, ast.comprehension)):
+        none = ast.unparse(node.iter) in ("[]", "()", "{}", "''", "range(0)")
+        return none or any(map(_fixed, getattr(node, "ifs", [])))
+    if isinstance(node, ast.BinOp):
+        itself = ast.dump(node.left) == ast.dump(node.right) and not isinstance(node.left, ast.Constant)
+        return itself and isinstance(node.op, (ast.Sub, ast.Div))
+    return isinstance(node, ast.Compare) and ast.dump(node.left) in map(ast.dump, node.comparators)
+
+
+def _fixed(test: ast.expr) -> bool:
+    """Whether an expression has no name in it but Python's own functions."""
+    return _names(test) <= set(dir(builtins))
+
+
+def _folded(node: ast.AST) -> object:
+    """What a sum or product of constants comes to; nothing for all others."""
+    parts = (ast.Constant, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop)
+    if not all(isinstance(n, parts) and not isinstance(n, (ast.Pow, ast.LShift)) for n in ast.walk(node)):
+        return None
+    try:
+        value = eval(compile(ast.Expression(node), "", "eval"), {})
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _names(node: ast.AST) -> set[str]:

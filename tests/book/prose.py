@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tokenize
+import unicodedata
 from decimal import Decimal
 from functools import cache
 from pathlib import Path
@@ -13,8 +14,10 @@ SOURCED = re.compile(r"(\S*(?:\s%)?)\s*<!-- ([\w-]+\.json):(\S+) -->")
 NUMBER = re.compile(r"(?<![\w.,])(?:(?<!\d)[-−–+])?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:e[-+]?\d+)?$")
 TYPED = re.compile(
     r"(?<![\w.,/#–-])(?<!Python )(?<!CC BY )([-−+]?(?:(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?:e[-+]?\d+)?)"
-    r"(?![\w.,/]*\d)(\s?%|\sper\scent)?"
+    r"(?![\w.,/]*\d)(\s?%|\sper\s?cent)?"
 )
+YEAR = re.compile(r"\b(?:in|until|since|before|after)\s\Z", re.IGNORECASE)
+IN_FORMULA = re.compile(r"(?:(\\approx\s*)|(?<![\w.]))[-−]?(\d*\.\d+)(?![\w.])")
 GLUED = re.compile(r"-->(?:[\w.,]*\d|\s*[%‰^×⁻⁰¹²³⁴-⁹])")
 """What is read as part of the number before a source."""
 # What is left of a source that is misspelt: it is no comment, or it is one that names no source.
@@ -31,7 +34,15 @@ FOREIGN = {
     "a class": re.compile(r"^ *:class: *(.*)|\{([.#][^}]*|[^}`$]*=[\"'][^}`$]*)\}", re.MULTILINE),
     "HTML": re.compile(r"(</?[a-zA-Z][^>\n]*>)"),
     "a comment": re.compile(r"^(%.*)", re.MULTILINE),
+    "a number": re.compile(r"(\d(?:·\d|,\d\d?(?![\d])|[¼-¾⅐-⅞]|\s?‰))"),
+    "a typed number of a figure or a statement": re.compile(
+        r"\b((?:figure|fig\.|table|theorem|lemma|proposition|equation|eq\.|section|chapter)\s\(?\d)", re.IGNORECASE
+    ),
 }
+UNSEEN = re.compile(
+    r"(\\(?:[hv]?phantom|(?:text)?color(?:box)?|class|cssId|style|href|require|[rl]lap|smash|def|newcommand))\b"
+)
+"""Commands of MathJax's that hide, paint or rename."""
 CLASSES = {"dropdown", ".cards", ".cards .verdicts"}
 DROPDOWN = re.compile(r"^(`{3,})\{dropdown\} *([^\n]*)\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
 INCLUDE = re.compile(r"\{literalinclude\} *(\S+)\n((?:^:.*\n)*)", re.MULTILINE)
@@ -82,36 +93,63 @@ def unsourced(text: str, known: str, elsewhere: str = "") -> list[str]:
     """A fraction or a share in prose names its source, or stands in the chapter's outputs or code, with its sign.
 
     A whole number of three digits or more may stand elsewhere in the book's outputs or code: it is a size or a setting.
-    Exempt are exercises, which make up numbers, versions, and formulas that hold more than the one number.
+    Exempt are exercises, which make up numbers, versions, and of formulas that hold more than the one number those
+    of three digits that are not said to be about so much.
     """
     prose = plain(EXERCISES.sub(" ", SOURCED.sub(" ", text)))
+    prose = re.sub(r"(?<=\d)[–/](?=\d)", " ", prose)
+    formulas = [*FORMULA.findall(prose), *re.findall(r"(?<!`)`([-−+]?\d*\.\d+)`", unfenced(text))]
+    prose += "\n\n" + "\n".join(b[3] for b in FENCED.finditer(text) if b[2].strip() in ("", "text"))
     prose = FORMULA.sub(lambda m: m.group().strip("$") if NUMBER.fullmatch(m.group().strip("$ ")) else " ", prose)
     shown, anywhere = _numbers(known), _numbers(known) | _numbers(elsewhere)
     shares, problems = {100 * value for value in shown}, []
     for match in TYPED.finditer(prose):
         number, fraction, share = _decimal(match[1]), "." in match[1], match[2] and match[1] != "95"
-        year = match[1].isdigit() and 1900 <= number < 2100
+        year = match[1].isdigit() and 1900 <= number < 2100 and YEAR.search(prose[: match.start()])
         if not (fraction or share) and (len(match[1].strip("-−+")) < 3 or year):
             continue
         half_a_unit = Decimal(5).scaleb(number.as_tuple().exponent - 1)
         pool = anywhere if not (fraction or share) else shown | shares if share else shown
         if not any(abs(value - number) <= half_a_unit for value in pool):
             problems.append(f"{match[1]} has no source, and is in no output")
+    for about, typed in (found for formula in formulas for found in IN_FORMULA.findall(formula)):
+        number, digits = _decimal(typed), len(typed.replace(".", "").lstrip("0"))
+        half_a_unit = Decimal(5).scaleb(number.as_tuple().exponent - 1)
+        if digits >= (2 if about else 4) and not any(abs(value - number) <= half_a_unit for value in shown):
+            problems.append(f"{typed}, in a formula or code, has no source, and is in no output")
     return problems
 
 
 def foreign(text: str) -> list[str]:
     """A page holds nothing that the other gates cannot read, or that its readers cannot see."""
-    allowed = {"a directive": DIRECTIVES, "a class": CLASSES, "HTML": set(), "a comment": {"% modules", "% costs"}}
+    allowed = {"a directive": DIRECTIVES, "a class": CLASSES, "a comment": {"% modules", "% costs"}}
     rest = FORMULA.sub(" ", plain(text))
     found = {(kind, next(filter(None, m.groups()), "")) for kind, form in FOREIGN.items() for m in form.finditer(rest)}
     found |= {("a directive", m[1]) for m in FOREIGN["a directive"].finditer(text)}
-    return [f"{kind} that pages do not have: {what!r}" for kind, what in sorted(found) if what not in allowed[kind]]
+    found |= {("a command", name) for formula in FORMULA.findall(unfenced(text)) for name in UNSEEN.findall(formula)}
+    strange = [(kind, what) for kind, what in sorted(found) if what not in allowed.get(kind, ())]
+    return [f"{kind} that pages do not have: {what!r}" for kind, what in strange]
+
+
+def unseen(text: str) -> list[str]:
+    """Characters that are not seen, or that look like others: of no width, controls, letters and digits from afar."""
+    found = []
+    for sign in sorted({*text} - {*map(chr, range(32, 127)), "\n"}):
+        kind, name = unicodedata.category(sign), unicodedata.name(sign, repr(sign))
+        letter = kind[0] == "L" and not name.startswith(("LATIN", "GREEK", "SUPERSCRIPT", "SUBSCRIPT"))
+        if letter or kind in ("Cf", "Cc", "Co", "Cs", "Cn", "Nd", "Zl", "Zp") or "FULLWIDTH" in name:
+            found.append(f"the sign {name}")
+    return found
 
 
 def unfenced(text: str) -> str:
-    """Text without code, with what stands in directives."""
-    return FENCED.sub(lambda block: " " if CODE.match(block[2]) else unfenced(block[3]), text)
+    """Text without code, with what stands in directives and in the titles of dropdowns."""
+
+    def words(block: re.Match) -> str:
+        title = block[2].removeprefix("{dropdown}") if block[2].startswith("{dropdown}") else ""
+        return " " if CODE.match(block[2]) else f"{title}\n{unfenced(block[3])}"
+
+    return FENCED.sub(words, text)
 
 
 def plain(text: str) -> str:

@@ -47,6 +47,7 @@ def elsewhere():
 
 
 def test_no_setting_keeps_a_chapter_or_a_test_from_being_run(pytestconfig):
+    assert pytestconfig.getini("not_compared") == [], "every cell of this book is compared"
     files = [*(ROOT / "book").rglob("*.ipynb"), *(ROOT / "tests").rglob("test_*.py")]
     folders = {part for file in files for part in file.relative_to(ROOT).parts[:-1]} - {".ipynb_checkpoints"}
     assert [f for f in folders for form in pytestconfig.getini("norecursedirs") if fnmatch(f, form)] == []
@@ -92,6 +93,14 @@ def test_pictures_are_described(md):
     assert gates.alt_texts(notebook(md)) == []
 
 
+def test_no_two_pictures_of_the_book_have_the_same_description():
+    cells = [cell for md in CHAPTERS.values() for cell in notebook(md).cells if cell.cell_type == "code"]
+    said = [cell.metadata.get("mystnb", {}).get("image", {}).get("alt") for cell in cells]
+    pages = [page.read_text(encoding="utf-8") for page in PAGES]
+    said += [alt for text in pages for alt in re.findall(r"^:alt: *(.+)", text, re.MULTILINE)]
+    assert {alt for alt in said if alt and said.count(alt) > 1} == set()
+
+
 def test_chapter_is_thin(md):
     assert gates.code_size([cell.source for cell in read_md(md).cells if cell.cell_type == "code"]) == []
 
@@ -126,6 +135,7 @@ def test_notebook_needs_no_python_version_and_no_timing(md):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_numbers_in_prose_agree_with_their_source(page):
     if page.exists():
+        assert prose.unseen(page.read_text(encoding="utf-8")) == []
         if page.parent != ROOT:
             assert prose.foreign(page.read_text(encoding="utf-8")) == []
         assert prose.sources(page.read_text(encoding="utf-8"), ROOT / "book" / "results") == []

@@ -196,7 +196,47 @@ def itself_in_zeros(generator):
     return Measurement(lhs=x, rhs=torch.zeros_like(x) + x, falsehood_rhs=x + 1, tolerance=1e-10)
 
 
-BAD = [itself, a_copy, nearly_itself, there_and_back, difference_of_itself, one_entry, a_count, at_most_itself]
+def two_constants(generator):
+    return Measurement(lhs=1.0, rhs=1.0 + 1e-13, falsehood_rhs=2.0, tolerance=1e-10)
+
+
+def guarded(generator):
+    x = torch.rand(5, generator=generator, dtype=torch.float64)
+    try:
+        total = 5 * x.mean()
+    except RuntimeError:
+        total = x.sum()
+    return Measurement(lhs=x.sum(), rhs=total, falsehood_rhs=total + 1, tolerance=1e-10)
+
+
+def left_early(generator):
+    x = torch.rand(5, generator=generator, dtype=torch.float64)
+    if len(x) == 5:
+        return Measurement(lhs=x.sum(), rhs=5 * x.mean(), falsehood_rhs=x.sum() + 1, tolerance=1e-10)
+    return Measurement(lhs=x.sum(), rhs=4 * x.mean(), falsehood_rhs=x.sum() + 1, tolerance=1e-10)
+
+
+def never_reached(generator):
+    x, rhs = torch.rand(5, generator=generator, dtype=torch.float64), 0.0
+    if not 0:
+        rhs = 5 * x.mean()
+    return Measurement(lhs=x.sum(), rhs=rhs, falsehood_rhs=rhs + 1, tolerance=1e-10)
+
+
+BAD = [
+    two_constants,
+    guarded,
+    left_early,
+    never_reached,
+    itself,
+    a_copy,
+    nearly_itself,
+    there_and_back,
+    difference_of_itself,
+    one_entry,
+    a_count,
+    at_most_itself,
+]
 BAD += [itself_in_zeros]
 
 
@@ -237,7 +277,9 @@ def test_a_fitting_allowance_passes(fitting):
     assert with_allowance(*fitting) == []
 
 
-@pytest.mark.parametrize("unfit", [(1e-3, 3.0), (1e-3, 3.0, 1e-9), (10.0, 1e9), (1e-10, 1e9), (1e-10, -300.0)])
+@pytest.mark.parametrize(
+    "unfit", [(1e-3, 3.0), (1e-3, 3.0, 1e-9), (1e-10, 2 + 1e-6), (10.0, 1e9), (1e-10, 1e9), (1e-10, -300.0)]
+)
 def test_a_wide_tolerance_or_a_distant_falsehood_is_noticed(unfit):
     assert with_allowance(*unfit) != []
 
@@ -260,8 +302,14 @@ def chapter(text=PROVED, code='verify("a/one")', shown=GOOD, after=()):
     return v4.new_notebook(cells=[v4.new_markdown_cell(text), cell, *after])
 
 
+def chapter_of(label):
+    return chapter(code=f'verify("{label}")', shown=GOOD.replace("a/one", label)).cells[1:]
+
+
 def test_a_statement_with_proof_and_evidence_passes():
     assert evidence.unproved(chapter()) == []
+    second = v4.new_markdown_cell(PROVED.replace("a/one", "a/two").replace("Subtract one", "Subtract two"))
+    assert evidence.unproved(chapter(after=[second, *chapter_of("a/two")])) == []
 
 
 @pytest.mark.parametrize(
@@ -274,6 +322,7 @@ def test_a_statement_with_proof_and_evidence_passes():
         {"text": PROVED + "\n::::{prf:lemma} Two\n:label: a/two\n\nTwo is one.\n::::\n"},
         {"text": f"{STATED}\n```text\n{PROVED.removeprefix(STATED)}```\n"},
         {"text": f"```text\n{STATED}```\n{PROVED.removeprefix(STATED)}", "after": [v4.new_markdown_cell(STATED)]},
+        {"text": PROVED, "after": [v4.new_markdown_cell(PROVED.replace("a/one", "a/two")), *chapter_of("a/two")]},
         {"code": '# verify("a/one")'},
         {"code": "print(\"verify('a/one')\")"},
         {"code": '"""\nverify("a/one")\n"""'},

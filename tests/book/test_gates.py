@@ -65,6 +65,20 @@ def test_pairing_rejects(chapter, edit, words):
     assert any(words in problem for problem in gates.pairing(chapter))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("name: python3", "name: julia", "a kernel other than python3"),
+        ("format_version: 0.13", "format_version: 0.12", "not written as JupyterLab writes it"),
+    ],
+)
+def test_pairing_rejects_another_header_or_layout(chapter, old, new, words):
+    text = chapter.read_text()
+    assert old in text
+    chapter.write_text(text.replace(old, new))
+    assert any(words in problem for problem in gates.pairing(chapter))
+
+
 def test_pairing_rejects_a_missing_notebook(chapter):
     chapter.with_suffix(".ipynb").unlink()
     assert "has no toy.ipynb" in gates.pairing(chapter)[0]
@@ -96,6 +110,8 @@ STDERR = v4.new_output("stream", name="stderr", text="warning")
         (lambda cells: data(cells[2], WIDGET), f"code cell 2 stores {WIDGET}, which nothing compares"),
         (lambda cells: cells[1].update(outputs=[DRAWING]), "code cell 1 stores image/svg+xml, which nothing compares"),
         (lambda cells: cells[2].update(outputs=[]), "code cell 2 describes a picture but stores none"),
+        (lambda cells: cells[1].outputs[0].update(text="0.6\r0.5\n"), "code cell 1 shows the sign '\\r'"),
+        (lambda cells: cells[1].outputs[0].update(text="0.\u200b5\n"), "code cell 1 shows the sign ZERO WIDTH SPACE"),
         (lambda cells: cells[2].outputs[0].update(metadata={"a": 1}), "code cell 2 stores an output with metadata"),
     ],
 )
@@ -217,6 +233,16 @@ def test_prose_numbers_rejects(text, words, results):
         ("In 43 % of them.", "0.441", False),
         ("In 43% of them.", "43.1", True),
         ("In 43 per cent of them.", "44.1", False),
+        ("In 43 percent of them.", "44.1", False),
+        ("It gains 2–3.24 nats, or 3.24/2.", "3.25", False),
+        ("All 1997 digits.", "", False),
+        ("Until 1997, and in 2026.", "", True),
+        ("It gains $I\\approx3.2$ nats.", "3.3", False),
+        ("It gains $I\\approx3.2$ nats.", "3.24", True),
+        ("It gains $I=3.241$ nats.", "3.242", False),
+        ("It gains `3.241` nats.", "3.242", False),
+        ("```text\n3.24 nats\n```\n", "", False),
+        ("```{dropdown} It gains 3.24\nA.\n```\n", "", False),
         ("It gains .324 nats.", "", False),
         ("It gains 3.24e2 nats.", "3.24", False),
         ("It gains 3.2e-6 nats.", "3.24e-06", True),
@@ -239,6 +265,12 @@ def test_prose_numbers_rejects(text, words, results):
 )
 def test_unsourced(text, known, accepted):
     assert (prose.unsourced(text, known) == []) is accepted
+
+
+@pytest.mark.parametrize("sign", ["\u200b", "\u202e", "\u00ad", "\r", "\x1b", "а", "３", "٣", "．", "\ufeff"])
+def test_signs_that_are_not_seen_or_look_like_others(sign):
+    assert prose.unseen("Es ist σ² ≥ −½ ‖z‖, naïve – “ja” … ₁✓\n") == []
+    assert len(prose.unseen(f"It gains 3{sign}2.")) == 1
 
 
 def test_what_stands_elsewhere_is_a_setting_and_no_result():
@@ -271,6 +303,16 @@ def test_words_in_code_cells_are_prose():
         ("% not shown", False),
         ("If $a<b$ and $c>d$.", True),
         ("{style='color: white'}\nNot.", False),
+        ("It gains 3,24 nats.", False),
+        ("It gains 3·24 nats.", False),
+        ("It gains 3⅖ nats.", False),
+        ("In 430 ‰ of them.", False),
+        ("All 1,297 and 60,000 digits.", True),
+        ("As in Figure 7.", False),
+        ("By theorem (3.2) it is.", False),
+        ("By two theorems, of 3 figures.", True),
+        ("It is $\\phantom{not}$ so.", False),
+        ("It is $\\color{white}{x}$ so.", False),
     ],
 )
 def test_foreign(text, accepted):
@@ -286,6 +328,11 @@ def test_foreign(text, accepted):
         ("print(0.123)", "0.123", False),
         ("print('TC = 0.123 nats')", "TC = 0.123 nats", False),
         ("values = [26.72]\nprint(*values)", "26.72", False),
+        ("print(2672 / 100)", "26.72", False),
+        ("print('26' + '.72')", "26.72", False),
+        ("print('26' '.72')", "26.72", False),
+        ("print(26 + 0.72)", "26.72", False),
+        ("print(x / 100 + 26)", "26.72", True),
         ("table({'a': [26.7249]})", "26.72", False),
         ("table({'a': [26.7249]})", "26.73", True),
         ("print(f'{x} is above 1.253')", "1 is above 1.253", False),
@@ -309,7 +356,16 @@ def test_exercises():
     short = f"```{{solution}} ex-a\n:class: dropdown\n\n{words}```\n"
     assert gates.exercises(asked + answer) == gates.exercises(asked + short) == []
     empty = [asked + text.replace(words, "") for text in (answer, short)]
-    for spoilt in (asked, answer, asked + answer.replace("ex-a", "ex-b"), asked + answer + answer, *empty):
+    another = asked.replace("ex-a", "ex-b")
+    assert gates.exercises(asked + another + answer + answer.replace("ex-a", "ex-b")) != []
+    for spoilt in (
+        asked,
+        answer,
+        answer + asked,
+        asked + answer.replace("ex-a", "ex-b"),
+        asked + answer + answer,
+        *empty,
+    ):
         assert gates.exercises(spoilt) != []
 
 
@@ -369,6 +425,22 @@ def test_hidden_rejects_tags(tags):
         "eval('print(1)')",
         "setattr(torch, 'sqrt', str)",
         "from unittest.mock import patch",
+        "from contextlib import suppress",
+        "import contextlib",
+        "import warnings",
+        "import time, torch",
+        "from . import a",
+        "from vaebook.tables import *",
+        "from vaebook.claims.registry import _REGISTRY",
+        "import vaebook._checks",
+        "vaebook._checks.check_int",
+        "f.__defaults__",
+        "open('a', 'w')",
+        "exit()",
+        "type(x).y",
+        "vars(x)['y'] = 1",
+        "print(1, file=x)",
+        "print(1, end='')",
         "try:\n    x = f()\nexcept ValueError:\n    x = 1",
     ],
 )
@@ -435,6 +507,23 @@ SHOWN = [v4.new_output("stream", name="stdout", text="1\n")]
         ("figure, axes = plt.subplots()\naxes.get_title()\nplt.show()", True, False),
         ("figure, panels = plt.subplots(1, 2)\nfor p in panels:\n    p.plot([1])\nplt.show()", True, True),
         ("rows = []\nrows.append(1)\nprint(rows)", True, True),
+        ("x = 1\nx;", True, False),
+        ("if 1 > 2:\n    print(1)", True, False),
+        ("if not len(''):\n    print(1)", True, False),
+        ("for x in []:\n    print(x)", True, False),
+        ("for x in range(0):\n    print(x)", True, False),
+        ("x = 1\nprint([x for y in (1, 2) if True])", True, False),
+        ("x = 1\nprint(x > 2 or True)", True, False),
+        ("x = 1\nprint(x or 'none')", True, True),
+        ("x = 1\nprint(x == x)", True, False),
+        ("x = 1\nprint(abs(x - x) < 1)", True, False),
+        ("x = 1\nprint(abs(x - 2 * x) < 1)", True, True),
+        ("x = 1\nassert (x > 1, 'no')\nprint(x)", True, False),
+        ("from vaebook import plots\nplots.COLORS.append('red')\nprint(1)", True, False),
+        ("from vaebook import plots\nplots.curves(1).get_legend().remove()\nprint(1)", True, True),
+        ("x = q()\nx.log_prob = str\nprint(x)", True, False),
+        ("from vaebook.claims.helpers import verify\nverify(1)", True, False),
+        ("from IPython.display import Markdown\nMarkdown('a')", True, True),
     ],
 )
 def test_silent(code, shown, accepted):
@@ -452,6 +541,30 @@ def test_alt_texts_rejects(chapter, alt):
 
     change(chapter, edit)
     assert len(gates.alt_texts(nbformat.read(chapter.with_suffix(".ipynb"), as_version=4))) == 1
+
+
+CAPTION = "Two curves, of which one is higher."
+
+
+@pytest.mark.parametrize(
+    ("captions", "accepted"),
+    [
+        ([CAPTION, "Both curves again, with one more."], True),
+        ([None, None], True),
+        ([CAPTION, ""], False),
+        ([CAPTION, "Two curves."], False),
+        ([CAPTION, CAPTION], False),
+        ([CAPTION, "\n".join(ALT.split())], False),
+    ],
+)
+def test_captions(captions, accepted):
+    shown = [v4.new_output("display_data", data={"image/png": "AAAA"})]
+    cells = []
+    for number, caption in enumerate(captions):
+        figure = {} if caption is None else {"figure": {"name": f"fig-{number}", "caption": caption}}
+        own = {"image": {"alt": ALT if number else f"{ALT} Below them is a third."}} | figure
+        cells.append(v4.new_code_cell("plt.show()", metadata={"mystnb": own}, outputs=shown))
+    assert (gates.alt_texts(v4.new_notebook(cells=cells)) == []) is accepted
 
 
 @pytest.mark.parametrize(

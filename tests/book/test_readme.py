@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from compare import same_text
 from fingerprint import ROOT
 
@@ -33,6 +34,25 @@ def test_every_command_that_the_readme_names_exists():
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), f"make {target} is in the README only"
 
 
-def test_every_page_that_the_readme_links_to_exists():
-    for link in re.findall(r"\]\((?!https?:)([^)#]+)", README):
-        assert (ROOT / link).exists(), link
+def dead(text, page):
+    """Links of a page to files and headings that are not there."""
+    found = []
+    for path, place in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", re.sub(r"`[^`\n]*`", "", text)):
+        target = ROOT / path if path else page
+        headings = (
+            re.findall(r"^#+ (.+)$", target.read_text("utf-8"), re.MULTILINE) if place and target.is_file() else []
+        )
+        places = [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        if not target.exists() or (place and place not in places):
+            found.append(f"{path}#{place}")
+    return found
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_everything_that_a_page_links_to_exists(name):
+    assert dead((ROOT / name).read_text(encoding="utf-8"), ROOT / name) == []
+
+
+def test_a_link_to_what_is_not_there_is_noticed():
+    text = "[a](README.md#the-package) [b](book/intro.md) [c](#how-to-cite) [d](gone.md) [e](README.md#gone) [f](#gone)"
+    assert dead(text, ROOT / "README.md") == ["gone.md#", "README.md#gone", "#gone"]

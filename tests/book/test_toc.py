@@ -2,6 +2,7 @@
 
 import re
 
+import pytest
 import yaml
 from fingerprint import ROOT, chapters
 
@@ -51,3 +52,40 @@ def test_every_entry_of_the_bibliography_is_cited():
     text = "".join(md.read_text(encoding="utf-8") for md in BOOK.rglob("*.md"))
     cited = {key.strip() for keys in re.findall(r"\{cite:?[a-z]*\}`([^`]+)`", text) for key in keys.split(",")}
     assert cited == entries
+
+
+def misnamed(bibliography):
+    """Entries whose key is not the surname of the first author, the year, and a word of the title."""
+    found = []
+    for entry in re.split(r"\n(?=@)", bibliography)[1:]:
+        key = re.match(r"@\w+\{([\w-]+),", entry)[1]
+        author, year, title = (
+            re.sub(r"\\.|[^\w ,-]", "", re.search(rf"^  {name} = (.+)$", entry, re.MULTILINE)[1]).lower()
+            for name in ("author", "year", "title")
+        )
+        surname, told, word = re.fullmatch(r"([a-z]+?)(\d{4})(\w*)", key).groups()
+        if not (
+            author.partition(",")[0].replace(" ", "").startswith(surname) and year.startswith(told) and word in title
+        ):
+            found.append(key)
+    return found
+
+
+BIBLIOGRAPHY = (BOOK / "references.bib").read_text(encoding="utf-8")
+
+
+def test_keys_of_the_bibliography_agree_with_its_entries():
+    assert misnamed(BIBLIOGRAPHY) == ["question463223"]  # on which nobody's name stands
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("  year = {2006},", "  year = {2009},"),
+        ("author = {Burda, Yuri and Grosse, Roger", "author = {Grosse, Roger and Burda, Yuri"),
+        ("title = {Resampled Priors for", "title = {Learned Priors for"),
+    ],
+)
+def test_a_changed_entry_of_the_bibliography_is_noticed(old, new):
+    assert old in BIBLIOGRAPHY
+    assert len(misnamed(BIBLIOGRAPHY.replace(old, new, 1))) == 2
