@@ -12,8 +12,8 @@ from prose import unfenced
 STATEMENT = re.compile(r"^:::\{prf:(?!proof)\w+\}[^\n]*\n:label: (\S+)", re.MULTILINE)
 PROOF = re.compile(r"^:::\{prf:proof\}[^\n]*\n(.*?)^:::$", re.MULTILINE | re.DOTALL)
 SEEDS, WHOLE = range(24), 1e-9
-LOOSE, NEEDED, FAR, CLOSE = 1e-6, 0.01, 100, 1e-5
-"""The largest tolerance, in sizes of the claim, that need not be needed; what part of it a residual then uses; and the
+LOOSE, FAR, CLOSE = {1e-6: 0.01, 5e-8: 1e-3}, 100, 1e-5
+"""Tolerances, in sizes of the claim, above which one must be needed, and what part of it a residual then uses; and the
 largest size of a falsehood, and its smallest distance from the truth, in sizes of the claim."""
 
 
@@ -73,13 +73,16 @@ def loose(found) -> list[str]:
     own, other = (
         max(float(torch.as_tensor(s).detach().abs().max()) for s in sides) for sides in ((m.lhs, m.rhs), falsehood)
     )
-    wide = m.tolerance is not None and m.tolerance > LOOSE * own and found.residual < NEEDED
+    tolerance = m.tolerance or 0.0
+    wide = any(tolerance > loose * own and found.residual < needed for loose, needed in LOOSE.items())
     problems = [
         f"a tolerance of {m.tolerance} for numbers of size {own:.3g}, which agree to {found.residual:.1g} of it"
     ]
     far = [f"a falsehood of size {other:.3g} for a claim of size {own:.3g}"] * (other > FAR * own)
     unit = m.tolerance if m.stderr is None else m.stderr if m.falsehood_stderr is None else m.falsehood_stderr
     gap = found.margin * float(torch.as_tensor(unit).max())
+    if (m.stderr is None) == (found.claim.kind in ("MC", "empirical")):
+        far.append(f"a claim of the kind {found.claim.kind}, whose allowance is of the other kind")
     return problems * wide + far + [f"a falsehood that is {gap:.1g} from the truth"] * (gap < CLOSE * own)
 
 
