@@ -25,6 +25,7 @@ CELL_METADATA = {"mystnb.figure.caption", "mystnb.figure.name", "mystnb.image.al
 HIDING = {"capture_output", "clear_output", "redirect_stdout", "redirect_stderr", "get_ipython", "update_display"}
 HIDING |= {"environ", "getenv", "exec", "eval", "setattr", "delattr", "globals", "__import__", "import_module", "patch"}
 HIDING |= {"suppress", "open", "compile", "breakpoint", "exit", "quit", "input", "vars", "locals", "type", "object"}
+HIDING |= {"write_text", "write_bytes", "unlink", "rename", "savefig"}
 MODULES = {"IPython", "itertools", "json", "math", "matplotlib", "numpy", "pathlib", "scipy", "sklearn", "textwrap"}
 MODULES |= {"torch", "vaebook", "zuko"}
 """What a chapter may import: others know the clock or the machine, or change what is printed."""

@@ -17,7 +17,7 @@ TYPED = re.compile(
     r"(?![\w.,/]*\d)(\s?%|\sper\s?cent)?"
 )
 YEAR = re.compile(r"\b(?:in|until|since|before|after)\s\Z", re.IGNORECASE)
-IN_FORMULA = re.compile(r"(?:(\\approx\s*)|(?<![\w.]))[-−]?(\d*\.\d+)(?![\w.])")
+IN_FORMULA = re.compile(r"(?:(?<![\w.])|(?<=approx))(\d*\.\d+)(?![\w.])")
 GLUED = re.compile(r"-->(?:[\w.,]*\d|\s*[%‰^×⁻⁰¹²³⁴-⁹])")
 """What is read as part of the number before a source."""
 # What is left of a source that is misspelt: it is no comment, or it is one that names no source.
@@ -93,8 +93,8 @@ def unsourced(text: str, known: str, elsewhere: str = "") -> list[str]:
     """A fraction or a share in prose names its source, or stands in the chapter's outputs or code, with its sign.
 
     A whole number of three digits or more may stand elsewhere in the book's outputs or code: it is a size or a setting.
-    Exempt are exercises, which make up numbers, versions, and of formulas that hold more than the one number those
-    of three digits that are not said to be about so much.
+    Exempt are exercises, which make up numbers, versions, and in formulas that hold more than the one number those of
+    three digits.
     """
     prose = plain(EXERCISES.sub(" ", SOURCED.sub(" ", text)))
     prose = re.sub(r"(?<=\d)[–/](?=\d)", " ", prose)
@@ -112,10 +112,10 @@ def unsourced(text: str, known: str, elsewhere: str = "") -> list[str]:
         pool = anywhere if not (fraction or share) else shown | shares if share else shown
         if not any(abs(value - number) <= half_a_unit for value in pool):
             problems.append(f"{match[1]} has no source, and is in no output")
-    for about, typed in (found for formula in formulas for found in IN_FORMULA.findall(formula)):
+    for typed in (found for formula in formulas for found in IN_FORMULA.findall(formula)):
         number, digits = _decimal(typed), len(typed.replace(".", "").lstrip("0"))
         half_a_unit = Decimal(5).scaleb(number.as_tuple().exponent - 1)
-        if digits >= (2 if about else 4) and not any(abs(value - number) <= half_a_unit for value in shown):
+        if digits >= 4 and not any(abs(value - number) <= half_a_unit for value in shown):
             problems.append(f"{typed}, in a formula or code, has no source, and is in no output")
     return problems
 
