@@ -16,7 +16,15 @@ from fingerprint import ROOT
 from pdf import find_browser
 from playwright.sync_api import sync_playwright
 
+# Two pages that no reader sees, for the popup of the address bar, came with every window: half a second of work each.
+UNUSED = ["WebUIOmniboxPopup", "WebUIOmniboxAimPopup"]
+# This takes the place of the same option of Playwright, of which all is here that concerns a page or asks the network.
+UNUSED += ["AimEnabled", "AvoidCorsURLLoaderRestartOnRedirect", "AvoidUnnecessaryBeforeUnloadCheckSync"]
+UNUSED += ["DestroyProfileOnBrowserClose", "HttpsFirstBalancedModeAutoEnable", "HttpsUpgrades", "LensOverlay"]
+UNUSED += ["MediaRouter", "NetworkTimeServiceQuerying", "OptimizationHints", "PaintHolding", "PreconnectToSearch"]
+UNUSED += ["ThirdPartyStoragePartitioning"]
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+FLAGS += ["--disable-features=" + ",".join(UNUSED)]
 READ = {".md", ".ipynb", ".py", ".css", ".js", ".svg", ".bib", ".inv", ".json"}
 READY = "() => !window.MathJax || (window.MathJax.startup?.promise && window.MathJax.startup.promise.then(() => true))"
 ALL = """() => window.MathJax?.typesetPromise?.().then(() => document.dispatchEvent(new Event("toggle")))"""
