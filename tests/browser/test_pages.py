@@ -117,7 +117,9 @@ LOOKS = """() => {
     };
     for (const box of document.body.querySelectorAll("*")) {
         box.removeAttribute("data-look");
-        const text = Array.from(box.childNodes).some(node => node.nodeType === Node.TEXT_NODE && node.data.trim());
+        // Of a single letter axe is unsure.
+        const letters = node => node.nodeType === Node.TEXT_NODE && node.data.trim().length > 1;
+        const text = Array.from(box.childNodes).some(letters);
         if (!text && !box.matches("input, select, textarea, button")) continue;
         const style = getComputedStyle(box);
         const look = ["color", "fontSize", "fontWeight", "textShadow"].map(name => style[name]).join() + around(box);
@@ -126,6 +128,32 @@ LOOKS = """() => {
     }
     return seen.size;
 }"""
+# Half of the boxes of a page are words of code, and to find out what lies where takes axe most of its time. Those that
+# are not marked and say nothing but their colour lend their text to the box around them until axe has been.
+AWAY = """() => {
+    window.away = work => {  // all changes at once: each by itself would make styles anew
+        const article = document.querySelector("article"), place = document.createComment("");
+        article.replaceWith(place);
+        work(article);
+        place.replaceWith(article);
+    };
+}"""
+LEND = """() => {
+    const plain = span => Array.from(span.attributes).every(({ name }) => name === "class") && span.firstChild
+        && getComputedStyle(span).display === "inline";
+    const words = Array.from(document.querySelectorAll("article :is(pre, dt) span:not([data-look])")).filter(plain);
+    window.lent = [];
+    away(() => words.reverse().forEach(span => {
+        if (span.childElementCount) return;  // what is in it is marked
+        const text = Array.from(span.childNodes);
+        span.replaceWith(...text);
+        lent.push([span, text]);
+    }));
+}"""
+GIVE_BACK = """() => away(() => lent.reverse().forEach(([span, text]) => {
+    text[0].before(span);
+    span.append(...text);
+}))"""
 AXE = """async ({ texts, off }) => {
     axe.configure({ rules: [{ id: "color-contrast", selector: texts }] });
     const rules = Object.fromEntries(off.map(rule => [rule, { enabled: false }]));
@@ -133,9 +161,10 @@ AXE = """async ({ texts, off }) => {
     const { violations } = await axe.run({ resultTypes: ["violations"], rules });
     return violations.flatMap(({ id, nodes }) => nodes.map(({ html }) => [id, html.slice(0, 200)]));
 }"""
-SPOIL = """where => {
-    const own = box => Array.from(box.childNodes).some(part => part.nodeType === Node.TEXT_NODE && part.length > 9);
-    const texts = Array.from(document.querySelectorAll("article :is(p, td)")).filter(own);
+SPOIL = """([boxes, least, where]) => {
+    const own = box => !box.closest(".toggle-hidden")
+        && Array.from(box.childNodes).some(part => part.nodeType === Node.TEXT_NODE && part.length > least);
+    const texts = Array.from(document.querySelectorAll(`article ${boxes}`)).filter(own);
     const text = texts[Math.round(where * (texts.length - 1))];
     text.style.color = "#555";
     return text;
@@ -170,8 +199,16 @@ def violations(page, scheme, *, every=False):
     page.evaluate(f"document.documentElement.dataset.theme = '{scheme}'")
     page.evaluate(STILL)
     assert page.evaluate(LOOKS) > 1
-    page.evaluate(Axe().axe_script)
-    return page.evaluate(AXE, {"texts": "*" if every else "[data-look]", "off": sorted(FROM_THE_THEME)})
+    if page.evaluate("() => !window.axe"):
+        page.evaluate(Axe().axe_script)
+        page.evaluate(AWAY)
+    if every:
+        return page.evaluate(AXE, {"texts": "*", "off": sorted(FROM_THE_THEME)})
+    page.evaluate(LEND)
+    page.evaluate(STILL)
+    found = page.evaluate(AXE, {"texts": "[data-look]", "off": sorted(FROM_THE_THEME)})
+    page.evaluate(GIVE_BACK)
+    return found
 
 
 def resize(page, width):
@@ -232,14 +269,19 @@ def test_page_is_accessible(seen, scheme):
 @pytest.fixture(scope="module")
 def dark(visit):
     """A page in which all texts have contrast."""
-    with visit("book/notation", formulas=False) as page:
+    with visit("book/primer", formulas=False) as page:
+        page.evaluate(UNFOLD)
         assert violations(page, "dark") == []
         yield page
 
 
-@pytest.mark.parametrize("word", ["first", "middle", "last"])
+TEXTS, CODE = (":is(p, td)", 9), ("pre span", 3)  # where, and of how many letters at least
+WORDS = {"first": [*TEXTS, 0], "middle": [*TEXTS, 0.5], "last": [*TEXTS, 1], "of code": [*CODE, 0.5]}
+
+
+@pytest.mark.parametrize("word", WORDS)
 def test_one_text_without_contrast_is_found(dark, word):
-    undo = dark.evaluate_handle(SPOIL, {"first": 0.0, "middle": 0.5, "last": 1.0}[word])
+    undo = dark.evaluate_handle(SPOIL, WORDS[word])
     assert {rule for rule, _ in violations(dark, "dark")} == {"color-contrast"}
     undo.evaluate("text => text.style.color = ''")
 
