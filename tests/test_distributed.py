@@ -104,6 +104,13 @@ def joined(rank, size, path, work, *args):
     distributed.destroy_process_group()
 
 
+def start(size, path, *work, wait=True):
+    """Start as many processes, all from one that has torch already: to import it takes seconds."""
+    mp.get_context("forkserver").set_forkserver_preload([__name__])
+    arguments = (size, str(path), *work)
+    return mp.start_processes(joined, arguments, nprocs=size, start_method="forkserver", join=wait)
+
+
 def everything(rank, layouts):
     found = {}
     for name, weighted in itertools.product(layouts, (True, False)):
@@ -161,12 +168,12 @@ def refuses_what_differs(q, z, index, rank):
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """What the processes of each layout found: it takes seconds to start them."""
+    """What the processes of each layout found."""
     results = {}
     for size in (2, 3):
         path = tmp_path_factory.mktemp(f"of{size}")
         layouts = [name for name, shards in SHARDS.items() if len(shards) == size]
-        mp.start_processes(joined, (size, str(path), everything, layouts), nprocs=size, start_method="spawn")
+        start(size, path, everything, layouts)
         stored = [torch.load(path / f"{rank}.pt", weights_only=True) for rank in range(size)]
         results |= {key: [one[key] for one in stored] for key in stored[0]}
     return results
@@ -288,9 +295,7 @@ def dies(rank, shards):
 
 
 def test_a_process_that_dies_is_one_error_within_a_minute(tmp_path):
-    context = mp.start_processes(
-        joined, (3, str(tmp_path), dies, SHARDS["three"]), nprocs=3, start_method="spawn", join=False
-    )
+    context = start(3, tmp_path, dies, SHARDS["three"], wait=False)
     for process in context.processes:
         process.join(120)
     for rank in (0, 2):
