@@ -4,6 +4,7 @@ import functools
 import itertools
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -251,6 +252,52 @@ def test_rows_of_a_memory_map_are_read_in_parts(tmp_path):
     for name, value in answers(q, z, index).items():
         for found in (parted, listed):
             torch.testing.assert_close(answers(found, z, index)[name], value, rtol=1e-10, atol=1e-10)
+
+
+class Rows:
+    """A source whose rows are not those that its shape promises."""
+
+    def __init__(self, shape, found):
+        self.shape, self.found = shape, found
+
+    def __getitem__(self, rows):
+        if isinstance(self.found, Exception):
+            raise self.found
+        return self.found
+
+
+ONES = np.ones((6, 2))
+ODD = {
+    "fewer rows": (Rows((6, 2), ONES[:5]), "loc: expected rows of shape (6, 2), as the source says, got (5, 2)"),
+    "longer rows": (
+        Rows((6, 2), np.ones((6, 3))),
+        "loc: expected rows of shape (6, 2), as the source says, got (6, 3)",
+    ),
+    "no rows": (Rows((6, 2), OSError("gone")), "loc: expected rows that can be read, got OSError: gone"),
+    "objects": (ONES.astype(object), "loc: expected an array of real numbers"),
+    "words": (ONES.astype(str), "loc: expected an array of real numbers"),
+    "records": (np.zeros((6, 2), [("a", "f8")]), "loc: expected an array of real numbers"),
+    "complex": (ONES.astype(complex), "loc: expected an array of real numbers"),
+    "hidden": (np.ma.array(ONES, mask=True), "loc: expected an array of real numbers, got MaskedArray"),
+    "sparse": (torch.ones(6, 2).to_sparse(), "loc: expected rows that can be read, got NotImplementedError"),
+}
+
+
+@pytest.mark.parametrize(("rows", "told"), ODD.values(), ids=ODD)
+def test_rows_that_are_not_what_their_source_says_name_the_argument(rows, told):
+    with pytest.raises((TypeError, ValueError), match="^" + re.escape(told)):
+        ShardedMixture(rows, torch.ones(6, 2)).log_prob(torch.zeros(1, 2))
+
+
+def test_components_without_dimensions_are_refused():
+    with pytest.raises(ValueError, match=r"^loc: expected one D everywhere, got 0 and 0"):
+        ShardedMixture(torch.zeros(6, 0), torch.ones(6, 0))
+
+
+@pytest.mark.parametrize("kind", [">f8", "f2", "longdouble", "i4", "u1"])
+def test_rows_of_any_kind_of_real_number_are_read(kind):
+    found = ShardedMixture(np.zeros((6, 2), kind), np.ones((6, 2), kind), np.zeros(6, kind), part_size=4)
+    assert found.log_prob(torch.zeros(1, 2)).item() == pytest.approx(-math.log(2 * math.pi))
 
 
 def test_rows_of_safetensors_files_are_read_in_parts(tmp_path):

@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from vaebook import training as fitting
 from vaebook.adapters import adapt, adapt_decoder, adapt_encoder, adapt_prior, adapt_vae
 from vaebook.aggregate import aggregated_posterior, merge_duplicates
 from vaebook.data import binarize
+from vaebook.distributed import ShardedMixture
 from vaebook.holes import hole_mass
 from vaebook.likelihood import compare_priors
 from vaebook.memorisation import memorisation
@@ -75,6 +77,10 @@ CHEAP = {
     "log_prob_and_score": (Q.log_prob_and_score, {"z": Z}),
     "log_prob_leave_one_out": (Q.log_prob_leave_one_out, {"z": Z, "index": INDEX}),
     "log_prob_marginals": (Q.log_prob_marginals, {"z": Z}),
+    "log_prob_given": (Q.log_prob_given, {"z": Z, "index": INDEX}),
+    "leave_one_out": (lambda index, z: Q.leave_one_out(index).log_prob(z), {"index": INDEX, "z": Z}),
+    "from_arrays": (DiagGaussianMixture.from_arrays, {"loc": LOC, "scale": SCALE, "log_weight": None}),
+    "ShardedMixture": (ShardedMixture, {"loc": LOC, "scale": SCALE, "log_weight": None, "part_size": 2}),
     "responsibilities": (Q.responsibilities, {"z": Z}),
     "posterior_mean": (Q.posterior_mean, {"z": Z, "values": rand(K, 2)}),
     "sample": (Q.sample, {"sample_shape": (2,), "generator": SEEDED}),
@@ -332,6 +338,103 @@ def calls(num):
             key: draw.choice(POOL) for key in draw.sample([*arguments], min(len(arguments), draw.choice([1, 1, 2])))
         }
         yield name, arguments | strange, strange
+
+
+HUGE = {
+    "sample": ("sample_shape", (2**40,)),
+    "sample_with_index": ("sample_shape", (2**20, 2**20)),
+    "StandardNormal": ("latent_dim", 2**40),
+    "StandardNormal.sample": ("sample_shape", (2**40,)),
+    "GaussianMixture.sample": ("sample_shape", (2**40,)),
+    "minibatch_weights": ("batch_size", 2**22),
+    "decompose_kl": ("num_samples", 2**40),
+    "mutual_information": ("num_samples", 2**62),
+    "memorisation": ("num_samples", 2**40),
+    "GaussianEncoder": ("data_dim", 2**40),
+    "BernoulliDecoder": ("hidden", (2**22, 2**22)),
+    "GaussianDecoder": ("hidden", (2**40,)),
+    "VAE.sample": ("num_samples", 2**40),
+    "fit_gmm": ("num_samples", 2**40),
+    "bracket_mismatch": ("num_samples", 2**40),
+    "bracket_information": ("num_samples", 2**62),
+    "hole_mass": ("num_samples", 2**40),
+}
+"""Sizes that fit into no memory: torch's own error would not say which argument is meant."""
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_a_size_that_fits_into_no_memory_names_its_argument(name):
+    key, value = HUGE[name]
+    with pytest.raises(ValueError, match=rf"^{key}(\[0\])?: expected a size that fits into memory, got "):
+        TARGETS[name][0](**TARGETS[name][1] | {key: value})
+
+
+def number(value):
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+KINDS = [np.uint8(255), np.int64(2), np.float32(0.5), Fraction(1, 3), Fraction(10**400, 3), 2**64]
+"""Numbers that are no Python int or float of usual size: adding to the first, numpy begins again at 0."""
+SLOWEST = ("choose_prior", "inference_gap", "compare_priors", "bracket_mismatch")
+NUMBERS = [
+    (name, key)
+    for name, (_, arguments) in TARGETS.items()
+    for key, value in arguments.items()
+    if number(value) and name not in SLOWEST and key not in ("learning_rate", "separation")
+]  # with such a learning rate, and such a separation, nothing can be fitted
+
+
+@pytest.mark.parametrize(("name", "key"), NUMBERS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_number_of_another_kind_is_taken_or_named(name, key):
+    for value in KINDS:
+        assert problem(name, TARGETS[name][1] | {key: value}) is None, value
+
+
+class Odd:
+    """A prior whose draws are not what they should be."""
+
+    latent_dim = D
+
+    def __init__(self, draw):
+        self.draw = draw
+
+    def log_prob(self, z):
+        return -z.square().sum(-1)
+
+    def sample(self, shape=(), *, generator=None):
+        return self.draw(shape)
+
+
+DRAWN = {
+    "nan": (lambda shape: torch.full((*shape, D), torch.nan), "'s draws: expected finite values"),
+    "of another shape": (lambda shape: torch.zeros(3, 9), "'s draws: expected shape"),
+    "no tensor": (lambda shape: None, "'s draws: expected a torch.Tensor"),
+    "an error": (lambda shape: [][0], ": expected draws from sample"),
+    "without values": (lambda shape: torch.zeros(*shape, D, device="meta"), "'s draws: expected finite values"),
+}
+DRAWING = {
+    "VAE.sample": "latent",
+    "prior_sample_log_prob": "prior",
+    "hole_mass": "prior",
+    "importance_log_prob": "prior",
+}
+
+
+@pytest.mark.parametrize("name", DRAWING)
+@pytest.mark.parametrize("kind", DRAWN)
+def test_draws_that_are_none_name_the_prior_that_they_came_from(kind, name):
+    key, (draw, told) = DRAWING[name], DRAWN[kind]
+    with pytest.raises((TypeError, ValueError), match=f"^(own|prior|latent){re.escape(told)}"):
+        TARGETS[name][0](**TARGETS[name][1] | {key: Odd(draw)})
+
+
+@pytest.mark.parametrize(
+    "name", ["adapt_prior", "decompose_kl", "kl_per_dimension", "hole_mass", "importance_log_prob"]
+)
+def test_a_prior_without_values_is_named(name):
+    with pytest.raises(TypeError, match=r"prior: expected one that holds values, got one on the meta device|^own: "):
+        TARGETS[name][0](**TARGETS[name][1] | {"prior": StandardNormal(D).to("meta")})
 
 
 @pytest.mark.parametrize("name", TARGETS)

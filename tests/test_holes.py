@@ -180,6 +180,15 @@ def test_the_largest_set_with_at_most_a_tenth_of_the_codes_is_reported_with_its_
     assert found.least == pytest.approx(2 * (1 - (0.01 / LEVELS) ** (1 / NUM)))
 
 
+def test_sets_of_the_folds_that_have_no_draw_in_common_are_no_hole():
+    """Each fold finds another part: what their average certifies is no set, and has no points to show."""
+    apart = [sets({3: 0.3}, {}, folds=(fold,))[fold] for fold in range(3)]
+    for fold, (_, landed) in enumerate(apart):
+        landed[3] = torch.arange(DRAWS) // (DRAWS // 3) == fold
+    assert largest(one=apart)[0].mass == 0
+    assert largest(one=apart, two=sets({5: 0.1}, {}))[0].mass == pytest.approx(0.1)
+
+
 def test_of_two_kinds_of_sets_the_larger_counts_whichever_comes_first():
     one, two = sets({3: 0.3}, {}), sets({5: 0.6}, {})
     assert largest(one=one, two=two)[0].mass == largest(one=two, two=one)[0].mass == 0.6

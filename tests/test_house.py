@@ -27,6 +27,14 @@ OPTIONAL = {"components", "leave_one_out", "kl", "config"}
 """What a prior may offer beyond the rest: asked for by name, it is asked, not inspected."""
 
 
+CHECKS_ONLY = {
+    "check_int('--seed', given.seed, minimum=-2 ** 63)",  # argparse has made an int of it
+    "check_int('hidden', num_out, minimum=1, each=0 if place == 'meta' else num_in)",  # both were checked before
+    "check_int(name, math.prod(sizes), minimum=0, maximum=math.prod(sizes), each=dim)",
+}
+"""Checks of what is an int already."""
+
+
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -136,6 +144,27 @@ def test_what_goes_in_step_is_of_one_length(path):
 @pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_no_file_is_long(path):
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONG.get(path.name, FILE_LINES)
+
+
+def unused(tree):
+    """Checks of numbers whose result is not used: a numpy integer, which may overflow, or a fraction would go on."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            name = getattr(node.value.func, "id", getattr(node.value.func, "attr", ""))
+            if name in {"check_int", "check_number", "check_sizes"}:
+                yield f"line {node.lineno}: {ast.unparse(node)}"
+
+
+@pytest.mark.parametrize("path", ALL, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_number_that_was_checked_is_the_one_that_is_used(path):
+    assert [found for found in unused(parse(path)) if found.split(": ", 1)[1] not in CHECKS_ONLY] == []
+
+
+def test_a_number_that_is_not_used_is_seen():
+    assert (
+        len(list(unused(ast.parse("check_int('n', n, minimum=1)\nn = check_int('n', n)\nchecks.check_number('t', t)"))))
+        == 2
+    )
 
 
 def test_the_package_is_small():

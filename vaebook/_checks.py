@@ -7,6 +7,7 @@ ValueError where its content is. These helpers return what they checked, so that
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,14 @@ MANY = 16
 """Of one batch, fewer logarithms may all be positive by chance; so may those of collapsed codes, but all below 0.1."""
 
 
+def room() -> int:
+    """How many numbers of 8 bytes fit into a quarter of this machine's memory, where it tells: they may be copied."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 32
+    except (AttributeError, ValueError, OSError):
+        return 2**58
+
+
 @contextmanager
 def explained(name: object, wanted: str, *, within: bool = False) -> Iterator[None]:
     """Turn whatever somebody's code or file brings about into one error that names it.
@@ -37,8 +46,7 @@ def explained(name: object, wanted: str, *, within: bool = False) -> Iterator[No
         own = isinstance(error, TypeError | ValueError) and ": expected" in str(error)
         if own and not within:
             raise
-        first = next(iter(str(error).strip().splitlines()), "")  # torch's go on
-        told = one_line(first)[:500]  # what a file holds may be long
+        told = one_line(next(iter(str(error).strip().splitlines()), ""))[:500]  # torch's go on, a file's may be long
         kind = "" if within and isinstance(error, ValueError) else f"{type(error).__name__}: "  # of files that is usual
         raise ValueError(f"{name}: {told if own else f'expected {wanted}, got {kind}{told}'}") from error
 
@@ -133,7 +141,7 @@ def check_index(
         raise ValueError(f"{name}: expected shape {tuple(shape)}, got {tuple(value.shape)}")
     if like is not None and value.device != like.device:
         raise ValueError(f"{name}: expected all arguments on one device, {like.device}, got {value.device}")
-    if size is not None and value.numel() and not 0 <= (ends := value.aminmax()).min <= ends.max < size:
+    if size and value.numel() and not 0 <= (ends := check_finite(name, value).aminmax()).min <= ends.max < size:
         raise ValueError(f"{name}: expected values in [0, {size}), got {ends.min} to {ends.max}")
     return value
 
@@ -183,16 +191,19 @@ def check_type(name: str, value: object, kind: type[T], hint: str = "") -> T:
     return value
 
 
-def check_int(name: str, value: object, *, minimum: int, maximum: int = 2**63 - 1) -> int:
-    """Check for an integer in a range, numpy's included."""
+def check_int(
+    name: str, value: object, *, minimum: int, maximum: int = 2**63 - 1, each: int = 0, power: int = 1
+) -> int:
+    """Check for an integer n in a range, numpy's included; each * n**power numbers must fit into memory."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     number = int(value)
     if not minimum <= number <= maximum:
-        wanted = f"at least {minimum}" if number < minimum else f"at most {maximum}"
-        if maximum < 2**63 - 1:
-            wanted = f"between {minimum} and {maximum}"
+        one = f"at least {minimum}" if number < minimum else f"at most {maximum}"
+        wanted = f"between {minimum} and {maximum}" if maximum < 2**63 - 1 else one
         raise ValueError(f"{name}: expected an int {wanted}, got {_shown(number)}")
+    if each * number**power > room():
+        raise ValueError(f"{name}: expected a size that fits into memory, got {_shown(number)}")
     return number
 
 
@@ -206,15 +217,10 @@ def check_number(
         number = float(value)
     except OverflowError:
         raise ValueError(f"{name}: expected a finite number, got {_shown(value)}") from None
-    limits = {
-        "a finite number": math.isfinite(number),
-        f"a number >= {minimum}": number >= minimum,
-        f"a number > {above}": number > above,
-        f"a number < {below}": number < below,
-    }
-    for wanted, good in limits.items():
-        if not good:
-            raise ValueError(f"{name}: expected {wanted}, got {value}")
+    limits = {"a finite number": math.isfinite(number), f"a number >= {minimum}": number >= minimum}
+    limits |= {f"a number > {above}": number > above, f"a number < {below}": number < below}
+    if missed := [wanted for wanted, good in limits.items() if not good]:
+        raise ValueError(f"{name}: expected {missed[0]}, got {value}")
     return number
 
 
@@ -231,20 +237,19 @@ def check_sizes(name: str, value: object, *, minimum: int = 0, empty: bool = Tru
         raise TypeError(f"{name}: expected a tuple of ints, got {type(value).__name__}")
     if not value and not empty:
         raise ValueError(f"{name}: expected at least one size, got {value}")
-    return tuple(check_int(f"{name}[{i}]", size, minimum=minimum) for i, size in enumerate(value))
+    return tuple(check_int(f"{name}[{i}]", size, minimum=minimum, each=1) for i, size in enumerate(value))
 
 
-def check_shape(name: str, value: object) -> torch.Size:
-    """Check for the shape of a draw: a tuple of sizes, none negative."""
+def check_shape(name: str, value: object, dim: int = 1) -> torch.Size:
+    """Check for the shape of a draw: a tuple of sizes, none negative; draws of ``dim`` numbers must fit into memory."""
     sizes = check_sizes(name, value)
-    if math.prod(sizes) >= 2**63:
-        raise ValueError(f"{name}: expected fewer than 2^63 draws, got {_shown(math.prod(sizes))}")
+    check_int(name, math.prod(sizes), minimum=0, maximum=math.prod(sizes), each=dim)
     return torch.Size(sizes)
 
 
 def _shown(number: Any) -> str:
     """Write a number for a message: long ones by their size."""
-    return str(number) if abs(number) < 10**20 else f"one of {int(math.log10(abs(number))) + 1} digits"
+    return str(number) if abs(number) < 10**20 else f"one of {int(math.log10(abs(int(number)))) + 1} digits"
 
 
 def check_generator(generator: object, device: torch.device | None = None) -> torch.Generator | None:
@@ -257,10 +262,10 @@ def check_generator(generator: object, device: torch.device | None = None) -> to
 
 
 def check_draw(
-    sample_shape: object, generator: object, device: torch.device | None
+    sample_shape: object, generator: object, device: torch.device | None, dim: int
 ) -> tuple[torch.Size, torch.Generator | None]:
     """Check what every sampler takes: the shape of a draw and a generator; return the one of the device."""
-    return check_shape("sample_shape", sample_shape), check_generator(generator, device)
+    return check_shape("sample_shape", sample_shape, dim), check_generator(generator, device)
 
 
 def new_seed(generator: torch.Generator | None, below: int = 2**31) -> int:

@@ -20,7 +20,7 @@ from vaebook import evaluation
 from vaebook._checks import at_least_single, check_generator, check_int, check_positive, check_tensor
 from vaebook.evaluation import Condition, Data, take
 from vaebook.outputs import Likelihood, Spread, check_spread
-from vaebook.parts import PROBE, Decoder, Encoder, Prior, adapt_prior, check_event
+from vaebook.parts import PROBE, Decoder, Encoder, Prior, adapt_prior, check_event, draw_from
 
 
 class AdaptedVAE(nn.Module):
@@ -169,7 +169,7 @@ class AdaptedVAE(nn.Module):
             z = self.encode(x, condition).base_dist.loc
         else:
             dtype = self.dtype or (x.dtype if x.is_floating_point() else torch.float64)
-            z = self.prior.sample((len(x),), generator=torch.Generator().manual_seed(0)).to(x.device, dtype)
+            z = draw_from(self.prior, (len(x),), torch.Generator().manual_seed(0)).to(x.device, dtype)
         if self.decoder is not None:
             self.decoder.check(z, x, condition)
 
@@ -178,12 +178,12 @@ class AdaptedVAE(nn.Module):
         self, num_samples: int, *, latent: Any = None, condition: Any = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw codes and return the decoder's means, (S, *event); see `vaebook.models.VAE.sample`."""
-        check_int("num_samples", num_samples, minimum=1)
+        num_samples = check_int("num_samples", num_samples, minimum=1, each=1)
         generator = check_generator(generator, self.device)
         decoder, condition = self._part("decoder"), self.condition(condition, num_samples)
         source = self.prior if latent is None else adapt_prior(latent, self.latent_dim, "latent")
         with self.evaluating():
-            z = source.sample((num_samples,), generator=generator).to(self.device)
+            z = draw_from(source, (num_samples,), generator, "prior" if latent is None else "latent").to(self.device)
             decoder.compare(lambda rows: (decoder(z[rows], take(condition, rows)).mean,), num_samples)
             return decoder(z, condition).mean
 

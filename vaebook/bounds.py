@@ -19,7 +19,7 @@ from torch.distributions import Normal
 from vaebook._checks import at_least_single, check_generator, check_index, check_int, check_number, check_type
 from vaebook.adapters import adapt_decoder, adapt_vae
 from vaebook.integrals import Joint, integrand, log_evidence
-from vaebook.parts import optional
+from vaebook.parts import draw_from, optional
 
 MOST = 10**9
 """The largest number of samples that is taken; so many already need hours and much memory."""
@@ -71,7 +71,7 @@ def elbo(
     """
     vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
-    check_int("num_samples", num_samples, minimum=1, maximum=MOST)
+    num_samples = check_int("num_samples", num_samples, minimum=1, maximum=MOST)
     beta = check_number("beta", beta, minimum=0)
     vae.check(x, condition)
     q = vae.encode(x, condition).base_dist
@@ -179,7 +179,7 @@ def prior_sample_log_prob(
     joint, rows = Joint(vae, x, condition), 1 if check_type("shared", shared, bool) else len(x)
 
     def log_weight(size: int) -> Tensor:
-        return joint.log_likelihood(vae.prior.sample((size, rows), generator=generator).to(x.device))
+        return joint.log_likelihood(draw_from(vae.prior, (size, rows), generator).to(x.device))
 
     with torch.no_grad(), vae.evaluating(x, condition):
         return _log_mean(log_weight, num_samples, joint.chunk).to(at_least_single(x.dtype))
@@ -228,7 +228,8 @@ def quadrature_log_prob(
     Source: Trefethen & Weideman, The exponentially convergent trapezoidal rule, SIAM Review 56 (2014), section 5.
     """
     vae = adapt_decoder(decoder, prior)
-    with integrand(vae, x, condition, tolerance=tolerance, max_nodes=max_nodes, limit=limit) as joint:
+    with integrand(vae, x, condition, tolerance=tolerance, max_nodes=max_nodes, limit=limit) as numbers:
+        joint, limit, tolerance, max_nodes = numbers
         return log_evidence(joint, limit=limit, tolerance=tolerance, max_nodes=max_nodes)
 
 
@@ -257,8 +258,7 @@ def _draw(q: Normal, num_samples: int, generator: torch.Generator | None) -> tup
 
 def _log_mean(log_weight: Callable[[int], Tensor], num_samples: int, size: int) -> Tensor:
     """Average weights, (samples, B), over samples that are drawn a chunk at a time; return the logarithm."""
-    check_int("num_samples", num_samples, minimum=1, maximum=MOST)
-    check_int("chunk_size", size, minimum=1)
-    starts = range(0, num_samples, size)
-    parts = [log_weight(min(size, num_samples - start)).logsumexp(0) for start in starts]
+    num_samples = check_int("num_samples", num_samples, minimum=1, maximum=MOST)
+    size = check_int("chunk_size", size, minimum=1)
+    parts = [log_weight(min(size, num_samples - done)).logsumexp(0) for done in range(0, num_samples, size)]
     return torch.stack(parts).logsumexp(0) - math.log(num_samples)

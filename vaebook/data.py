@@ -75,8 +75,7 @@ def digits() -> Split:
     # The legacy generator on purpose: NumPy guarantees its stream for good, that of default_rng it may change.
     order = np.random.RandomState(0).permutation(len(images))
     x = torch.from_numpy(images[order]).to(torch.float32) / 16
-    y = torch.from_numpy(labels[order]).to(torch.int64)
-    return Split(*x.split(DIGITS_SIZES), *y.split(DIGITS_SIZES))
+    return Split(*x.split(DIGITS_SIZES), *torch.from_numpy(labels[order]).to(torch.int64).split(DIGITS_SIZES))
 
 
 def fashion_mnist(folder: str | os.PathLike[str] | None = None) -> Split:

@@ -22,7 +22,7 @@ from vaebook.holes import LEAST, hole_mass
 from vaebook.information import active_units, decompose_kl, kl_per_dimension
 from vaebook.memorisation import memorisation
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import one_gaussian, optional
+from vaebook.parts import draw_from, one_gaussian, optional
 from vaebook.population import FEWEST, Interval, bracket_both
 from vaebook.priors import StandardNormal, on_cpu
 from vaebook.report import Diagnosis, Moments, Sampling
@@ -89,7 +89,7 @@ def diagnose(
 
     Source: this book, chapter practice/your-vae.
     """
-    check_int("num_data", num_data, minimum=2)
+    num_data = check_int("num_data", num_data, minimum=2)
     generator = check_generator(generator, torch.device("cpu")) or torch.Generator().manual_seed(0)
     with tqdm(total=5, desc="diagnose", unit="step", delay=2, leave=False, disable=None) as bar:
         work = _Work(bar, generator)
@@ -241,7 +241,7 @@ def _population(
 
 def _active(q: DiagGaussianMixture, prior: Any, unit: Any, generator: torch.Generator) -> tuple[bool, ...]:
     """Return which latents are in use, in units of the prior's scale or, if that is smaller, of the codes' own."""
-    scale = prior.sample((5_000,), generator=generator).to("cpu", torch.float64).std(0) if unit is None else unit[1]
+    scale = draw_from(prior, (5_000,), generator).to("cpu", torch.float64).std(0) if unit is None else unit[1]
     scale = torch.minimum(scale, (q.log_weight.exp() @ q.scale.square()).sqrt())
     return tuple(active_units(DiagGaussianMixture(q.loc / scale, q.scale / scale, q.log_weight)).tolist())
 
@@ -264,7 +264,7 @@ def _shown(
 ) -> dict[str, Tensor]:
     """Draw the points that the pictures show."""
     z, index = q.sample_with_index((SHOWN,), generator=generator)
-    shown = {"codes": z, "prior": prior.sample((SHOWN,), generator=generator).to("cpu", torch.float64)}
+    shown = {"codes": z, "prior": draw_from(prior, (SHOWN,), generator).to("cpu", torch.float64)}
     if q.num_components > 1:
         shown |= {"own": q.log_prob(z), "leave_one_out": q.log_prob_leave_one_out(z, index)}
         if other is not None:

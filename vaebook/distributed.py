@@ -64,7 +64,7 @@ class ShardedMixture:
     def __init__(
         self, loc: Any, scale: Any, log_weight: Any = None, *, group: Any = None, part_size: int = 2**17
     ) -> None:
-        check_int("part_size", part_size, minimum=1)
+        part_size = check_int("part_size", part_size, minimum=1)
         self.processes = Processes(group)
         self._parts, self._kept = list(cut(loc, scale, log_weight, part_size)), {}
         mass = torch.tensor([part.log_mass for part in self._parts], dtype=torch.float64)
@@ -75,7 +75,7 @@ class ShardedMixture:
         self.num_components, self.latent_dim = int(told[:, 0].sum()), int(told[:, 1].max())
         if not self.num_components:
             raise ValueError("loc: expected at least one component in some process, got none")
-        if told[:, 2].min() != self.latent_dim:
+        if not 0 < told[:, 2].min() == self.latent_dim:
             raise ValueError(f"loc: expected one D everywhere, got {int(told[:, 2].min())} and {self.latent_dim}")
         total = float(told[:, 3].logsumexp(0))
         if not math.isfinite(total):
@@ -158,7 +158,7 @@ class ShardedMixture:
         Returns:
             z, (*s, D), float64, and n, (*s), long.
         """
-        shape = check_shape("sample_shape", sample_shape)
+        shape = check_shape("sample_shape", sample_shape, self.latent_dim)
         num = shape.numel()
         generator = self.processes.common(generator, num)
         place = torch.rand(num, generator=generator, dtype=torch.float64)  # among the cumulated weights
@@ -178,7 +178,7 @@ class ShardedMixture:
 
     def __getitem__(self, index: Tensor) -> DiagGaussianMixture:
         """Return the mixture of the chosen components, (K) numbers, in this process's memory."""
-        index = check_index("index", index, torch.as_tensor(index).shape[:1], size=self.num_components).cpu()
+        index = check_index("index", index, getattr(index, "shape", ())[:1], size=self.num_components).cpu()
         self.processes.agree("index", index)
         rows = torch.zeros(len(index), 1 + 2 * self.latent_dim, dtype=torch.float64)
         for q, log_mass, first in self.parts():

@@ -111,9 +111,9 @@ def minibatch_weights(scheme: Scheme, batch_size: int, num_data: int | None = No
     book, chapter aggregated/estimators.
     """
     check_choice("scheme", scheme, get_args(Scheme))
-    num = check_int("batch_size", batch_size, minimum=1 if scheme in ("in-batch", "weighted") else 2)
+    num = check_int("batch_size", batch_size, minimum=1 + (scheme not in ("in-batch", "weighted")), each=1, power=2)
     if scheme not in ("in-batch", "leave-one-out"):
-        check_int("num_data", num_data, minimum=1 if scheme == "weighted" else num)
+        num_data = check_int("num_data", num_data, minimum=1 if scheme == "weighted" else num)
     own, other = {
         "in-batch": lambda: (1 / num, 1 / num),
         "leave-one-out": lambda: (0.0, 1 / (num - 1)),

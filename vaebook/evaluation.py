@@ -186,8 +186,7 @@ def as_data(name: str, value: object, dtype: torch.dtype | None = None) -> Tenso
             array = np.asarray(value) if hasattr(value, "__array__") and not np.ma.is_masked(value) else value
         if type(array) is not np.ndarray or array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
             raise TypeError(f"{name}: expected a tensor or an array of real numbers, got {_kind(array)}")
-        native = f"{array.dtype.kind}{array.dtype.itemsize}"
-        value = torch.from_numpy(np.array(array, native, order="C"))
+        value = torch.from_numpy(np.array(array, f"{array.dtype.kind}{array.dtype.itemsize}", order="C"))  # native
         value = value.to(at_least_single(dtype)) if dtype is not None and value.is_floating_point() else value
     odd = value.is_complex() or value.is_nested or value.is_quantized or value.device.type == "meta"
     if odd or value.layout != torch.strided or (value.is_floating_point() and value.itemsize == 1):
@@ -204,7 +203,7 @@ def batches(
 
     A batch of an iterable is x itself, or a tuple or list whose first entry is x.
     """
-    check_int("batch_size", size, minimum=1)
+    size = check_int("batch_size", size, minimum=1)
     check_order(name, data, condition)
     if isinstance(data, Tensor) or hasattr(data, "__array__"):
         odd = isinstance(data, Tensor) and (data.is_nested or data.layout != torch.strided)

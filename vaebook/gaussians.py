@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
+from vaebook import _checks
 from vaebook._checks import at_least_single, check_draw, check_log_weight, check_positive, check_tensor, to_scale
 
 ROUNDING = 1e-14
@@ -75,11 +76,11 @@ class WeightedGaussians(Distribution):
             tensor([0.3679, 0.3679], dtype=torch.float64)
         """
         given = {"scale": scale, "var": var, "log_var": log_var}
-        given = {name: _as_tensor(name, value) for name, value in given.items() if value is not None}
+        given = {name: as_tensor(name, value) for name, value in given.items() if value is not None}
         if len(given) != 1:
             raise TypeError(f"scale: expected exactly one of scale, var and log_var, got {list(given) or 'none'}")
         ((name, spread),) = given.items()
-        loc, log_weight = _as_tensor("loc", loc), None if log_weight is None else _as_tensor("log_weight", log_weight)
+        loc, log_weight = as_tensor("loc", loc), None if log_weight is None else as_tensor("log_weight", log_weight)
         spread = spread if name == "scale" else spread.double()
         return cls(loc, to_scale(name, spread, name), log_weight)
 
@@ -182,6 +183,8 @@ class WeightedGaussians(Distribution):
 
     def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
         r"""$\log\mathcal N(z\mid\mu_n,\sigma_n^2)$ under one component each, (S), for z (S, D), n (S); float64."""
+        rows = check_tensor("z", z, ("...", self.latent_dim), empty=True).shape[:-1]
+        _checks.check_index("index", index, rows, size=self.num_components)
         _, loc, scale = self.components()
         return Normal(loc[index], scale[index]).log_prob(z.double()).sum(-1)
 
@@ -231,7 +234,7 @@ class WeightedGaussians(Distribution):
             >>> bool(((z[:, 0] > 4) == (n == 1)).all())
             True
         """
-        shape, generator = check_draw(sample_shape, generator, self.loc.device)
+        shape, generator = check_draw(sample_shape, generator, self.loc.device, self.latent_dim)
         dtype = at_least_single(self.loc.dtype)
         with torch.no_grad():
             index = draw_indices(self._weight, shape.numel(), generator)
@@ -277,11 +280,12 @@ def _outside_inference_mode(tensor: Tensor) -> Tensor:
         return tensor.clone()
 
 
-def _as_tensor(name: str, value: Any) -> Tensor:
+def as_tensor(name: str, value: Any) -> Tensor:
     """Copy anything that numpy reads as real numbers into a float32 or float64 tensor, of at most two dimensions."""
-    if isinstance(value, Tensor):
-        value = value.detach().cpu().to(at_least_single(value.dtype)).numpy()
-    array = np.asarray(value)
+    with _checks.explained(name, "a dense array of real numbers"):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            value = value.to(at_least_single(value.dtype))
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
     array = array.reshape(len(array), -1) if array.ndim > 2 and len(array) else array
     if array.dtype.kind not in "iuf" or np.ma.is_masked(value):
         raise TypeError(f"{name}: expected an array of real numbers, got {type(value).__name__} of dtype {array.dtype}")

@@ -108,7 +108,7 @@ class GaussianMixture(PriorModule):
             >>> prior.sample((5,), generator=torch.Generator().manual_seed(0)).shape
             torch.Size([5, 2])
         """
-        shape, generator = check_draw(sample_shape, generator, self.loc.device)
+        shape, generator = check_draw(sample_shape, generator, self.loc.device, self.latent_dim)
         index = draw_indices(self.weight, shape.numel(), generator)
         z = torch.randn(len(index), self.latent_dim, generator=generator, dtype=self.loc.dtype, device=self.loc.device)
         for k in index.unique().tolist():  # one component at a time: all at once would copy L for every draw
@@ -167,10 +167,10 @@ def fit_gmm(
     Source: Ghosh et al., From variational to deterministic autoencoders (2020), section 4; on the loss, Akaike, A new
     look at the statistical model identification (1974).
     """
-    check_int("num_components", num_components, minimum=1)
-    check_int("num_samples", num_samples, minimum=1)
-    check_int("seed", seed, minimum=0, maximum=2**32 - 1)
-    check_number("min_variance", min_variance, above=0)
+    num_components = check_int("num_components", num_components, minimum=1)
+    num_samples = check_int("num_samples", num_samples, minimum=1, each=1)
+    seed = check_int("seed", seed, minimum=0, maximum=2**32 - 1)
+    min_variance = check_number("min_variance", min_variance, above=0)
     check_choice("covariance", covariance, get_args(Covariance))
     name, z = "data", data
     if isinstance(data, DiagGaussianMixture):
@@ -194,8 +194,7 @@ def _check_enough(name: str, z: Tensor, num_components: int, covariance: str) ->
     if len(z[:, 0].unique()) < least and (distinct := len(z.unique(dim=0))) < least:
         wanted = f"expected at least {least} distinct samples for {num_components} components"
         raise ValueError(f"{name}: {wanted}, got {distinct}")
-    of_covariance = dim * (dim + 1) // 2 if covariance == "full" else dim
-    parameters = num_components * (1 + dim + of_covariance) - 1
+    parameters = num_components * (1 + dim + (dim * (dim + 1) // 2 if covariance == "full" else dim)) - 1
     if num < parameters:
         remedy = 'more samples, fewer components or covariance="diag"' if covariance == "full" else "more samples"
         warnings.warn(

@@ -24,7 +24,7 @@ from vaebook.adapters import adapt_prior
 from vaebook.distributed import Mixture, in_shards
 from vaebook.evaluation import evaluation_mode
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import log_density
+from vaebook.parts import draw_from, log_density
 from vaebook.priors import fit_gmm, on_cpu
 
 RARER = 0.1
@@ -114,17 +114,16 @@ def hole_mass(
     (2021); what a divergence allows: this book, claim agg/hole-mass.
     """
     q_agg = in_shards("q_agg", q_agg, equal=True)
-    check_int("num_samples", num_samples, minimum=100)
+    num_samples = check_int("num_samples", num_samples, minimum=100, each=q_agg.latent_dim)
     generator = q_agg.processes.common(generator)
     if q_agg.num_components < LEAST:
         raise ValueError(f"q_agg: expected at least {LEAST} components, one for each datum, got {q_agg.num_components}")
     prior, num = on_cpu(adapt_prior(prior, q_agg.latent_dim)), min(q_agg.num_components, MOST)
-    order = torch.randperm(q_agg.num_components, generator=generator)[:num]
-    chosen = q_agg[order]
+    chosen = q_agg[torch.randperm(q_agg.num_components, generator=generator)[:num]]
     q_agg = DiagGaussianMixture(chosen.loc, chosen.scale)
     z = q_agg.loc + q_agg.scale * torch.randn(q_agg.loc.shape, generator=generator, dtype=torch.float64)
     with evaluation_mode(prior):
-        reference, fresh = (prior.sample((num_samples,), generator=generator).cpu().double() for _ in range(2))
+        reference, fresh = (draw_from(prior, (num_samples,), generator).cpu().double() for _ in range(2))
         log_prior = log_density(prior, torch.cat([z, reference, fresh])).double()
     check_all("prior.log_prob(z)", log_prior[:num], log_prior[:num].isfinite(), "finite values at draws of q_agg")
     seed, fold = new_seed(generator), torch.arange(num) % FOLDS
@@ -152,8 +151,7 @@ def _scores(
         yield f"mixture of {size}", fitted.log_prob(points) - log_prior
     yield "codes", q.log_prob(points) - log_prior
     yield "marginals", _marginals(q[:500], points) - log_prior
-    trained = _classifier(codes, reference, seed)
-    yield "classifier", torch.from_numpy(trained.decision_function(_features(points)))
+    yield "classifier", torch.from_numpy(_classifier(codes, reference, seed).decision_function(_features(points)))
 
 
 def _marginals(q: DiagGaussianMixture, points: Tensor) -> Tensor:
@@ -188,7 +186,7 @@ def _largest(inside: dict[str, list[tuple[Tensor, Tensor]]], fresh: Tensor, code
         count, each = sum(counts).numpy(), torch.stack(landed).double().mean(0)
         mass, error = each.mean(1).numpy(), (each.std(1) / each.shape[1] ** 0.5).numpy()
         highest = np.where(count < num, scipy.stats.beta.isf(tail, count + 1, np.maximum(num - count, 1)), 1.0)
-        certain = (highest < 0.5 * (mass - 4 * error)) & (count / num <= RARER * mass)
+        certain = (highest < 0.5 * (mass - 4 * error)) & (count / num <= RARER * mass) & (each > 0.5).any(1).numpy()
         if certain.any():
             level = int(np.flatnonzero(certain).max())
             found.append((float(mass[level]), float(error[level]), float(count[level]) / num, each[level] > 0.5))
@@ -196,8 +194,7 @@ def _largest(inside: dict[str, list[tuple[Tensor, Tensor]]], fresh: Tensor, code
         return Holes(0.0, 0.0, 0.0, 0.0, least, fresh[:0], ())
     mass, error, share, chosen = max(found, key=lambda one: one[0])
     smaller = (fresh[chosen], fresh[~chosen]) if mass <= HALF else (codes, fresh)
-    where = _where(*smaller, fresh)
-    return Holes(mass, error, share, (share * (1 - share) / num) ** 0.5, least, fresh[chosen], where)
+    return Holes(mass, error, share, (share * (1 - share) / num) ** 0.5, least, fresh[chosen], _where(*smaller, fresh))
 
 
 def _where(points: Tensor, others: Tensor, prior: Tensor) -> tuple[Coordinate, ...]:

@@ -80,9 +80,9 @@ def elbo_quadrature(
 
     Source: the definition; on the rule, Abramowitz & Stegun, Handbook of Mathematical Functions (1964), 25.4.46.
     """
-    check_int("max_nodes", max_nodes, minimum=2, maximum=MOST_NODES)
+    max_nodes = check_int("max_nodes", max_nodes, minimum=2, maximum=MOST_NODES)
     vae = adapt_decoder(decoder, prior)
-    with integrand(vae, x, condition, tolerance=tolerance) as joint:
+    with integrand(vae, x, condition, tolerance=tolerance) as (joint, _, tolerance, _):
         check_tensor("loc", loc, (len(joint.x), joint.prior.latent_dim))
         check_positive("scale", check_tensor("scale", scale, tuple(loc.shape)))
         return _refined_elbo(joint, loc.double(), scale.double(), tolerance, max_nodes)
@@ -127,8 +127,8 @@ def posterior_moments(
     Source: the definition; on the rule, Trefethen & Weideman, SIAM Review 56 (2014), section 5.
     """
     vae = adapt_decoder(decoder, prior)
-    with integrand(vae, x, condition, tolerance=tolerance, max_nodes=max_nodes, limit=limit) as joint:
-        return _moments(joint, limit, tolerance, max_nodes)
+    with integrand(vae, x, condition, tolerance=tolerance, max_nodes=max_nodes, limit=limit) as numbers:
+        return _moments(*numbers)
 
 
 def inference_gap(
@@ -174,9 +174,9 @@ def inference_gap(
 
     Source: Cremer, Li & Duvenaud, Inference suboptimality in variational autoencoders (2018), who named the gaps.
     """
-    check_int("num_nodes", num_nodes, minimum=2, maximum=MOST_NODES)
-    check_int("max_steps", max_steps, minimum=1, maximum=10**6)
-    with integrand(adapt_vae(vae), x, condition, tolerance=tolerance, limit=limit) as joint:
+    num_nodes = check_int("num_nodes", num_nodes, minimum=2, maximum=MOST_NODES)
+    max_steps = check_int("max_steps", max_steps, minimum=1, maximum=10**6)
+    with integrand(adapt_vae(vae), x, condition, tolerance=tolerance, limit=limit) as (joint, limit, tolerance, _):
         log_p = log_evidence(joint, limit=limit, tolerance=tolerance, max_nodes=5_000_000)
         starts = _starts(joint, limit, tolerance)
         found = starts[:1] + [_climb(joint, *start, num_nodes, max_steps, tolerance) for start in starts]

@@ -103,8 +103,7 @@ def decompose_kl(
         parts, how = _bounded(rate, told, _entropy(q_agg), rounding)
         price = rate
     total, alone = (estimate(between), estimate(price - told - between)) if marginals else (None, None)
-    factorises = rates is not None or bool(optional(prior, "factorises"))
-    return KLParts(*parts, total, alone if factorises else None, how)
+    return KLParts(*parts, total, alone if rates is not None or optional(prior, "factorises") else None, how)
 
 
 def kl_per_dimension(q_agg: Mixture, prior: Any = None) -> Tensor:
@@ -230,8 +229,8 @@ def mutual_information_quadrature(
     """
     if check_type("q_agg", q_agg, DiagGaussianMixture).event_shape[0] != 1:
         raise ValueError(f"q_agg: expected dimension 1, got {q_agg.event_shape[0]}; use mutual_information")
-    check_number("tolerance", tolerance, above=0)
-    check_int("max_nodes", max_nodes, minimum=3)
+    tolerance = check_number("tolerance", tolerance, above=0)
+    max_nodes = check_int("max_nodes", max_nodes, minimum=3)
     q_agg = q_agg.double()
     loc, scale, weight = q_agg.loc, q_agg.scale, q_agg.log_weight.exp()
 
@@ -252,7 +251,7 @@ def _draw(q_agg: Any, num_samples: int, generator: torch.Generator | None) -> tu
     """Draw (n, z); return z (S, D) and log q(z|n), log q_agg(z), each (S)."""
     # In float64 from the start: a draw rounded to float16 would no longer be a draw of the mixture.
     precise = check_type("q_agg", q_agg, Mixture).double()
-    check_int("num_samples", num_samples, minimum=2)
+    num_samples = check_int("num_samples", num_samples, minimum=2, each=precise.latent_dim)
     z, index = precise.sample_with_index((num_samples,), generator=generator)
     return z, precise.log_prob_given(z, index), precise.log_prob(z)
 

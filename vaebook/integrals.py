@@ -66,15 +66,15 @@ class Joint:
 @contextmanager
 def integrand(
     vae: AdaptedVAE, x: object, condition: object, *, tolerance: float, max_nodes: int = 2, limit: float = 1.0
-) -> Iterator[Joint]:
-    """Check what a rule for at most two latent dimensions needs; yield log p(x, z) in evaluation mode, no gradients."""
+) -> Iterator[tuple[Joint, float, float, int]]:
+    """Check what a rule for at most two latent dimensions needs; yield log p(x, z) in evaluation mode, and numbers."""
     x, condition = vae.data(x, condition)
-    check_number("limit", limit, above=0)
-    check_number("tolerance", tolerance, minimum=FINEST)
-    check_int("max_nodes", max_nodes, minimum=2)
+    limit = check_number("limit", limit, above=0)
+    tolerance = check_number("tolerance", tolerance, minimum=FINEST)
+    max_nodes = check_int("max_nodes", max_nodes, minimum=2)
     for name, dtype in (("x", x.dtype), ("decoder", vae.decoder and vae.decoder.dtype)):
-        half = dtype in (torch.float16, torch.bfloat16)  # from one grid to the next their rounding alone is more
-        if half or (dtype == torch.float32 and tolerance < SINGLE):
+        # From one grid to the next the rounding of half precision alone is more.
+        if dtype in (torch.float16, torch.bfloat16) or (dtype == torch.float32 and tolerance < SINGLE):
             hint = f"use decoder.double() and x.double(), or single precision and a tolerance of at least {SINGLE:g}"
             raise ValueError(f"{name}: expected dtype torch.float64 for tolerance {tolerance:g}, got {dtype}; {hint}")
     with torch.no_grad(), vae.evaluating(x, condition):
@@ -82,7 +82,7 @@ def integrand(
         if joint.prior.latent_dim > 2:
             got = f"got {joint.prior.latent_dim}; use vaebook.likelihood.importance_log_prob"
             raise ValueError(f"prior: expected at most 2 latent dimensions, {got}")
-        yield joint
+        yield joint, limit, tolerance, max_nodes
 
 
 def refine(

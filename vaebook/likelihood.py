@@ -28,7 +28,7 @@ from vaebook.adapters import adapt_prior, adapt_vae
 from vaebook.evaluation import evaluation_mode, take
 from vaebook.integrals import Joint
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import Components, components, log_density, optional
+from vaebook.parts import Components, components, draw_from, log_density, optional
 from vaebook.priors import GaussianMixture, as_mixture, from_components
 from vaebook.proposals import Sampler, effective_samples, factor
 
@@ -161,12 +161,12 @@ def compare_priors(
     Source: as `importance_log_prob`; common random numbers, Owen, Monte Carlo theory, methods and examples (2013),
     section 8.6.
     """
-    if not isinstance(priors, Mapping) or not priors:
+    if not isinstance(priors, Mapping) or not priors or not all(isinstance(name, str) for name in priors):
         raise TypeError(f"priors: expected a dict of at least one prior by name, got {priors!r}")
     leave_out = check_type("leave_out", {} if leave_out is None else leave_out, Mapping)
     drawn_from = check_type("drawn_from", () if drawn_from is None else drawn_from, tuple | list)
     for name, names in (("leave_out", leave_out), ("drawn_from", drawn_from)):
-        if unknown := [n for n in names if n not in priors]:
+        if unknown := [n for n in names if n not in list(priors)]:
             raise ValueError(f"{name}: expected names among {', '.join(priors)}, got {unknown[0]!r}")
     return _estimates(vae, x, priors, num_samples, condition, generator, leave_out, drawn_from, SHARED)
 
@@ -177,7 +177,7 @@ def _estimates(
     """Estimate log p(x) under each of several priors, as `compare_priors` says."""
     vae = adapt_vae(vae)
     x, condition = vae.data(x, condition)
-    check_int("num_samples", samples, minimum=2, maximum=10**9)
+    samples = check_int("num_samples", samples, minimum=2, maximum=10**9)
     generator = check_generator(generator, x.device)
     found: dict[str, list[Tensor]] = {name: [] for name in priors}
     with torch.no_grad(), vae.evaluating(x, condition), evaluation_mode(*priors.values()):
@@ -233,7 +233,7 @@ class _Pool:
     def _draw(self, name: str, rows: Tensor) -> Tensor:
         prior, num = self.priors[name], max(1, len(rows))
         if name not in self.own:
-            return prior.sample((num,), generator=self.generator)[: len(rows)].to(rows.device, torch.float64)
+            return draw_from(prior, (num,), self.generator, name)[: len(rows)].to(rows.device, torch.float64)
         z, index = prior.sample_with_index((num,), generator=self.generator)
         z, index = z[: len(rows)].double(), index[: len(rows)]
         again = (rows >= 0) & (index == self.own[name][rows.clamp(min=0)])
@@ -252,8 +252,7 @@ class _Pool:
 
 def _moments(draws: Tensor) -> Components:
     """Return the component with mean and covariance of the draws, (S, D)."""
-    covariance = draws.mT.cov().reshape(1, draws.shape[1], draws.shape[1])
-    return draws.new_zeros(1), draws.mean(0)[None], factor(covariance)
+    return draws.new_zeros(1), draws.mean(0)[None], factor(draws.mT.cov().reshape(1, draws.shape[1], draws.shape[1]))
 
 
 def _summarise(parts: list[Tensor]) -> ImportanceEstimate:

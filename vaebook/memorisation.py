@@ -72,7 +72,7 @@ def memorisation(
     q = merge_duplicates(q_agg)[0].double()
     if held_out is not None and check_type("held_out", held_out, DiagGaussianMixture).latent_dim != q_agg.latent_dim:
         raise ValueError(f"held_out: expected dimension {q_agg.latent_dim}, got {held_out.latent_dim}")
-    check_int("num_samples", num_samples, minimum=2)
+    num_samples = check_int("num_samples", num_samples, minimum=2, each=q.latent_dim)
     generator = check_generator(generator, q_agg.loc.device)
     if int((q.log_weight > -torch.inf).sum()) < 2:
         raise ValueError("q_agg: expected at least 2 distinct components, got 1")

@@ -149,7 +149,7 @@ class DiagGaussianMixture(WeightedGaussians):
             >>> q.leave_one_out(torch.tensor([1])).log_prob(torch.zeros(5, 1, 1)).shape
             torch.Size([5, 1])
         """
-        return LeaveOneOut(self, index)
+        return LeaveOneOut(self, check_index("index", index, getattr(index, "shape", ()), size=self.num_components))
 
     def log_prob_marginals(self, z: Tensor) -> Tensor:
         r"""Log-densities of the D one-dimensional marginals.
@@ -245,4 +245,5 @@ class LeaveOneOut(NamedTuple):
 
     def log_prob(self, z: Tensor) -> Tensor:
         """Log-density in nats of z (*s, B, D), as (*s, B)."""
-        return self.mixture.log_prob_leave_one_out(z, self.index.expand(z.shape[:-1]))
+        rows = check_tensor("z", z, ("...", self.mixture.latent_dim), empty=True).shape[:-1]
+        return self.mixture.log_prob_leave_one_out(z, self.index.expand(rows))

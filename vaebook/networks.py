@@ -38,10 +38,10 @@ class _Network(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in sizes.items():
-            setattr(self, name, check_int(name, size, minimum=1))
+            setattr(self, name, check_int(name, size, minimum=1, each=1))
         self.hidden, self.gated = check_sizes("hidden", hidden, minimum=1), check_type("gated", gated, bool)
         generator = check_generator(generator) or torch.Generator().manual_seed(0)
-        num_in, num_out = sizes.values()
+        num_in, num_out = (getattr(self, name) for name in sizes)
         widths = (num_in, *self.hidden)
         factor, activation = (2, nn.GLU) if gated else (1, nn.SiLU)
         layers = [m for a, b in pairwise(widths) for m in (_linear(a, factor * b, generator), activation())]
@@ -119,10 +119,8 @@ class GaussianEncoder(_Network):
             ValueError: its last dimension is not P, it is empty, not finite, or on another device.
         """
         h = self._last_hidden("x", x, self.data_dim)
-        log_scale = self.log_scale(h)
-        if self.log_scale_range is not None:
-            log_scale = log_scale.clamp(*self.log_scale_range)
-        return _diag_normal(self.loc(h), log_scale.exp())
+        limits, log_scale = self.log_scale_range, self.log_scale(h)
+        return _diag_normal(self.loc(h), (log_scale if limits is None else log_scale.clamp(*limits)).exp())
 
 
 class BernoulliDecoder(_Network):
@@ -261,6 +259,7 @@ def _diag_normal(loc: Tensor, scale: Tensor) -> Independent:
 def _linear(num_in: int, num_out: int, generator: torch.Generator) -> nn.Linear:
     """As nn.Linear, initial weights included, but drawn from the generator alone; on "meta" it has no memory."""
     place = "meta" if torch.get_default_device().type == "meta" else generator.device
+    check_int("hidden", num_out, minimum=1, each=0 if place == "meta" else num_in)
     layer, bound = nn.utils.skip_init(nn.Linear, num_in, num_out, device=place), 1 / math.sqrt(num_in)
     for parameter in layer.parameters():
         nn.init.uniform_(parameter, -bound, bound, generator)

@@ -19,7 +19,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_number, check_tensor
+from vaebook._checks import check_number, check_tensor, explained
 from vaebook.weights import check_log_likelihood, em, fit_weights, log_gradient
 
 __all__ = ["DiscretePrior", "em", "fit_npmle", "fit_weights", "log_gradient"]
@@ -108,8 +108,7 @@ def _move(
     """Move atoms uphill together with their weights; return both."""
 
     def mean_log_prob(columns: Tensor) -> Tensor:
-        terms = _evaluate(log_likelihood, columns[:, :-1]) + columns[:, -1].log_softmax(0)
-        return terms.logsumexp(1).mean()
+        return (_evaluate(log_likelihood, columns[:, :-1]) + columns[:, -1].log_softmax(0)).logsumexp(1).mean()
 
     moved = _climb(mean_log_prob, torch.cat([atoms, log_weight[:, None]], 1), candidates)
     return moved[:, :-1], moved[:, -1].softmax(0)
@@ -161,7 +160,8 @@ def _climb(objective: Callable[[Tensor], Tensor], start: Tensor, candidates: Ten
 def _evaluate(log_likelihood: LogLikelihood, z: Tensor) -> Tensor:
     if not callable(log_likelihood):
         raise TypeError(f"log_likelihood: expected a callable, got {type(log_likelihood).__name__}")
-    terms = check_tensor("log_likelihood's value", log_likelihood(z), ("N", len(z)), finite=False)
+    with explained("log_likelihood", "a function of points (M, D) that returns (N, M)"):
+        terms = check_tensor("log_likelihood's value", log_likelihood(z), ("N", len(z)), finite=False)
     if terms.dtype != torch.float64:
         raise TypeError(f"log_likelihood's value: expected dtype torch.float64, got {terms.dtype}")
     return check_log_likelihood(terms, possible=False)

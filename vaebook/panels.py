@@ -122,8 +122,7 @@ def _densities(axes: Axes, found: Any) -> str:
         axes.text(0.5, 0.5, "fewer than two distinct codes", ha="center")
         axes.set_axis_off()
         return "Nothing to show: fewer than two codes are distinct."
-    everything = np.concatenate(list(shown.values()))
-    low, high = np.quantile(everything, [0.02, 1.0])
+    low, high = np.quantile(np.concatenate(list(shown.values())), [0.02, 1.0])
     bins = np.linspace(low, max(high, low + 1e-6 * max(1.0, abs(low))), 40)
     for color, (label, values) in zip(COLORS, shown.items(), strict=False):
         axes.hist(np.clip(values, bins[0], bins[-1]), bins, histtype="step", density=True, color=color, label=label)

@@ -85,6 +85,13 @@ def log_density(prior: Any, z: Tensor, name: str = "prior") -> Tensor:
     return value.reshape(z.shape[:-1])
 
 
+def draw_from(prior: Any, shape: Sequence[int], generator: torch.Generator | None, name: str = "prior") -> Tensor:
+    """Draw from any prior, (*shape, D); whatever goes wrong names the prior."""
+    with explained(name, "draws from sample(shape, generator=…)"):
+        z = prior.sample(shape, generator=generator)
+    return check_tensor(f"{name}'s draws", z, (*shape, prior.latent_dim), empty=True)
+
+
 def adapt_prior(prior: Any, latent_dim: int | None = None, name: str = "prior") -> Prior:
     """Adapt a prior: one that has the interface stays as it is; torch distributions and flows get it.
 
@@ -101,12 +108,12 @@ def adapt_prior(prior: Any, latent_dim: int | None = None, name: str = "prior") 
         TypeError: it lacks a method.
         ValueError: its dimension is another than latent_dim, or cannot be known.
     """
-    if latent_dim is not None:
-        check_int("latent_dim", latent_dim, minimum=1)
+    if getattr(weight_of(prior), "is_meta", False):
+        raise TypeError(f"{name}: expected one that holds values, got one on the meta device")
     complete = all(hasattr(prior, part) for part in ("latent_dim", "log_prob", "sample"))
     if not (complete and accepts(prior.sample, "generator", unknown=False)):
         prior = _Outside(prior, name)
-    if latent_dim is not None and prior.latent_dim != latent_dim:
+    if latent_dim is not None and prior.latent_dim != check_int("latent_dim", latent_dim, minimum=1):
         raise ValueError(f"{name}: expected dimension {latent_dim}, got {prior.latent_dim}")
     return prior
 
@@ -164,7 +171,8 @@ class _Outside(nn.Module):
     @torch.no_grad()
     def sample(self, sample_shape: tuple[int, ...] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draws, (*s, D); torch's global generator is left as it was if another one is given."""
-        shape, generator = check_draw(sample_shape, generator, getattr(self._like(), "device", None))
+        dim, device = 1 if self._drawn is None else self.latent_dim, getattr(self._like(), "device", None)
+        shape, generator = check_draw(sample_shape, generator, device, dim)
         with explained(self.name, "draws from sample(shape)"), seeded(generator):
             z = self._density().sample(shape)
         return check_tensor(f"{self.name}'s draws", z, (*shape, self.latent_dim), finite=False, empty=True)

@@ -105,8 +105,8 @@ def density(axes: Axes, log_prob: Callable[[Tensor], Tensor], *, limit: float = 
         >>> figure, axes = plt.subplots()
         >>> axes = density(axes, lambda z: -z.square().sum(-1), num_points=21)
     """
-    check_number("limit", limit, above=0)
-    check_int("num_points", num_points, minimum=2)
+    limit = check_number("limit", limit, above=0)
+    num_points = check_int("num_points", num_points, minimum=2, each=1, power=2)
     side = torch.linspace(-limit, limit, num_points, dtype=torch.float64)
     values = log_prob(torch.cartesian_prod(side, side))
     values = _array(check_tensor("log_prob's value", values, (num_points**2,), finite=False).exp())

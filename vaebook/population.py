@@ -167,8 +167,8 @@ class _Drawn:
     """Draws of z, one or more from each of some data; and what the groups of data give to the density there."""
 
     def __init__(self, q_agg: Mixture, num_samples: int, generator: torch.Generator | None) -> None:
-        check_int("num_samples", num_samples, minimum=2 * GROUPS)
         q = self.mixture = in_shards("q_agg", q_agg, equal=True)
+        num_samples = check_int("num_samples", num_samples, minimum=2 * GROUPS, each=q.latent_dim)
         num, self.generator = q.num_components, q.processes.common(generator)
         if num < FEWEST:
             raise ValueError(f"q_agg: expected at least {FEWEST} components, one for each datum, got {num}")
@@ -189,8 +189,7 @@ class _Drawn:
         for g in group.unique().tolist():
             members = (group == g).nonzero()[:, 0].to(z.device)
             own = torch.searchsorted(members, rows - first).where(torch.isin(rows - first, members), -1)
-            part = q[members].double()
-            found[:, g] = sums_without(part, z, own)[:, 0] + math.log(len(members) / q.num_components)
+            found[:, g] = sums_without(q[members].double(), z, own)[:, 0] + math.log(len(members) / q.num_components)
         return found
 
     def some(self, index: Tensor) -> DiagGaussianMixture:
@@ -201,8 +200,7 @@ class _Drawn:
 
     def mean(self, values: Tensor) -> _End:
         """Average over draws; the standard error is over data, whose draws belong together."""
-        repeats = len(values) // len(self.rows.unique())
-        each = values.reshape(repeats, -1).mean(0)
+        each = values.reshape(len(values) // len(self.rows.unique()), -1).mean(0)
         return _end(float(each.mean()), each)
 
     def jackknife(self, log_density: Callable[[Tensor, Tensor, int], Tensor], reference: Tensor) -> _End:

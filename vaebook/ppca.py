@@ -104,7 +104,7 @@ class PPCA:
         Source: Tipping & Bishop (1999), section 3.2; Bishop (2006), equations 12.45 and 12.46, with R = I.
         """
         x = check_tensor("x", x if isinstance(x, Tensor) else whole("x", x), ("N", "P"))
-        check_int("latent_dim", latent_dim, minimum=1)
+        latent_dim = check_int("latent_dim", latent_dim, minimum=1)
         # A power of two near the largest entry: dividing by it is exact, and squares neither overflow nor vanish.
         scale = 2.0 ** (int(torch.frexp(x.double().abs().max()).exponent) - 1)
         mean = (x.double() / scale).mean(0)

@@ -60,7 +60,7 @@ class StandardNormal(PriorModule):
 
     def __init__(self, latent_dim: int) -> None:
         super().__init__()
-        self.latent_dim = check_int("latent_dim", latent_dim, minimum=1)
+        self.latent_dim = check_int("latent_dim", latent_dim, minimum=1, each=1)
         # Empty: it only remembers the device and dtype that the module was moved to.
         self.register_buffer("_anchor", torch.empty(0), persistent=False)
 
@@ -134,7 +134,7 @@ class StandardNormal(PriorModule):
             >>> StandardNormal(3).sample((5,), generator=torch.Generator().manual_seed(0)).shape
             torch.Size([5, 3])
         """
-        shape, generator = check_draw(sample_shape, generator, self._anchor.device)
+        shape, generator = check_draw(sample_shape, generator, self._anchor.device, self.latent_dim)
         return self._anchor.new_empty(*shape, self.latent_dim).normal_(generator=generator)
 
 

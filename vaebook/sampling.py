@@ -77,12 +77,10 @@ def _copies(
         if not vae.decoder(vae.encode(x[:2]).base_dist.loc).has_moments:
             return {}
         again = vae.decoder(vae.encode(probe).base_dist.loc).mean.flatten(1).double()
-        yardstick = _nearest(again, flat, left_out=new is None)
-        near, found = yardstick.quantile(0.05), {}
+        near, found = _nearest(again, flat, left_out=new is None).quantile(0.05), {}
         for name, candidate in choice.candidates.items():
             z = candidate.sample((SAMPLES,), generator=generator).to(x.device)
-            samples = vae.decoder(z).mean.flatten(1).double()
-            found[name] = estimate((_nearest(samples, flat) < near).double())
+            found[name] = estimate((_nearest(vae.decoder(z).mean.flatten(1).double(), flat) < near).double())
     return found
 
 

@@ -139,7 +139,7 @@ def choose_prior(
     """
     vae = adapt_vae(vae)
     sizes = sorted(set(check_sizes("num_components", num_components, minimum=1, empty=False)))
-    check_int("num_data", num_data, minimum=2)
+    num_data = check_int("num_data", num_data, minimum=2)
     x, condition = vae.data(x, condition, least=10)
     generator = check_generator(generator, x.device)
     name, scored, given = "x", x, condition
@@ -182,8 +182,7 @@ def _best(q_agg: DiagGaussianMixture, sizes: list[int], seed: int) -> tuple[int,
     for covariance in COVARIANCES if dim > 1 else COVARIANCES[:1]:  # of one number they are the same
         parameters = 1 + dim + (dim * (dim + 1) // 2 if covariance == "full" else dim)
         for size in [k for k in sizes if k == sizes[0] or k * parameters < num]:
-            mixtures = [_fit(q_agg[fold != f], size, covariance, seed) for f in range(FOLDS)]
-            pairs = zip(mixtures, codes, strict=True)
+            pairs = [(_fit(q_agg[fold != f], size, covariance, seed), codes[f]) for f in range(FOLDS)]
             scores[size, covariance] = sum(float(c.log_prob(z.to(c.loc.dtype)).double().mean()) for c, z in pairs)
     return max(scores, key=scores.get)
 

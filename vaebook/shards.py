@@ -11,12 +11,12 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from vaebook._checks import NORMALISATION, check_generator, new_seed
+from vaebook._checks import NORMALISATION, check_generator, explained, new_seed
+from vaebook.gaussians import as_tensor
 from vaebook.mixture import DiagGaussianMixture
 
 TOLD = 2**20
@@ -80,10 +80,10 @@ class Part(NamedTuple):
 
     def read(self) -> DiagGaussianMixture:
         """Make the mixture of these components alone."""
-        loc, scale = (_tensor(x[self.rows]) for x in (self.loc, self.scale))
+        loc, scale = _rows("loc", self.loc, self.rows), _rows("scale", self.scale, self.rows)
         if self.log_weight is None or self.log_mass == -math.inf:  # of a part without mass any weights will do
             return DiagGaussianMixture(loc, scale)
-        return DiagGaussianMixture(loc, scale, _tensor(self.log_weight[self.rows]).double() - self.log_mass)
+        return DiagGaussianMixture(loc, scale, _rows("log_weight", self.log_weight, self.rows).double() - self.log_mass)
 
 
 def cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:
@@ -97,12 +97,12 @@ def cut(loc: Any, scale: Any, log_weight: Any, size: int) -> Iterator[Part]:
     for one in zip(locs, scales, weights, strict=True):
         shapes = [_shape(x) for x in (one if one[2] is not None else one[:2])]
         if len(shapes[0]) != 2 or shapes[1] != shapes[0] or shapes[2:] not in ([], [shapes[0][:1]]):
-            raise ValueError(f"loc, scale, log_weight: expected (N, D), (N, D) and (N), got {shapes}")
+            raise ValueError(f"loc: expected (N, D), (N, D) and (N) of loc, scale and log_weight, got {shapes}")
         num, dim = shapes[0]
         step = num if isinstance(one[0], Tensor) else size
         for start in range(0, num, max(1, step)):
             rows = slice(start, min(start + step, num))
-            weight = None if one[2] is None else _tensor(one[2][rows]).double()
+            weight = None if one[2] is None else _rows("log_weight", one[2], rows).double()
             mass = math.log(rows.stop - start) if weight is None else float(weight.logsumexp(0))
             yield Part(*one, rows, first + start, mass, dim)
         first += num
@@ -132,6 +132,11 @@ def _shape(rows: Any) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _tensor(rows: Any) -> Tensor:
-    """Copy rows that were read into a tensor."""
-    return rows if isinstance(rows, Tensor) else torch.from_numpy(np.array(rows))
+def _rows(name: str, source: Any, rows: slice) -> Tensor:
+    """Read rows into a tensor: as many, and as long, as the source's shape says."""
+    with explained(name, "rows that can be read"):
+        found = source[rows]
+    found = found if isinstance(found, Tensor) else as_tensor(name, found)
+    if found.shape != (wanted := (rows.stop - rows.start, *_shape(source)[1:])):
+        raise ValueError(f"{name}: expected rows of shape {wanted}, as the source says, got {tuple(found.shape)}")
+    return found

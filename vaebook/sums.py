@@ -68,8 +68,7 @@ def log_sum_of_others(log_weight: Tensor) -> Tensor:
     nothing = -1e300  # instead of -inf, at which the derivatives of both functions are nan
     edge, log_weight = log_weight.new_full((1,), nothing), log_weight.clamp(min=nothing)
     before = torch.cat([edge, log_weight.logcumsumexp(0)[:-1]])
-    after = torch.cat([log_weight.flip(0).logcumsumexp(0).flip(0)[1:], edge])
-    others = torch.logaddexp(before, after)
+    others = torch.logaddexp(before, torch.cat([log_weight.flip(0).logcumsumexp(0).flip(0)[1:], edge]))
     return others.masked_fill(others < nothing / 2, -torch.inf)
 
 

@@ -67,7 +67,7 @@ def assert_density_matches_sampler(
 
     Source: the identity behind bridge sampling, Meng & Wong, Simulating ratios of normalizing constants (1996).
     """
-    num = check_int("num_samples", num_samples, minimum=1_000)
+    num = check_int("num_samples", num_samples, minimum=1_000, each=1)
     false_alarm = check_number("false_alarm", false_alarm, above=0, below=1)
     source = adapt_prior(distribution, None, "distribution")
     drawn = [source.sample((num,), generator=check_generator(generator)) for _ in range(2)]
@@ -117,14 +117,12 @@ def _compare(
 ) -> list[tuple[str, int, int]]:
     """Count draws of both sides that a coin with h/(h + f), or f/(h + f), shows heads for: everywhere, and by part."""
     generator = torch.Generator().manual_seed(seed)
-    y = reference.sample((len(z),), generator=generator)
-    heads = []
+    y, heads = reference.sample((len(z),), generator=generator), []
     for points, sign in ((z, 1), (y, -1)):
         log_f, log_h = log_prob(points), reference.log_prob(points)
         if bool(log_f.isnan().any() | (log_f == torch.inf).any()):
             raise AssertionError("log_prob is not a number, or infinite, at draws")
-        chance = (sign * (log_h - log_f)).sigmoid()
-        shown = torch.rand(len(points), generator=generator, dtype=torch.float64) < chance
+        shown = torch.rand(len(points), generator=generator, dtype=torch.float64) < (sign * (log_h - log_f)).sigmoid()
         heads.append((shown, few.responsibilities(points).argmax(1)))
     (ours, here), (theirs, there) = heads
     counts = [("everywhere", int(ours.sum()), int(theirs.sum()))]
@@ -135,8 +133,7 @@ def _compare(
 
 def _order(label: Tensor) -> list[tuple[str, float]]:
     """Test that draws come in no order: consecutive ones, and halves."""
-    share = label.bincount(minlength=PARTS) / len(label)
-    label = torch.where(share[label] < SHARE, PARTS, label)
+    label = torch.where((label.bincount(minlength=PARTS) / len(label))[label] < SHARE, PARTS, label)
     _, label = label.unique(return_inverse=True)
     # Pairs start two or three steps apart, in the irregular order of the golden ratio's square, so that components in
     # turn are not the same ones in every pair.

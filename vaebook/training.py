@@ -100,8 +100,8 @@ def fit(
 
     Source: Kingma & Welling, Auto-Encoding Variational Bayes (2014), algorithm 1; Kingma & Ba, Adam (2015).
     """
-    check_int("num_epochs", num_epochs, minimum=1)
-    check_int("batch_size", batch_size, minimum=1)
+    num_epochs = check_int("num_epochs", num_epochs, minimum=1)
+    batch_size = check_int("batch_size", batch_size, minimum=1)
     learning_rate = check_number("learning_rate", learning_rate, above=0)
     beta = check_number("beta", beta, minimum=0)
     check_type("progress", progress, bool)

@@ -46,7 +46,7 @@ def em(log_likelihood: Tensor, num_steps: int, *, log_weight: Tensor | None = No
     Source: Laird, JASA 73 (1978); as a statement about aggregated posteriors, this book.
     """
     terms = check_log_likelihood(log_likelihood)
-    check_int("num_steps", num_steps, minimum=0)
+    num_steps = check_int("num_steps", num_steps, minimum=0)
     current, trace = terms.new_full(terms.shape[1:], -math.log(terms.shape[1])), []
     if log_weight is not None:
         check_tensor("log_weight", log_weight, tuple(terms.shape[1:]), finite=False, like=terms)
@@ -136,8 +136,7 @@ def _newton_target(ratio: np.ndarray) -> np.ndarray:
     minimum of a homogeneous square there is, up to its length, that of non-negative least squares with one row more.
     """
     num_data, num_atoms = ratio.shape
-    rows = np.vstack([(ratio - 2) / num_data**0.5, np.ones(num_atoms)])
-    orthogonal, triangular = np.linalg.qr(rows)
+    orthogonal, triangular = np.linalg.qr(np.vstack([(ratio - 2) / num_data**0.5, np.ones(num_atoms)]))
     solution, _ = scipy.optimize.nnls(triangular, orthogonal[-1], maxiter=30 * num_atoms)
     return solution / solution.sum()
 

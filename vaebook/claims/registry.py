@@ -82,7 +82,7 @@ def verify(id: str, *, seed: int = 0) -> Evidence:
     """
     if id not in _REGISTRY:
         raise ValueError(f"id: expected one of {sorted(_REGISTRY)}, got {id!r}")
-    check_int("seed", seed, minimum=0)
+    seed = check_int("seed", seed, minimum=0)
     return Evidence(_REGISTRY[id], seed, _REGISTRY[id].check(torch.Generator().manual_seed(seed)))
 
 
