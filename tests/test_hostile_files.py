@@ -9,6 +9,8 @@ import contextlib
 import io
 import json
 import math
+import os
+import struct
 import sys
 import time
 import warnings
@@ -296,6 +298,31 @@ def test_what_lies_beside_the_codes_is_not_read(members, tmp_path):
         held = arrays(path)
     assert {name for name, value in held.items() if value is not None} == {"loc", "scale"} < set(held)
     assert np.array_equal(held["loc"], CODES["loc"])
+
+
+def test_a_small_file_that_unpacks_to_a_large_one_is_not_unpacked(tmp_path):
+    zipped(path := tmp_path / "codes.npz", ("var", np.broadcast_to(np.zeros(1), 5 * 10**6)))
+    with bounded(), pytest.raises(ValueError, match=r"arrays of 0.0 GB, from [\d,]+ bytes, where there are"):
+        storage.read_arrays(path, ("var",))
+
+
+def test_a_list_of_contents_beyond_all_measure_is_not_read(tmp_path):
+    """Of two hundred thousand empty parts zipfile would make as many objects, in seconds and 250 MB."""
+    size = storage.MOST_HEADER + 1
+    end = struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, 2**15, 2**15, size, 0, 0)
+    (tmp_path / "codes").write_bytes(b"PK\x03\x04" + bytes(size - 4) + end)
+    assert "a header of 1,048,577 bytes" in refused(tmp_path / "codes", arrays)
+
+
+@pytest.mark.parametrize("size", [2**40, 2**43, 2**60])
+def test_a_file_with_holes_is_not_read(size, tmp_path):
+    """It has no room on the disk, and fills all memory when it is read."""
+    header = b'{"loc":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (size, size)
+    (tmp_path / "codes").write_bytes(raw(header))
+    with contextlib.suppress(OSError):
+        os.truncate(tmp_path / "codes", 8 + len(header) + size)
+    for read in (arrays, load, load_density):
+        assert "GB of memory" in refused(tmp_path / "codes", read)
 
 
 def raw(header, body=b""):

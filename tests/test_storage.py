@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import math
 import os
 import random
 import re
@@ -313,15 +312,26 @@ def test_only_wanted_arrays_are_read(tmp_path, kind):
     assert found.keys() == {"loc", "labels"} and found["labels"] is None and found["loc"].shape == (4, 2)
 
 
-def test_arrays_may_take_a_quarter_of_the_memory_and_only_wanted_ones_count(tmp_path, monkeypatch):
-    file = arrays_file(tmp_path, "npz")
-    size = 128 + 4 * 2 * 8  # the header of an npy file, and what it holds
-    monkeypatch.setattr(storage, "_memory", lambda: 4.0 * size)
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_arrays_may_take_a_quarter_of_the_memory_and_only_wanted_ones_count(kind, tmp_path, monkeypatch):
+    file = arrays_file(tmp_path, kind)
+    size = 4 * 2 * 8 + (128 if kind == "npz" else 0)  # what it holds, and the header of an npy file
+    monkeypatch.setattr(storage, "room", lambda: size / 8)
     assert storage.read_arrays(file, ("loc",))["loc"].shape == (4, 2)
-    monkeypatch.setattr(storage, "_memory", lambda: 4.0 * size - 1)
-    with pytest.raises(ValueError, match=r"arrays of 0.0 GB where there are 0.0 GB of memory"):
+    monkeypatch.setattr(storage, "room", lambda: (size - 1) / 8)
+    with pytest.raises(ValueError, match=r"arrays of 0.0 GB, from [\d,]+ bytes, where there are 0.0 GB of memory"):
         storage.read_arrays(file, ("loc",))
     assert set(storage.read_arrays(file, ()).values()) == {None}
+
+
+def test_what_is_to_be_loaded_takes_a_quarter_of_the_memory_at_most(tmp_path, monkeypatch):
+    """As of codes: a sparse file of 10 GB takes no room on the disk, and all memory when it is read."""
+    storage.write(tmp_path / "file", {"density": "any"}, {"a": torch.zeros(4)})
+    monkeypatch.setattr(storage, "room", lambda: 2)
+    assert storage.read(tmp_path / "file", "density")[1]["a"].shape == (4,)
+    monkeypatch.setattr(storage, "room", lambda: 1)
+    with pytest.raises(ValueError, match=r"arrays of 0.0 GB, from \d+ bytes, where there are 0.0 GB of memory"):
+        storage.read(tmp_path / "file", "density")
 
 
 @pytest.mark.parametrize("error", [AttributeError, ValueError, OSError])
@@ -329,9 +339,9 @@ def test_where_a_system_does_not_tell_its_memory_there_is_no_limit(monkeypatch, 
     def fail(name):
         raise error
 
-    assert 1e8 < storage._memory() < math.inf
+    assert 1e8 < 32 * storage.room() < 2**60
     monkeypatch.setattr(os, "sysconf", fail)
-    assert storage._memory() == math.inf
+    assert storage.room() == 2**58
 
 
 def test_a_digest_tells_names_shapes_kinds_and_content_apart():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import secrets
@@ -24,7 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from vaebook._checks import check_type, explained
+from vaebook._checks import check_type, explained, room
 
 try:
     import fcntl
@@ -69,8 +70,7 @@ def write(target: Path, content: dict[str, Any], tensors: dict[str, Tensor]) -> 
     # clone: safetensors refuses tensors that share memory.
     tensors = {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
     # One entry: safetensors writes several in random order, and the same model should give the same file.
-    header = {"vaebook": json.dumps(content | {"sha256": digest(content, tensors)})}
-    packed = safetensors.torch.save(tensors, header)
+    packed = safetensors.torch.save(tensors, {"vaebook": json.dumps(content | {"sha256": digest(content, tensors)})})
     if (size := int.from_bytes(packed[:8], "little")) > MOST_HEADER:
         raise ValueError(f"config: expected a header of at most {MOST_HEADER:,} bytes, got {size:,}")
     write_atomically(target, packed)
@@ -97,15 +97,37 @@ def read(source: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 @contextmanager
-def _opened(source: Path) -> Iterator[Any]:
-    """Open a safetensors file whose header is short and names nothing twice."""
+def _opened(source: Path, wanted: Collection[str] | None = None) -> Iterator[Any]:
+    """Open a safetensors file whose header is short and names nothing twice, and of which what is wanted fits."""
     with source.open("rb") as start:
-        if (size := int.from_bytes(start.read(8), "little")) > MOST_HEADER:
-            raise ValueError(f"a header of {size:,} bytes where at most {MOST_HEADER:,} are read")
-        header = start.read(size)
+        header = parse_json(start.read(_short(int.from_bytes(start.read(8), "little"))))
+    header.pop("__metadata__", None)
+    places = [held["data_offsets"] for name, held in header.items() if wanted is None or name in wanted]
+    _check_room(source, sum(end - begin for begin, end in places))
     with safetensors.safe_open(source, framework="pt") as file:
-        parse_json(header)
         yield file
+
+
+class _Listed(io.FileIO):
+    """A zip file of which no more than a short list of contents is read at once."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(_short(size))
+
+
+def _short(size: int) -> int:
+    if size > MOST_HEADER:
+        raise ValueError(f"a header of {size:,} bytes where at most {MOST_HEADER:,} are read")
+    return size
+
+
+def _check_room(source: Path, size: int) -> None:
+    """Check that arrays of so many bytes fit into memory, and that a small file does not unpack to large ones."""
+    packed, most = source.stat().st_size, 8 * room()
+    if size > min(most, max(2**25, 100 * packed)):
+        raise ValueError(
+            f"arrays of {size / 1e9:.1f} GB, from {packed:,} bytes, where there are {4 * most / 1e9:.1f} GB of memory"
+        )
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -126,24 +148,13 @@ def read_arrays(path: Any, wanted: Collection[str]) -> dict[str, Any]:
         raise ValueError(f"{source}: expected {expected}, got no file")
     with explained(source, expected, within=True):
         if not zipfile.is_zipfile(source):
-            with _opened(source) as file:
+            with _opened(source, wanted) as file:
                 return {name: file.get_tensor(name) if name in wanted else None for name in file.keys()}  # noqa: SIM118
-        with zipfile.ZipFile(source) as archive:
-            parts = [(part.filename.removesuffix(".npy"), part.file_size) for part in archive.infolist()]
-        _without_repetition(parts)
-        size, memory = sum(size for name, size in parts if name in wanted), _memory()
-        if 4 * size > memory:
-            raise ValueError(f"arrays of {size / 1e9:.1f} GB where there are {memory / 1e9:.1f} GB of memory")
-        with np.load(source, allow_pickle=False) as arrays:
+        with _Listed(source) as file, np.load(file, allow_pickle=False) as arrays:
+            parts = [(part.filename.removesuffix(".npy"), part.file_size) for part in arrays.zip.infolist()]
+            _without_repetition(parts)
+            _check_room(source, sum(size for name, size in parts if name in wanted))
             return {name: arrays[name] if name in wanted else None for name in arrays.files}
-
-
-def _memory() -> float:
-    """Bytes of memory of this machine, where it tells."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return float("inf")
 
 
 def digest(content: dict[str, Any], tensors: dict[str, Tensor]) -> str:
