@@ -1,5 +1,7 @@
 """The command: files of all kinds in, a diagnosis out, or one sentence and exit status 2."""
 
+import errno
+import io
 import json
 import os
 import runpy
@@ -343,3 +345,49 @@ def test_help_and_errors_read_as_they_are_stored(tmp_path, capsys, monkeypatch):
 def test_a_prior_without_loc_is_no_codes(tmp_path, capsys):
     assert main(["diagnose", npz(tmp_path, **GOOD), "--prior", npz(tmp_path, "b.npz", var=SCALE)]) == 2
     assert "expected loc" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def answered(monkeypatch):
+    """The command, with a diagnosis that is there at once and that not every terminal can show."""
+    monkeypatch.setattr(command, "diagnose", lambda *_, **__: "5.92 ± 0.01 nats")
+
+
+def test_a_terminal_that_cannot_show_all_signs_shows_the_rest(answered, tmp_path, monkeypatch):
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", shown)
+    assert main(["diagnose", npz(tmp_path, **GOOD)]) == 0
+    assert shown.buffer.getvalue() == b"5.92 \\xb1 0.01 nats\n"
+
+
+@pytest.mark.parametrize("number", [errno.EPIPE, errno.ENOSPC])
+def test_a_report_that_nobody_reads_or_that_has_no_room_is_one_line(number, answered, tmp_path, capsys, monkeypatch):
+    class Full(io.StringIO):
+        def flush(self):
+            raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Full())
+        assert main(["diagnose", npz(tmp_path, **GOOD)]) == 2
+        assert sys.stdout is None  # or Python would try again at its end, and say so
+    assert capsys.readouterr().err == f"error: [Errno {number}] {os.strerror(number)}\n"
+
+
+def test_a_report_that_nobody_wants_to_see(answered, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["diagnose", npz(tmp_path, **GOOD)]) == 0
+
+
+def test_an_interruption_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "diagnose", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(SystemExit, match=r"^interrupted$"):
+        main(["diagnose", npz(tmp_path, **GOOD)])
+
+
+def test_an_interruption_while_modules_are_imported_is_one_line(tmp_path):
+    """As much as a command takes, importing torch takes."""
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")
+    here = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    line = [sys.executable, "-m", "vaebook", "diagnose", "codes.npz"]
+    done = subprocess.run(line, env=here, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "interrupted\n")

@@ -52,20 +52,19 @@ The layers, from the top down; each imports only from those below it:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from vaebook.mixture import DiagGaussianMixture
-
 if TYPE_CHECKING:
     from vaebook.adapters import adapt
     from vaebook.aggregate import aggregated_posterior
     from vaebook.diagnosis import diagnose
+    from vaebook.mixture import DiagGaussianMixture
 
 __all__ = ["DiagGaussianMixture", "adapt", "aggregated_posterior", "diagnose"]
 __version__ = "0.1.0"
-_LATER = {"adapt": "adapters", "aggregated_posterior": "aggregate", "diagnose": "diagnosis"}
+_LATER = dict(zip(__all__, ("mixture", "adapters", "aggregate", "diagnosis"), strict=True))
 
 
 def __getattr__(name: str) -> Any:
-    """Import what was asked for when it is asked for: scikit-learn and matplotlib take a second."""
+    """Import what was asked for when it is asked for: torch, scikit-learn and matplotlib take seconds."""
     if name not in _LATER:
         raise AttributeError(f"module 'vaebook' has no attribute {name!r}")
     return getattr(import_module(f"vaebook.{_LATER[name]}"), name)

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+try:
+    import torch
 
-from vaebook._checks import check_int, explained, one_line
-from vaebook.aggregate import SPREADS, as_codes
-from vaebook.checkpoint import load_density
-from vaebook.diagnosis import diagnose
-from vaebook.mixture import DiagGaussianMixture
-from vaebook.storage import read_arrays
+    from vaebook._checks import check_int, explained, one_line
+    from vaebook.aggregate import SPREADS, as_codes
+    from vaebook.checkpoint import load_density
+    from vaebook.diagnosis import diagnose
+    from vaebook.mixture import DiagGaussianMixture
+    from vaebook.storage import read_arrays
+except KeyboardInterrupt:  # they take seconds
+    raise SystemExit("interrupted") from None
 
 CODES = ("loc", *SPREADS, "log_weight")
 HELP = (
@@ -45,12 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings(record=True, action="always", category=UserWarning) as caught:
         try:
             report = _diagnose(given)
+        except KeyboardInterrupt:
+            raise SystemExit("interrupted") from None
         except (TypeError, ValueError, OSError, MemoryError) as error:
             print(f"error: {one_line(error) or type(error).__name__}", file=sys.stderr)
             return 2
     for warning in caught:
         print(f"warning: {warning.message}", file=sys.stderr)
-    print(report)
+    code = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        print(str(report).encode(code, "backslashreplace").decode(code), flush=True)
+    except OSError as error:  # a full disk, a pipe that nobody reads
+        sys.stdout = None  # at its end Python would try again
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
