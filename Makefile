@@ -71,7 +71,7 @@ slowest: setup  ## list the tests that took longest in the last run (STORE=1: ke
 	@$(RUN) tests/running/slowest.py $(if $(STORE),--store)
 
 matrix: setup  ## unit tests, doctests and chapters under each of PYTHONS="python3.11 python3.12 python3.13"
-	@$(PY) tests/running/matrix.py $(PYTHONS)
+	@$(RUN) tests/running/matrix.py $(PYTHONS)
 
 execute: setup  ## run stale chapters and store their outputs (ALL=1: all; CHAPTER=mixture/index: one)
 	@$(RUN) book/_tools/execute.py $(if $(ALL),--all) $(if $(CHAPTER),--chapter '$(CHAPTER)') $(if $(KEEP),--keep '$(KEEP)')
@@ -100,7 +100,7 @@ new-chapter: setup  ## lay out NAME=practice/toy: a chapter, its claim, its expe
 	@$(RUN) book/_tools/new_chapter.py '$(NAME)' $(if $(TITLE),--title "$$TITLE")
 
 lab: setup  ## open JupyterLab; a chapter's .md opens as a notebook, saving writes .md and .ipynb
-	@$(PY) book/_tools/pair.py
+	@$(RUN) book/_tools/pair.py
 	@exec env JUPYTER_CONFIG_PATH=book/_tools/lab $(PY) -m jupyterlab --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/book
 
 lock: setup  ## compile requirements.txt from pyproject.toml (UPGRADE=1: with the newest versions)

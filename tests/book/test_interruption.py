@@ -245,3 +245,9 @@ def test_one_waits_for_the_other(tmp_path):
     said = sorted(one.communicate()[1] for one in both)
     assert (tmp_path / "log").read_text().split() == ["begin", "end"] * 2
     assert said == ["", WAITS]
+
+
+def test_what_make_starts_of_ours_it_starts_through_the_runner():
+    """As `make lab` and `make matrix` did not: an interruption was a traceback, and what they had started went on."""
+    own = re.findall(r"\$\(PY\) ((?:book|tests)/\S+\.py)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    assert set(own) == {"book/_tools/run.py", "tests/running/parts.py"}  # which does as much itself
