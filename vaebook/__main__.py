@@ -35,12 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = commands.add_parser("diagnose", help="diagnose codes from any framework")
     command.add_argument("codes", metavar="CODES", help=HELP)
     command.add_argument("--held-out", metavar="FILE", help="codes of data that had no part in training, likewise")
-    command.add_argument(
-        "--prior",
-        metavar="FILE",
-        help="what codes are compared with, if not the standard normal: a file of save_density, or the means, spreads "
-        "and log_weight of a Gaussian mixture, in the form of CODES",
-    )
+    other = "what to compare codes with, if not N(0, I): of save_density, or a mixture as CODES, with its log_weight"
+    command.add_argument("--prior", metavar="FILE", help=other)
     command.add_argument("--json", metavar="FILE", help="write the diagnosis as JSON")
     command.add_argument("--html", metavar="FILE", help="write it as one page with pictures")
     command.add_argument("--seed", type=int, default=0, help="of the draws (0)")

@@ -191,9 +191,7 @@ def check_type(name: str, value: object, kind: type[T], hint: str = "") -> T:
     return value
 
 
-def check_int(
-    name: str, value: object, *, minimum: int, maximum: int = 2**63 - 1, each: int = 0, power: int = 1
-) -> int:
+def check_int(name: str, value: object, minimum: int, maximum: int = 2**63 - 1, each: int = 0, power: int = 1) -> int:
     """Check for an integer n in a range, numpy's included; each * n**power numbers must fit into memory."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")

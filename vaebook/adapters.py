@@ -45,8 +45,7 @@ class AdaptedVAE(nn.Module):
         self.parts = nn.ModuleList(evaluation.modules_of(*self._sources, *modules))
         self.training = any(getattr(part, "training", False) for module in self.parts for part in module.modules())
         if decoder is not None:
-            if decoder.weight is None:
-                decoder.weight = evaluation.weight_of(*self.parts)
+            decoder.weight = evaluation.weight_of(*self.parts) if decoder.weight is None else decoder.weight
             decoder.encoder = decoder.encoder or encoder
         self.data_shape = check_event("data_shape", data_shape)
         named = [condition] if isinstance(condition, str) else condition

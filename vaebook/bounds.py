@@ -229,8 +229,7 @@ def quadrature_log_prob(
     """
     vae = adapt_decoder(decoder, prior)
     with integrand(vae, x, condition, tolerance=tolerance, max_nodes=max_nodes, limit=limit) as numbers:
-        joint, limit, tolerance, max_nodes = numbers
-        return log_evidence(joint, limit=limit, tolerance=tolerance, max_nodes=max_nodes)
+        return log_evidence(*numbers)
 
 
 def _without(prior: Any, index: object, num: int) -> Any:

@@ -225,8 +225,7 @@ class ShardedMixture:
         points, results = z.detach().cpu().double().reshape(-1, self.latent_dim), []
         self.processes.agree("z and index" if beside else "z", logarithms, averages, points, *beside)
         for block in zip(*(x.split(POINTS) for x in (points, *beside)), strict=True):
-            local = points.new_zeros(len(block[0]), logarithms + averages)
-            local[:, :logarithms] = -torch.inf
+            local = points.new_tensor([-torch.inf] * logarithms + [0.0] * averages).repeat(len(block[0]), 1)
             for q, log_mass, first in self.parts():
                 part = _at(q, partial(of, q, first), *block)
                 local = _added(local, part[:, :logarithms] + log_mass, part[:, logarithms:])

@@ -177,7 +177,7 @@ def inference_gap(
     num_nodes = check_int("num_nodes", num_nodes, minimum=2, maximum=MOST_NODES)
     max_steps = check_int("max_steps", max_steps, minimum=1, maximum=10**6)
     with integrand(adapt_vae(vae), x, condition, tolerance=tolerance, limit=limit) as (joint, limit, tolerance, _):
-        log_p = log_evidence(joint, limit=limit, tolerance=tolerance, max_nodes=5_000_000)
+        log_p = log_evidence(joint, limit, tolerance, 5_000_000)
         starts = _starts(joint, limit, tolerance)
         found = starts[:1] + [_climb(joint, *start, num_nodes, max_steps, tolerance) for start in starts]
         values = torch.stack([_refined_elbo(joint, *q, tolerance, MOST_NODES) for q in found])

@@ -160,7 +160,7 @@ def refine_grid(rule: Callable[[int], Tensor], joint: Joint, *, tolerance: float
     return refine(rule, {1: 1024, 2: 128}[dim], tolerance=tolerance, max_nodes=max_nodes, num_nodes=num_nodes)
 
 
-def log_evidence(joint: Joint, *, limit: float, tolerance: float, max_nodes: int) -> Tensor:
+def log_evidence(joint: Joint, limit: float, tolerance: float, max_nodes: int) -> Tensor:
     """Integrate log p(x), (B), as `vaebook.bounds.quadrature_log_prob` says."""
 
     def rule(steps: int) -> Tensor:

@@ -85,8 +85,7 @@ class StandardNormal(PriorModule):
             tensor([-2.9189])
         """
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
-        constant = 0.5 * self.latent_dim * math.log(2 * math.pi)
-        return (-0.5 * z.double().square().sum(-1) - constant).to(z.dtype)
+        return (-0.5 * z.double().square().sum(-1) - 0.5 * self.latent_dim * math.log(2 * math.pi)).to(z.dtype)
 
     def kl(self, loc: Tensor, scale: Tensor) -> Tensor:
         r"""KL divergence of diagonal Gaussians from this prior, in closed form and nats.

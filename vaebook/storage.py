@@ -125,9 +125,8 @@ def _check_room(source: Path, size: int) -> None:
     """Check that arrays of so many bytes fit into memory, and that a small file does not unpack to large ones."""
     packed, most = source.stat().st_size, 8 * room()
     if size > min(most, max(2**25, 100 * packed)):
-        raise ValueError(
-            f"arrays of {size / 1e9:.1f} GB, from {packed:,} bytes, where there are {4 * most / 1e9:.1f} GB of memory"
-        )
+        have = f"where there are {4 * most / 1e9:.1f} GB of memory"
+        raise ValueError(f"arrays of {size / 1e9:.1f} GB, from {packed:,} bytes, {have}")
 
 
 def parse_json(text: str | bytes) -> Any:

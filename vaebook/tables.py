@@ -45,8 +45,7 @@ def number(value: object) -> str:
     if value == 0:
         return "0"
     text = f"{value:.{DIGITS - 1}e}"
-    mantissa, exponent = text.split("e")
-    power = int(exponent)
+    mantissa, power = text.split("e")[0], int(text.split("e")[1])
     return f"{float(text):.{max(0, DIGITS - 1 - power)}f}" if -4 < power < 5 else f"{mantissa}e{power}"
 
 
