@@ -630,3 +630,10 @@ def test_layers_are_made_where_their_generator_is(monkeypatch):
     for scale in ("shared", "free"):
         made = GaussianDecoder(2, 3, (4,), scale=scale, generator=generator)
         assert {parameter.device.type for parameter in made.parameters()} == {"meta"}
+
+
+def test_the_configuration_leaves_out_what_is_off():
+    sizes = {"data_dim": 4, "latent_dim": 2, "hidden": (3,)}
+    assert GaussianEncoder(4, 2, (3,)).config() == sizes
+    more = {"gated": True, "log_scale_range": (-1.0, 0.0)}
+    assert GaussianEncoder(4, 2, (3,), **more).config() == sizes | more

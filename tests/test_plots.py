@@ -96,6 +96,11 @@ def test_curves_differ_in_colour_and_dash(axes):
     assert [t.get_text() for t in axes.get_legend().get_texts()] == ["a", "b"] and axes.get_ylabel() == "nats"
 
 
+def test_a_curve_may_have_gaps(axes):
+    y = torch.tensor([0.0, torch.nan, 2.0, -torch.inf])
+    np.testing.assert_array_equal(plots.curves(axes, torch.arange(4.0), {"a": y}).lines[0].get_ydata(), y)
+
+
 def test_an_ellipse_is_as_wide_on_the_page_as_its_axes_say(axes):
     """From one standard deviation left of the mean to one right of it, in pixels."""
     plots.ellipses(axes, torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 0.25]]), alpha=1.0)
