@@ -484,7 +484,7 @@ def test_sizes_of_any_kind_of_list():
 def test_a_generator_is_made_on_the_device_of_a_draw():
     """On a device without generators that fails, in torch; nothing is drawn with one of another device."""
     generator = torch.Generator().manual_seed(0)
-    for draw in (checks.check_draw, lambda _, *given: checks.check_generator(*given)):
+    for draw in (lambda *given: checks.check_draw(*given, 1), lambda _, *given: checks.check_generator(*given)):
         with pytest.raises(RuntimeError, match=r"(?i)meta"):
             draw((2,), generator, torch.device("meta"))
     assert checks.check_draw((2,), generator, generator.device) == ((2,), generator)

@@ -300,7 +300,7 @@ def test_the_command_shows_how_it_is_used(option, capsys, monkeypatch):
     for said in (
         f"CODES {command.HELP} ",
         "--held-out FILE codes of data that had no part in training, likewise ",
-        "--prior FILE what codes are compared with, if not the standard normal: a file of save_density, or the means, ",
+        "--prior FILE what to compare codes with, if not N(0, I): of save_density, or a mixture as CODES, with its ",
         "--json FILE write the diagnosis as JSON ",
         "--html FILE write it as one page with pictures ",
         "--seed SEED of the draws (0)",
