@@ -132,7 +132,8 @@ ANYWHERE = {
 """What may change anywhere, where nothing else does: mutmut does not see the tests that tell.
 
 They are `tests/test_house.py`, which requires strict=True of every zip, and `tests/laws/test_second_device.py`, which
-runs in a process of its own.
+runs in a process of its own and notices most devices that are dropped, but not all: where indices of the processor
+serve a card as well, nothing tells them apart.
 """
 REASONS = json.loads(Path(__file__).with_name("argued.json").read_text(encoding="utf-8"))
 """Argued one by one: the whole of a survivor, `module.function: was -> is`, and why no test can tell it apart."""
