@@ -297,19 +297,17 @@ def test_codes_from_arrays(given):
         (ValueError, "expected loc and exactly one of .* got loc, scale, logvar$",
          {"loc": LOC, "scale": SCALE, "logvar": SCALE}),
         (ValueError, "expected loc and exactly one of .* got loc, scale, 3$", {"loc": LOC, "scale": SCALE, 3: SCALE}),
-        (ValueError, "expected dense arrays of real numbers, got T", {"loc": LOC.to_sparse(), "scale": SCALE}),
-        (ValueError, "expected dense arrays of real numbers, got ", {"loc": LOC.to("meta"), "scale": SCALE}),
+        (ValueError, "loc: expected a dense array of real numbers, got T", {"loc": LOC.to_sparse(), "scale": SCALE}),
+        (ValueError, "loc: expected a dense array of real numbers, got N", {"loc": LOC.to("meta"), "scale": SCALE}),
     ],
 )  # fmt: skip
 def test_what_are_no_codes_is_refused(error, match, given):
-    with pytest.raises(error, match=f"^held_out: {match}"):
+    with pytest.raises(error, match=f"^(held_out: )?{match}"):
         as_codes("held_out", given)
 
 
 def test_no_codes_are_refused_in_words():
-    with pytest.raises(
-        ValueError, match=r"^loc: expected at least one element, got shape \(0, 2, 1\)|^loc: expected shape"
-    ):
+    with pytest.raises(ValueError, match=r"^loc: expected shape \(N, D\), got \(0, 2, 1\)$"):
         as_codes("held_out", {"loc": LOC[:0].reshape(0, 2, 1), "scale": SCALE[:0].reshape(0, 2, 1)})
 
 

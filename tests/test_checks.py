@@ -487,5 +487,5 @@ def test_a_generator_is_made_on_the_device_of_a_draw():
     for draw in (lambda *given: checks.check_draw(*given, 1), lambda _, *given: checks.check_generator(*given)):
         with pytest.raises(RuntimeError, match=r"(?i)meta"):
             draw((2,), generator, torch.device("meta"))
-    assert checks.check_draw((2,), generator, generator.device) == ((2,), generator)
-    assert checks.check_draw((2,), None, torch.device("meta")) == ((2,), None)
+    assert checks.check_draw((2,), generator, generator.device, 1) == ((2,), generator)
+    assert checks.check_draw((2,), None, torch.device("meta"), 1) == ((2,), None)

@@ -750,7 +750,9 @@ def test_shapes_of_draws_may_be_lists_sizes_and_ints_of_numpy():
         assert q.sample(shape).shape == (5, 3)
     assert q.sample([]).shape == (3,) and q.sample([2, np.int32(3)]).shape == (2, 3, 3)
     for bad in ((10**30,), [10**400], (2**62, 2**62)):
-        with pytest.raises(ValueError, match=r"sample_shape(: expected fewer than 2|\[0\]: expected an int at most)"):
+        with pytest.raises(
+            ValueError, match=r"sample_shape(\[0\])?: expected (a size that fits into memory|an int at most)"
+        ):
             q.sample(bad)
 
 

@@ -159,6 +159,14 @@ def test_the_same_diagnosis_gives_the_same_pictures():
         assert b"date" not in panel.svg and len(panel.svg) > 5_000
 
 
+@pytest.mark.parametrize("style", ["dark_background", "ggplot", {"font.size": 30, "lines.linewidth": 9}])
+def test_pictures_do_not_depend_on_the_style_in_use(style):
+    """A reader who works in white on black got white letters on a white page."""
+    plain = panels(FOUND)
+    with plt.style.context(style):
+        assert panels(FOUND) == plain
+
+
 def test_pictures_are_as_they_are_stored():
     """All that is drawn, in words: places, colours, dashes, labels."""
     one = {name: value[:, :1] if value.ndim == 2 else value for name, value in SHOWN.items()}
@@ -175,7 +183,7 @@ def test_pictures_are_as_they_are_stored():
     for name, change in changes.items():
         told += [f"# {name}"]
         for title, draw in PARTS.items():
-            with plt.rc_context(STYLE):
+            with plt.style.context(["default", STYLE]):
                 axes = Figure().subplots()
                 told += [f"## {title}", draw(axes, dataclasses.replace(FOUND, **change)), describe(axes)]
     check_text("panels.txt", "\n".join(told) + "\n")

@@ -11,8 +11,8 @@ import io
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -49,7 +49,7 @@ def panels(found: Any) -> list[Panel]:
 
 
 def _draw(title: str, part: Callable[[Axes, Any], str], found: Any) -> Panel:
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "vaebook"}):
+    with style.context(["default", STYLE | {"svg.hashsalt": "vaebook"}]):  # whatever style is in use
         whole, file = Figure(figsize=SIZE, layout="constrained"), io.BytesIO()
         alt = part(whole.subplots(), found)
         whole.savefig(file, format="svg", metadata={"Date": None})

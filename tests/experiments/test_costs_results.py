@@ -80,6 +80,7 @@ WITHOUT = {
     "adapters.AdaptedVAE.condition": "brings conditions to a device",
     "adapters.AdaptedVAE.only": "a copy without its tensors",
     "adapters.AdaptedVAE.device": "a part",
+    "adapters.AdaptedVAE.dtype": "a part",
     "adapters.AdaptedVAE.holder": "a part",
     "adapters.AdaptedVAE.latent_dim": "one number",
     "adapters.AdaptedVAE.prior": "a part",
