@@ -71,6 +71,8 @@ const settle = () => {
     box.addEventListener("scroll", mark, { passive: true }); // the same listener again changes nothing
     mark({ target: box });
   }
+  // The theme looks at code once, when what is folded has no width.
+  document.querySelectorAll("pre").forEach((box) => box.scrollWidth > box.clientWidth && (box.tabIndex = 0));
 };
 window.addEventListener("load", async () => {
   if (!window.MathJax?.startup?.promise) {
@@ -101,6 +103,7 @@ document.addEventListener("DOMContentLoaded", () => {
 });
 window.addEventListener("hashchange", reveal);
 document.addEventListener("toggle", settle, true); // what was folded had no width
+document.addEventListener("click", ({ target }) => target.closest?.(".toggle") && requestAnimationFrame(settle)); // a solution
 
 // Paper cannot be clicked or scrolled: unfold solutions and code, and set all formulas, before printing.
 const unfold = () => {

@@ -26,7 +26,11 @@ FORMULAS = """() => ({
     unread: document.querySelectorAll('mjx-container:not(:has(mjx-assistive-mml))').length,
 })"""
 TWO_FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
-UNFOLD = "() => document.querySelectorAll('details').forEach(box => (box.open = true))"
+UNFOLD = """() => {
+    document.querySelectorAll("details").forEach(box => (box.open = true));
+    document.querySelectorAll(".toggle-hidden").forEach(box => box.classList.remove("toggle-hidden"));
+    document.dispatchEvent(new Event("toggle"));
+}"""
 # What unfolds, and what takes another theme, fades over a third of a second, during which it has less contrast.
 STILL = "() => document.getAnimations().forEach(animation => animation.finish())"
 TWICE = """() => { const ids = Array.from(document.querySelectorAll('[id]'), box => box.id);
@@ -162,8 +166,7 @@ AXE = """async ({ texts, off }) => {
     return violations.flatMap(({ id, nodes }) => nodes.map(({ html }) => [id, html.slice(0, 200)]));
 }"""
 SPOIL = """([boxes, least, where]) => {
-    const own = box => !box.closest(".toggle-hidden")
-        && Array.from(box.childNodes).some(part => part.nodeType === Node.TEXT_NODE && part.length > least);
+    const own = box => Array.from(box.childNodes).some(part => part.nodeType === Node.TEXT_NODE && part.length > least);
     const texts = Array.from(document.querySelectorAll(`article ${boxes}`)).filter(own);
     const text = texts[Math.round(where * (texts.length - 1))];
     text.style.color = "#555";
@@ -496,6 +499,22 @@ def test_formulas_are_set_when_a_reader_comes_near_and_all_on_paper(visit):
         page.wait_for_function("!document.querySelector('details.fold[open] .math:not(:has(mjx-container))')")
         page.evaluate("() => window.dispatchEvent(new Event('beforeprint'))")
         assert page.evaluate(f"{UNSET}.length") == 0
+
+
+CODE_AT = """box => Array.from(box.querySelectorAll("pre"))
+    .filter(code => code.checkVisibility() && code.scrollWidth > code.clientWidth).map(code => code.tabIndex)"""
+
+
+def test_wide_code_in_a_solution_that_is_opened_can_be_scrolled_by_keys(visit):
+    with visit("book/primer", formulas=False) as page:
+        page.evaluate("() => document.querySelectorAll('details').forEach(box => (box.open = true))")
+        folded = ".toggle:has(pre)"
+        assert page.locator(folded).count() > 0
+        for box in page.locator(folded).all():
+            box.locator("button.toggle-button").first.click()
+            page.evaluate(TWO_FRAMES)
+        found = [index for box in page.locator(folded).all() for index in box.evaluate(CODE_AT)]
+        assert found and set(found) == {0}
 
 
 def test_an_address_opens_what_it_names(visit):
