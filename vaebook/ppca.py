@@ -268,7 +268,7 @@ class PPCA:
         if parts is None:
             raise TypeError(f"q_z: expected a mixture of Gaussians, got {type(q_z).__name__}")
         if leave_out_index is not None and parts[2].ndim == 3:
-            raise TypeError("leave_out_index: expected None for full covariances, whose components are no data")
+            raise TypeError(f"leave_out_index: expected None at full covariance, got {type(leave_out_index).__name__}")
         check_tensor("q_z", parts[1], ("K", self.weight.shape[1]), like=self.weight)
         y, log_rest = self._split(x)
         decoded = self._decoded(*(part.double() for part in parts))
