@@ -230,8 +230,13 @@ def test_text_json_and_page_read_as_they_are_stored():
     check_text("report.txt", f"{found}\n")
     check_text("report.json", f"{found.to_json()}\n")
     check_text("schema.json", json.dumps(json_schema()) + "\n")
-    for whole, name in ((True, "page.html"), (False, "part.html")):
-        check_text(name, pages.page(found, STATUS, [Panel("A <title>", "What is seen.", b"<svg/>")], whole=whole))
+    page, part = (
+        pages.page(found, STATUS, [Panel("A <title>", "What is seen.", b"<svg/>")], whole=whole)
+        for whole in (True, False)
+    )
+    check_text("page.html", page)
+    assert part.count(pages.STYLE) == 1  # which stands in the page
+    check_text("part.html", part.replace(pages.STYLE, "[STYLE]"))
 
 
 def test_every_status_has_a_colour_by_day_and_by_night():

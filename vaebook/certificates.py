@@ -91,7 +91,8 @@ def gaussian_cap(q_agg: DiagGaussianMixture) -> float:
     largest = scale.amax(0)
     within = largest * (weight @ (scale / largest).square()).sqrt()  # root of the mean variance, of any size
     middle = 0.5 * loc.amin(0) + 0.5 * loc.amax(0)
-    ratios = weight.sqrt()[:, None] * (loc - middle - weight @ (loc - middle)) / within
+    centred = loc - middle - weight @ (loc - middle)
+    ratios = weight.sqrt()[:, None] * centred / within
     if not bool(ratios.isfinite().all()):
         return math.inf  # further apart, in scales, than the largest number
     spread = torch.linalg.svdvals(ratios)

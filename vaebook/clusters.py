@@ -77,7 +77,8 @@ def cluster(points: Tensor) -> Tensor:
     points = torch.cat([points, points[:1].expand(len(order) - num, -1)])
     for level in range(levels):
         groups = order.view(2**level, -1)
-        order = groups.gather(1, points[groups, points[groups].var(1).argmax(-1)[:, None]].argsort(1)).flatten()
+        widest = points[groups].var(1).argmax(-1)
+        order = groups.gather(1, points[groups, widest[:, None]].argsort(1)).flatten()
     return order.clamp(max=num).view(2**levels, -1)
 
 

@@ -34,8 +34,8 @@ class ShardedMixture:
 
     Every process makes it with components of its own, some or none, and calls the same methods with the same points;
     each gets the whole answer. What lies on a graphics card is computed there, what is drawn or averaged comes to the
-    processor. Components are numbered through the processes, those of process 0 first. Without
-    `torch.distributed` there is one process, and components may still be read as they are needed.
+    processor. Components are numbered through the processes, those of process 0 first. Without `torch.distributed`
+    there is one process, and components may still be read as they are needed.
 
     Args:
         loc: means of this process's components, (N, D), N = 0 allowed: a tensor, or anything with a shape of which
@@ -103,8 +103,7 @@ class ShardedMixture:
 
     def log_prob_and_score(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log-density, (*s), and its gradient in z, (*s, D); see `DiagGaussianMixture.log_prob_and_score`."""
-        of = lambda q, first, rows: torch.column_stack(q.log_prob_and_score(rows))  # noqa: E731
-        both = self.sums(z, of, averages=self.latent_dim)
+        both = self.sums(z, lambda q, _, rows: torch.column_stack(q.log_prob_and_score(rows)), averages=self.latent_dim)
         check_all("z", z, both[..., 1:].isfinite(), "points at which the score is finite")
         return both[..., 0], both[..., 1:]
 
@@ -119,17 +118,16 @@ class ShardedMixture:
             The log-density, (*s); see `DiagGaussianMixture.log_prob_leave_one_out`.
         """
         of = lambda q, first, rows, chosen: sums_without(q, rows, chosen - first)  # noqa: E731
-        density, rest = self.sums(z, of, self._checked(z, index)[1], logarithms=2).unbind(-1)
+        density, rest = self.sums(z, of, self._checked(z, index), logarithms=2).unbind(-1)
         return density - check_others(rest, self.num_components)
 
-    def _checked(self, z: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _checked(self, z: Tensor, index: Tensor) -> Tensor:
         check_tensor("z", z, ("...", self.latent_dim), empty=True)
-        index = check_index("index", index, z.shape[:-1], size=self.num_components)
-        return z.detach().cpu().reshape(-1, self.latent_dim), index.cpu().reshape(-1)
+        return check_index("index", index, z.shape[:-1], size=self.num_components).cpu().reshape(-1)
 
     def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
         """Log-density, (*s), of one component each, log N(z | mu_n, sigma_n²), for z (*s, D) and numbers n (*s)."""
-        points, flat = self._checked(z, index)
+        flat, points = self._checked(z, index), z.detach().cpu().reshape(-1, self.latent_dim)
         value = torch.zeros(len(flat), dtype=torch.float64)
         self.processes.agree("z and index", points.double(), flat)
         for q, _, first in self.parts():
@@ -202,9 +200,10 @@ class ShardedMixture:
         r"""$\sum_n w_n(\mathrm{diag}\,\sigma_n^2 + (\mu_n-m)(\mu_n-m)^\top)$ with m the mean, (D, D), float64."""
         mean = self.mean
         total = torch.zeros(2 * mean.shape, dtype=torch.float64)
-        for q, log_mass, _ in self.parts():
-            apart = q.double().mean.cpu() - mean
-            total += math.exp(log_mass) * (q.double().covariance.cpu() + apart[:, None] * apart)
+        for part, log_mass, _ in self.parts():
+            q = part.double()
+            apart = q.mean.cpu() - mean
+            total += math.exp(log_mass) * (q.covariance.cpu() + apart[:, None] * apart)
         return self.processes.reduced(total)
 
     def average(self, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:

@@ -196,6 +196,19 @@ def as_data(name: str, value: object, dtype: torch.dtype | None = None) -> Tenso
     return check_finite(name, value) if value.is_floating_point() else value
 
 
+def as_tensor(name: str, value: Any) -> Tensor:
+    """Copy anything that numpy reads as real numbers into a float32 or float64 tensor, of at most two dimensions."""
+    with explained(name, "a dense array of real numbers"):
+        if isinstance(value, Tensor) and value.is_floating_point():
+            value = value.to(at_least_single(value.dtype))
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    array = array.reshape(len(array), -1) if array.ndim > 2 and len(array) else array
+    if array.dtype.kind not in "iuf" or np.ma.is_masked(value):
+        raise TypeError(f"{name}: expected an array of real numbers, got {type(value).__name__} of dtype {array.dtype}")
+    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
+    return torch.from_numpy(array.astype(np.float32 if single else np.float64))
+
+
 def batches(
     data: Data, size: int, condition: Condition = None, dtype: torch.dtype | None = None, name: str = "x"
 ) -> Iterator[Any]:

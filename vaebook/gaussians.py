@@ -8,13 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Normal
+from torch.distributions import Distribution
 
-from vaebook import _checks
 from vaebook._checks import at_least_single, check_draw, check_log_weight, check_positive, check_tensor, to_scale
+from vaebook.evaluation import as_tensor
 
 ROUNDING = 1e-14
 """How far the log-sum-exp of normalised log-weights may be from 0 by the rounding of float64."""
@@ -181,13 +180,6 @@ class WeightedGaussians(Distribution):
         parts = zip(*(x.detach().split(some) for x in (self._log_weight, self.loc, self.scale)), strict=True)
         return sum(w.exp() @ function(w, loc.double(), scale.double()) for w, loc, scale in parts)
 
-    def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
-        r"""$\log\mathcal N(z\mid\mu_n,\sigma_n^2)$ under one component each, (S), for z (S, D), n (S); float64."""
-        rows = check_tensor("z", z, ("...", self.latent_dim), empty=True).shape[:-1]
-        _checks.check_index("index", index, rows, size=self.num_components)
-        _, loc, scale = self.components()
-        return Normal(loc[index], scale[index]).log_prob(z.double()).sum(-1)
-
     def sample(self, sample_shape: Sequence[int] = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Draw samples.
 
@@ -278,16 +270,3 @@ def _outside_inference_mode(tensor: Tensor) -> Tensor:
         return tensor
     with torch.inference_mode(False), torch.no_grad():
         return tensor.clone()
-
-
-def as_tensor(name: str, value: Any) -> Tensor:
-    """Copy anything that numpy reads as real numbers into a float32 or float64 tensor, of at most two dimensions."""
-    with _checks.explained(name, "a dense array of real numbers"):
-        if isinstance(value, Tensor) and value.is_floating_point():
-            value = value.to(at_least_single(value.dtype))
-        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-    array = array.reshape(len(array), -1) if array.ndim > 2 and len(array) else array
-    if array.dtype.kind not in "iuf" or np.ma.is_masked(value):
-        raise TypeError(f"{name}: expected an array of real numbers, got {type(value).__name__} of dtype {array.dtype}")
-    single = array.dtype.kind == "f" and array.dtype.itemsize <= 4
-    return torch.from_numpy(array.astype(np.float32 if single else np.float64))

@@ -13,7 +13,7 @@ from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import Normal, constraints
 
 from vaebook import clusters, kernels, sums
 from vaebook._checks import at_least_single, check_index, check_tensor
@@ -175,6 +175,13 @@ class DiagGaussianMixture(WeightedGaussians):
         parts = (kernels.prepare(loc[:, [j]], scale[:, [j]], log_weight) for j in range(rows.shape[1]))
         columns = [sums.evaluate(rows[:, [j]], part)[:, 0] for j, part in enumerate(parts)]
         return torch.stack(columns, -1).reshape(z.shape).to(at_least_single(z.dtype))
+
+    def log_prob_given(self, z: Tensor, index: Tensor) -> Tensor:
+        r"""$\log\mathcal N(z\mid\mu_n,\sigma_n^2)$ under one component each, (S), for z (S, D), n (S); float64."""
+        rows = check_tensor("z", z, ("...", self.latent_dim), empty=True).shape[:-1]
+        check_index("index", index, rows, size=self.num_components)
+        _, loc, scale = self.components()
+        return Normal(loc[index], scale[index]).log_prob(z.double()).sum(-1)
 
     def responsibilities(self, z: Tensor) -> Tensor:
         r"""Probability of each component given z.

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 from vaebook._checks import NORMALISATION, check_generator, explained, new_seed
-from vaebook.gaussians import as_tensor
+from vaebook.evaluation import as_tensor
 from vaebook.mixture import DiagGaussianMixture
 
 TOLD = 2**20
