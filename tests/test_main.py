@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,6 +197,28 @@ def test_a_file_that_may_not_be_read(tmp_path, capsys, monkeypatch):
     assert "Permission denied" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["codes.npz", "--json", "codes.npz"],
+        ["codes.npz", "--html", "folder/../codes.npz"],
+        ["codes.npz", "--html", "link.npz"],
+        ["codes.npz", "--held-out", "other.npz", "--json", "other.npz"],
+        ["codes.npz", "--prior", "other.npz", "--html", "other.npz"],
+        ["codes.npz", "--json", "report", "--html", "report"],
+    ],
+)
+def test_no_file_that_is_read_is_overwritten_and_none_is_written_twice(line, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link.npz").symlink_to("codes.npz")
+    held = {path: path.read_bytes() for path in (Path(npz(tmp_path, f"{n}.npz", **GOOD)) for n in ("codes", "other"))}
+    assert main(["diagnose", *line]) == 2
+    refused = "expected a file in a folder that exists, other than all others that are named"
+    assert capsys.readouterr() == ("", f"error: {line[-1]}: {refused}\n")
+    assert {path: path.read_bytes() for path in held} == held and not (tmp_path / "report").exists()
+
+
 def test_a_folder_in_place_of_a_report_is_refused_before_the_work(tmp_path, capsys, monkeypatch):
     assert run_as_module(monkeypatch, npz(tmp_path, **GOOD), "--json", str(tmp_path)) == 2
     assert "expected a file in a folder that exists" in capsys.readouterr().err
@@ -378,10 +401,10 @@ def test_a_report_that_nobody_wants_to_see(answered, tmp_path, monkeypatch):
     assert main(["diagnose", npz(tmp_path, **GOOD)]) == 0
 
 
-def test_an_interruption_is_one_line(tmp_path, monkeypatch):
+def test_an_interruption_is_one_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "diagnose", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(SystemExit, match=r"^interrupted$"):
-        main(["diagnose", npz(tmp_path, **GOOD)])
+    assert main(["diagnose", npz(tmp_path, **GOOD)]) == 130
+    assert capsys.readouterr() == ("", "interrupted\n")
 
 
 def test_an_interruption_while_modules_are_imported_is_one_line(tmp_path):
@@ -390,4 +413,4 @@ def test_an_interruption_while_modules_are_imported_is_one_line(tmp_path):
     here = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
     line = [sys.executable, "-m", "vaebook", "diagnose", "codes.npz"]
     done = subprocess.run(line, env=here, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "interrupted\n")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

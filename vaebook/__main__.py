@@ -19,7 +19,8 @@ try:
     from vaebook.mixture import DiagGaussianMixture
     from vaebook.storage import read_arrays
 except KeyboardInterrupt:  # they take seconds
-    raise SystemExit("interrupted") from None
+    print("interrupted", file=sys.stderr)
+    raise SystemExit(130) from None
 
 CODES = ("loc", *SPREADS, "log_weight")
 HELP = (
@@ -29,7 +30,7 @@ HELP = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status, 2 where something is wrong with what was given."""
+    """Run the command; return its exit status: 2 where something is wrong with what was given, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="python -m vaebook", description="Tools for the latent space of a VAE.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     command = commands.add_parser("diagnose", help="diagnose codes from any framework")
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             report = _diagnose(given)
         except KeyboardInterrupt:
-            raise SystemExit("interrupted") from None
+            print("interrupted", file=sys.stderr)
+            return 130
         except (TypeError, ValueError, OSError, MemoryError) as error:
             print(f"error: {one_line(error) or type(error).__name__}", file=sys.stderr)
             return 2
@@ -62,16 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _diagnose(given: argparse.Namespace) -> Any:
-    for path in (given.json, given.html):
-        if path is not None and (Path(path).is_dir() or not Path(path).resolve().parent.is_dir()):
-            raise ValueError(f"{path}: expected a file in a folder that exists")
+    taken = [Path(path).resolve() for path in (given.codes, given.held_out, given.prior) if path is not None]
+    for path in (path for path in (given.json, given.html) if path is not None):
+        taken.append(Path(path).resolve())
+        if taken[-1].is_dir() or not taken[-1].parent.is_dir() or taken[-1] in taken[:-1]:
+            raise ValueError(f"{path}: expected a file in a folder that exists, other than all others that are named")
     check_int("--seed", given.seed, minimum=-(2**63))
-    report = diagnose(
-        _codes(given.codes),
-        held_out=None if given.held_out is None else _codes(given.held_out),
-        prior=None if given.prior is None else _prior(given.prior),
-        generator=torch.Generator().manual_seed(given.seed),
-    )
+    codes, other = _codes(given.codes), None if given.held_out is None else _codes(given.held_out)
+    prior = None if given.prior is None else _prior(given.prior)
+    report = diagnose(codes, held_out=other, prior=prior, generator=torch.Generator().manual_seed(given.seed))
     if given.json is not None:
         report.to_json(given.json)
     if given.html is not None:

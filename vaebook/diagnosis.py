@@ -130,8 +130,7 @@ class _Work:
             try:
                 result = function(*given, generator=self.generator, **options)
             except (ValueError, RuntimeError, ArithmeticError) as error:
-                told = str(error).partition("\n")[0]
-                self.unknown.append(f"{what}: {told}")
+                self.unknown.append(f"{what}: {error}".partition("\n")[0])
         self.notes += dict.fromkeys(f"{what}: {w.message}" for w in caught if issubclass(w.category, UserWarning))
         self.bar.update()
         return result

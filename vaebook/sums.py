@@ -52,15 +52,13 @@ class _LogProb(torch.autograd.Function):
 
 def evaluate(z: Tensor, prepared: Any, exclude: Tensor | None = None, *, score: bool = False) -> Tensor:
     """Log-density, (M, 1), and behind it the score, differentiable in what wants derivatives."""
-    chosen = isinstance(prepared, clusters.Clusters)
-    components = prepared.components if chosen else prepared
+    few = isinstance(prepared, clusters.Clusters)
+    components = prepared.components if few else prepared
     if kernels.tracked(*components) or (score and kernels.tracked(z)):
         return kernels.dense(z, components, exclude, score=score)
     if kernels.tracked(z):
         return _LogProb.apply(z, prepared, exclude)
-    return (
-        clusters.evaluate(z, prepared, score=score) if chosen else kernels.all_pairs(z, prepared, exclude, score=score)
-    )
+    return clusters.evaluate(z, prepared, score=score) if few else kernels.all_pairs(z, prepared, exclude, score=score)
 
 
 def log_sum_of_others(log_weight: Tensor) -> Tensor:
