@@ -602,3 +602,60 @@ def test_what_is_on_the_meta_device_is_named(name, use):
 def test_memory_is_no_iterable_of_batches():
     with pytest.raises(TypeError, match=r"^x: expected a tensor, array or iterable of batches .* got memoryview"):
         aggregated_posterior(encode, memoryview(X.numpy()))
+
+
+class OverBatch(nn.Module):
+    """Something that takes the batch for a sequence: row n depends on those before it, or on how many there are."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.cell = kind, nn.LSTM(2, 4) if kind == "a sequence" else nn.Linear(2, 4)
+        with torch.no_grad():
+            for n, weight in enumerate(self.parameters()):
+                weight.copy_(torch.rand(weight.shape, generator=seed(n)) - 0.5)
+
+    def forward(self, rows):
+        rows = rows[:, :2]
+        if self.kind == "a sequence":  # batch_first=False
+            return self.cell(rows[:, None])[0][:, 0]
+        if self.kind == "places":
+            return self.cell(rows) + 0.1 * torch.arange(len(rows))[:, None]
+        return self.cell(rows).cumsum(0)
+
+
+@pytest.mark.parametrize("kind", ["a sequence", "places", "sums"])
+def test_a_batch_that_is_taken_for_a_sequence_is_seen(kind):
+    """The first rows of a batch are the same in every batch that begins with them."""
+    part = OverBatch(kind).eval()  # a decoder that is being trained may differ
+    with pytest.raises(ValueError, match=r"^encoder: expected the same from two passes .* order of the batch"):
+        aggregated_posterior(lambda x: part(x).chunk(2, 1), X, spread="log_var")
+    model = adapt(encode, lambda z: Normal(part(z), 1.0), modules=[part])
+    with pytest.raises(ValueError, match=r"^decoder: expected the same from two passes .* order of the batch"):
+        elbo(model, X)
+
+
+@dataclass
+class Energy:
+    """A density up to a factor, and where its draws lie."""
+
+    factor: float
+    latent_dim: int = 2
+
+    def log_prob(self, z):
+        return math.log(self.factor) - 0.5 * z.square().sum(-1) - math.log(2 * math.pi)
+
+    def sample(self, shape, *, generator=None):
+        return torch.randn(*shape, 2, generator=generator)
+
+
+def test_a_prior_of_more_mass_than_one_is_told_of_where_a_divergence_is_negative():
+    q = DiagGaussianMixture(torch.zeros(1, 2), torch.ones(1, 2))
+    shifted = DiagGaussianMixture(torch.full((1, 2), 0.3), torch.ones(1, 2))
+    for codes, factor, num in [(shifted, 1.5, 5_000), (CODES, 2 * math.pi, 100), (CODES, 2 * math.pi, 5_000)]:
+        with pytest.warns(UserWarning, match=r"^prior: expected a normalised density, got a negative KL"):
+            found = decompose_kl(codes, Energy(factor), num_samples=num, generator=seed())
+        assert found.marginal_kl.value < 0
+    with pytest.warns(UserWarning, match=r"^prior: expected a normalised density"):
+        diagnose(CODES, prior=Energy(2 * math.pi), generator=seed())
+    for codes, factor, num in [(q, 1.0, 5_000), (CODES, 1.0, 5_000), (shifted, 1.0, 100), (CODES, 0.5, 5_000)]:
+        decompose_kl(codes, Energy(factor), num_samples=num, generator=seed())  # a warning would be an error here

@@ -268,8 +268,8 @@ def check_repeatable(name: str, once: Tensor, again: Tensor, dtype: torch.dtype 
         apart = float((once - again).abs().max())
         raise ValueError(
             f"{name}: expected the same from two passes over the same data, got values {apart:.3g} apart. Dropout, a "
-            "draw of z or the statistics of the batch enter: call its module's eval(), name it in modules=, or return "
-            "parameters instead of a draw"
+            "draw of z, the statistics or the order of the batch enter: call its module's eval(), name it in modules=, "
+            "put the batch first, or return parameters instead of a draw"
         )
 
 

@@ -11,6 +11,7 @@ equation needs a prior that factorises; TC is the total correlation, KL(q_agg | 
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -76,6 +77,7 @@ def decompose_kl(
     Raises:
         TypeError: q_agg is not a mixture, prior lacks a method, num_samples is not an int.
         ValueError: the prior has another dimension or is 0 at a draw; num_samples is less than 2.
+        UserWarning: the mismatch is negative for certain, because the prior is not normalised.
 
     Example:
         >>> import torch
@@ -97,6 +99,8 @@ def decompose_kl(
     between = log_agg - q_agg.double().log_prob_marginals(z).sum(-1) if marginals else torch.zeros_like(told)
     if rates is None:
         parts, how = (estimate(price), estimate(told), estimate(price - told)), "sampled"
+        if num_samples >= 100 and parts[2].value < -6 * parts[2].stderr:  # no KL is; few draws do not tell their error
+            warnings.warn("prior: expected a normalised density, got a negative KL(q_agg | prior)", stacklevel=3)
     else:
         rate, rounding = float(rates.sum()), [2**-52 * float(part.abs().max()) for part in (log_own, price)]
         told, between = (_with_control(part, price - rate) for part in (told, between))

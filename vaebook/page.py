@@ -25,8 +25,7 @@ STYLE = """
 .vb figure{margin:0}.vb img{width:100%;height:auto;background:#fff}.vb figcaption{font-size:.85rem;color:var(--soft)}
 """
 WORDS = {
-    "latent, code": "A latent is one coordinate of z. The code of a datum is the Gaussian q(z|x) that the encoder "
-    "gives it, or a draw of that.",
+    "latent, code": "A latent is one coordinate of z. The code of a datum is its Gaussian q(z|x), or a draw of that.",
     "nats": "Units of information and of log-density; 1 nat is 1.44 bits.",
     "prior": "What z is drawn from to make new samples, nearly always a standard normal.",
     "aggregated posterior, q_agg": "The average of the encoder's Gaussians over the data: where codes really lie. "
