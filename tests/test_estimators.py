@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 import torch
 
-from vaebook import DiagGaussianMixture
+from vaebook import DiagGaussianMixture, _checks
 from vaebook.estimators import (
     Estimate,
     estimate,
@@ -75,7 +75,7 @@ def batch_of_codes(batches=(), size=5, dim=3, seed=0):
 
 
 def test_weights_written_out():
-    quarter, third = torch.full((4, 4), 0.25), torch.full((4, 4), 1 / 3)
+    quarter, third = (torch.full((4, 4), value, dtype=torch.float64) for value in (1 / 4, 1 / 3))
     expected = {
         "in-batch": quarter,
         "leave-one-out": third.clone().fill_diagonal_(0),
@@ -87,13 +87,14 @@ def test_weights_written_out():
                 [10 / 30, 3 / 30, 7 / 30, 10 / 30],
                 [10 / 30, 10 / 30, 3 / 30, 7 / 30],
                 [7 / 30, 10 / 30, 10 / 30, 3 / 30],
-            ]
+            ],
+            dtype=torch.float64,
         ),
     }
     for scheme, weights in expected.items():
         got = minibatch_weights(scheme, 4, 10)
         assert got.dtype == torch.float64
-        torch.testing.assert_close(got, weights.double(), atol=1e-7, rtol=0)
+        torch.testing.assert_close(got, weights, atol=1e-15, rtol=0)
 
 
 @pytest.mark.parametrize("scheme", ["in-batch", "leave-one-out", "stratified", "equal"])
@@ -337,3 +338,40 @@ def test_a_datum_may_have_no_weight_but_every_code_has_some():
     assert bool(minibatch_log_prob(torch.zeros(2, 2), weights).isfinite().all())
     with pytest.raises(ValueError, match=r"^weights: expected a positive weight in every row, got 0 at index \(1,\)"):
         minibatch_log_prob(torch.zeros(2, 2), weights.mT)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_batch_is_refused_whose_square_does_not_fit_into_memory(monkeypatch, scheme):
+    monkeypatch.setattr(_checks, "room", lambda: 100)
+    assert minibatch_weights(scheme, 10, 10**6).shape == (10, 10)
+    with pytest.raises(ValueError, match=r"^batch_size: expected a size that fits into memory, got 11$"):
+        minibatch_weights(scheme, 11, 10**6)
+
+
+@pytest.mark.parametrize("moved", [1, 2])
+def test_arguments_on_two_devices_name_the_one_that_is_elsewhere(moved):
+    z, loc, scale = batch_of_codes()
+    log_q, log_prior, weights = pairwise_log_prob(z, loc, scale), z.mT, minibatch_weights("in-batch", 5)
+    for function, arguments, names in (
+        (pairwise_log_prob, [z, loc, scale], ("z", "loc", "scale")),
+        (minibatch_decomposition, [log_q, log_prior, weights], ("log_q", "log_prior", "weights")),
+    ):
+        arguments[moved] = arguments[moved].to("meta")
+        with pytest.raises(ValueError, match=f"^{names[moved]}: expected all arguments on one device, cpu, got meta"):
+            function(*arguments)
+
+
+def test_a_shape_that_is_refused_is_told_whole():
+    with pytest.raises(ValueError, match=r"^log_q: expected shape \(\.\.\., B, B\), got \(2, 7, 3, 4\)$"):
+        minibatch_log_prob(torch.zeros(2, 7, 3, 4), minibatch_weights("in-batch", 3))
+
+
+@pytest.mark.parametrize("scheme", ["leave-one-out", "equal"])
+def test_derivatives_go_through_every_argument_and_both_terms(scheme):
+    arguments = tuple(x.requires_grad_() for x in batch_of_codes((2,), size=3, dim=2))
+    weights, log_prior = minibatch_weights(scheme, 3, 9), torch.zeros(2, 2, 3).double().requires_grad_()
+    assert torch.autograd.gradcheck(pairwise_log_prob, arguments)
+    log_q = pairwise_log_prob(*arguments).detach().requires_grad_()
+    for function in (minibatch_log_prob, minibatch_information):
+        assert torch.autograd.gradcheck(lambda x, f=function: f(x, weights), (log_q,))
+    assert torch.autograd.gradcheck(lambda x, y: minibatch_decomposition(x, y, weights), (log_q, log_prior))
