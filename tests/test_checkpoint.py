@@ -651,3 +651,84 @@ def test_weights_that_are_whole_numbers_are_named(tmp_path, name):
     storage.write(path, content, tensors | {name: tensors[name].long()})
     with pytest.raises(ValueError, match=rf"^{path}: {name}: expected a floating-point tensor, got dtype torch.int64$"):
         load(path)
+
+
+@pytest.mark.parametrize("config", [[], "", 0, False, ()])
+def test_an_empty_thing_that_is_no_dict_is_no_config(tmp_path, config):
+    with pytest.raises(TypeError, match=rf"^config: expected a dict, got {type(config).__name__}"):
+        save(tmp_path / "vae", vae("normal"), config)
+
+
+@pytest.mark.parametrize("config", [{1: 0, "a": (1, 2)}, {None: [], True: {}, "b": {"c": None, 2: 1}}])
+def test_a_config_with_keys_of_several_kinds_is_kept_as_json_has_it(tmp_path, config):
+    save(tmp_path / "vae", vae("normal"), config)
+    assert storage.read(tmp_path / "vae", "model")[0]["config"] == json.loads(json.dumps(config))
+
+
+@pytest.mark.parametrize(("shape", "got"), [((2, 2), "(2, 2)"), ((2,), "(2,)"), ((), "()"), ((0, 99), "(0, 99)")])
+def test_a_standard_normal_has_one_row(tmp_path, shape, got):
+    storage.write(tmp_path / "normal", {"density": "StandardNormal"}, {"loc": torch.zeros(shape)})
+    with pytest.raises(ValueError) as error:
+        load_density(tmp_path / "normal")
+    assert str(error.value) == f"{tmp_path / 'normal'}: loc: expected shape (1, D), got {got}"
+
+
+@pytest.mark.parametrize("off", [1e-6, -1e-6])
+def test_a_mixture_whose_weights_are_normalised_again_is_not_the_one_in_the_file(tmp_path, off):
+    q, told = diag_mixture(), "tensors: expected those of a normalised density, got others"
+    storage.write(
+        tmp_path / "density", {"density": "DiagGaussianMixture"}, tensors_of(q) | {"log_weight": q.log_weight + off}
+    )
+    with pytest.raises(ValueError, match=rf"density: {told}$"):
+        load_density(tmp_path / "density")
+
+
+@pytest.mark.parametrize("held", [torch.zeros(2), Normal(0.0, 1.0)])
+@pytest.mark.parametrize("deep", [0, 1, 2])
+def test_a_prior_is_lost_with_what_a_module_in_it_has_beside_its_weights(tmp_path, held, deep):
+    model, inner = vae("gmm"), nn.Linear(1, 1)
+    inner.held = held
+    for _ in range(deep):
+        inner = nn.Sequential(inner)
+    model.prior.part = inner
+    with pytest.raises(ValueError, match="which would be lost"):
+        save(tmp_path / "vae", model)
+    assert not list(tmp_path.iterdir())
+
+
+def test_exemplars_are_told_by_their_values_however_they_lie_in_memory(tmp_path):
+    encoder, rows = GaussianEncoder(6, 2, (5,), generator=generator()), data(6, 6)
+    models = [
+        VAE(encoder, BernoulliDecoder(2, 6, (5,), generator=generator()), ExemplarPrior(encoder, x))
+        for x in (rows.mT, rows.mT.contiguous(), rows)
+    ]
+    save(tmp_path / "vae", models[0])
+    assert load(tmp_path / "vae", models[1]) is models[1] and load(tmp_path / "vae", models[0]) is models[0]
+    with pytest.raises(ValueError, match=r"prior: expected ExemplarPrior\(.*sha256="):
+        load(tmp_path / "vae", models[2])
+
+
+@pytest.mark.parametrize(
+    ("part", "allowed"),
+    [
+        ("encoder", "GaussianEncoder, BernoulliDecoder, GaussianDecoder"),
+        ("decoder", "GaussianEncoder, BernoulliDecoder, GaussianDecoder"),
+        ("prior", "StandardNormal, VampPrior, GaussianMixture"),
+    ],
+)
+def test_of_a_part_that_cannot_be_built_the_ones_that_can_are_told(tmp_path, part, allowed):
+    content = checkpoint._describe(vae("gmm"))
+    content[part]["class"] = "ExemplarPrior"
+    forge(tmp_path / "vae", {"model": content, "config": {}}, vae("gmm").state_dict())
+    with pytest.raises(ValueError, match=rf"vae: {part}: expected one of {allowed}, got ExemplarPrior\("):
+        load(tmp_path / "vae")
+
+
+@pytest.mark.parametrize("name", ["encoders.bias", "encoder_", "decoderx"])
+def test_a_tensor_whose_name_only_begins_like_a_part_is_none_of_its_own(tmp_path, name):
+    kept = vae("gmm")
+    tensors = kept.state_dict() | {name: torch.zeros(1)}
+    assert name not in checkpoint._of("encoder", tensors) | checkpoint._of("decoder", tensors)
+    forge(tmp_path / "vae", {"model": checkpoint._describe(kept), "config": {}}, tensors)
+    with pytest.raises(ValueError, match=rf"{name}"):
+        load(tmp_path / "vae")

@@ -288,7 +288,7 @@ def test_clusters_are_considered_from_so_many_pairs_on():
     assert clusters.PAIRS == 256 * 2**13
     assert clusters.worth(2**13, 256, device) and not clusters.worth(2**13, 255, device)
     assert clusters.worth(2_049, 10_000, device) and not clusters.worth(2_048, 10_000, device)
-    assert not clusters.worth(2**13, 256, torch.device("cuda"))
+    assert not any(clusters.worth(2**13, 256, torch.device(other)) for other in ("cuda", "mps", "xpu", "meta"))
 
 
 def test_bands_of_points_change_nothing(monkeypatch):
@@ -358,3 +358,25 @@ def test_bounds_that_are_tight_at_each_point_need_no_terms(monkeypatch):
     least, kept = clusters.bounded(*given)
     assert bool((least <= top + 1e-6).all()) and bool((kept | ~wanted).all())
     assert float(top[0] - top[1]) > 2 * clusters.WITHIN
+
+
+@pytest.mark.parametrize("outlier", [0, 700, -1])
+@pytest.mark.parametrize("shift", [0.0, 50.0, -50.0])
+def test_a_box_holds_the_means_of_its_cluster_and_no_more(outlier, shift):
+    loc, scale, log_weight = normal(701, 2) + shift, normal(701, 2, seed=1).exp(), normal(701, seed=2)
+    loc[outlier] = 1e3
+    log_weight[::3] = -torch.inf
+    places = cluster(loc)
+    held, unit = clusters.prepare(loc, scale, log_weight, places), math.log2(math.e)
+    for members, (middle, half, sharpness), central in zip(
+        places, held.box.permute(2, 1, 0), held.central, strict=True
+    ):
+        own = members[members < len(loc)]
+        low, high = (loc[own] - held.components.middle).aminmax(dim=0)
+        torch.testing.assert_close(middle / unit, (low + high) / 2)
+        torch.testing.assert_close(half / unit, (high - low) / 2)
+        torch.testing.assert_close(sharpness, (2 * unit) ** -0.5 / scale[own].amax(0))
+        live = own[log_weight[own] > -torch.inf]
+        away = (loc[live] - held.components.middle - middle / unit).square().sum(1)
+        nearest = scale[live[away.argmin()]]
+        torch.testing.assert_close(central[:2], -0.5 * nearest**-2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
+import io
 import json
 import os
 import random
@@ -15,6 +16,8 @@ import subprocess
 import sys
 import threading
 import time
+import types
+import zlib
 
 import numpy as np
 import pooch
@@ -500,3 +503,95 @@ def test_the_cache_of_the_user_bears_the_name_of_the_package(miniature, monkeypa
     monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / name)
     shutil.copytree(miniature, tmp_path / "vaebook" / "fashion-mnist")
     assert [len(part) for part in data.fashion_mnist()] == [20, 10, 12] * 2
+
+
+def test_an_empty_path_is_the_folder_of_today_and_no_download(miniature, monkeypatch, tmp_path):
+    monkeypatch.setattr(data, "_found_or_downloaded", lambda: pytest.fail("a folder was given"))
+    monkeypatch.chdir(miniature)
+    assert [len(part) for part in data.fashion_mnist("")] == [20, 10, 12] * 2
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^folder: expected the four files"):
+        data.fashion_mnist("")
+
+
+def test_every_image_is_in_single_precision_and_every_label_a_long(miniature):
+    assert [part.dtype for part in data.fashion_mnist(miniature)] == [torch.float32] * 3 + [torch.int64] * 3
+
+
+def test_places_are_tried_in_their_order_and_each_failure_is_told_on_one_line(miniature, monkeypatch):
+    def fail(folder):
+        raise OSError(f"no\n  {folder.name}")
+
+    asked = []
+    monkeypatch.setattr(data, "_download", lambda base, cache: asked.append(base))
+    monkeypatch.setattr(data, "_read_all", fail)
+    with pytest.raises(FileNotFoundError) as error:
+        data.fashion_mnist()
+    assert asked == list(data.FASHION_BASES)
+    places = [(cache_of(miniature), "fashion-mnist"), (data.FASHION_SYSTEM_FOLDER, "no-such-folder")]
+    told = [f"{place}: OSError: no {name}" for place, name in [*places, *((x, "fashion-mnist") for x in asked)]]
+    assert str(error.value).startswith(f"Fashion-MNIST: expected its four files, got {'; '.join(told)}. Install ")
+
+
+@pytest.mark.parametrize("error", [TypeError("ours"), KeyError("ours"), MemoryError("ours")])
+def test_a_mistake_that_is_no_matter_of_files_is_not_called_a_missing_file(miniature, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(data, "_read_all", fail)
+    with pytest.raises(type(error), match="ours"):
+        data.fashion_mnist()
+
+
+def test_a_folder_with_the_name_of_a_file_is_none_and_the_packed_file_comes_first(miniature):
+    one, two, *_ = data.FASHION_SHA256
+    (miniature / one).mkdir()
+    (miniature / two).write_bytes(b"unpacked in part")
+    before = data.fashion_mnist(miniature)
+    content = gzip.decompress((miniature / f"{one}.gz").read_bytes())
+    (miniature / f"{one}.gz").unlink()
+    (miniature / one).rmdir()
+    (miniature / f"{one}.gz").mkdir()
+    (miniature / one).write_bytes(content)
+    assert all(torch.equal(a, b) for a, b in zip(before, data.fashion_mnist(miniature), strict=True))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_of_a_file_that_is_too_long_no_more_than_the_limit_comes_into_memory(monkeypatch, packed):
+    read, unpacked, content = [], [], b"x" * 1500
+
+    class File(io.BytesIO):
+        def read(self, size=-1):
+            read.append(size)
+            return super().read(size)
+
+    class Unpacker:
+        def __init__(self, bits):
+            self.own = zlib.decompressobj(bits)
+
+        def decompress(self, packed, size=0):
+            unpacked.append(size)
+            return self.own.decompress(packed, size)
+
+    kinds = {"MAX_WBITS": zlib.MAX_WBITS, "error": zlib.error, "decompressobj": Unpacker}
+    monkeypatch.setattr(data, "zlib", types.SimpleNamespace(**kinds))
+    monkeypatch.setattr(data, "_MOST", 1000)
+    with pytest.raises(ValueError, match=r"^name: expected .*, got 1,000 bytes with SHA-256 "):
+        data._unpack("name", File(gzip.compress(content) if packed else content), "0" * 64)
+    assert read == [1000 + 2**16] and unpacked == [1000] * packed
+
+
+def test_of_a_broken_stream_it_is_told_what_is_broken():
+    content = bytearray(gzip.compress(bytes(range(200))))
+    content[12:40] = bytes(28)
+    with pytest.raises(
+        ValueError, match=r"^name: expected .*, got a broken gzip stream \(Error -3 while decompressing"
+    ):
+        data._unpack("name", io.BytesIO(content), "0" * 64)
+
+
+def test_the_generator_of_black_and_white_data_goes_where_they_are(monkeypatch):
+    asked, x = [], torch.full((3,), 0.5)
+    monkeypatch.setattr(data, "check_generator", lambda *given: asked.append(given))
+    data.binarize(x, "a generator")
+    assert asked == [("a generator", x.device)]

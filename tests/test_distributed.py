@@ -364,6 +364,12 @@ def test_a_process_that_dies_is_one_error_within_a_minute(tmp_path):
         ({"log_weight": torch.tensor([0, torch.inf, 0])}, ValueError, "^log_weight: .* got a sum of weights of inf"),
         ({"log_weight": torch.tensor([0, torch.nan, 0])}, ValueError, "^log_weight: .* got a sum of weights of nan"),
         ({"log_weight": torch.zeros(2)}, ValueError, "expected \\(N, D\\), \\(N, D\\) and \\(N\\)"),
+        ({"log_weight": torch.zeros(1)}, ValueError, "^loc: expected \\(N, D\\), \\(N, D\\) and \\(N\\)"),
+        (
+            {"loc": torch.zeros(3, 2, 2), "scale": torch.ones(3, 2, 2)},
+            ValueError,
+            "^loc: expected \\(N, D\\), \\(N, D\\) and \\(N\\) .*, got \\[\\(3, 2, 2\\), \\(3, 2, 2\\)\\]",
+        ),
         ({"loc": torch.zeros(3)}, ValueError, "expected \\(N, D\\), \\(N, D\\) and \\(N\\)"),
         ({"loc": torch.zeros(3), "scale": torch.ones(3)}, ValueError, "expected \\(N, D\\), \\(N, D\\) and \\(N\\)"),
         ({"scale": -torch.ones(3, 2)}, ValueError, "scale: expected positive values"),
@@ -616,3 +622,127 @@ def test_a_part_without_weight_keeps_its_components(place):
     assert torch.equal(parts[index].loc, loc)
     drawn = parts.sample_with_index((200,), generator=torch.Generator().manual_seed(0))[1]
     assert bool((weight[drawn] > -torch.inf).all())
+
+
+@pytest.fixture
+def of_two(monkeypatch):
+    """Make this process believe that it is one of two."""
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_rank", lambda group: 1)
+    monkeypatch.setattr(distributed, "get_world_size", lambda group: 2)
+
+
+def test_a_mixture_of_this_process_alone_asks_no_other(of_two, monkeypatch):
+    assert shards.Processes(None).size == 2
+    monkeypatch.setattr(distributed, "all_reduce", None)
+    q, z, index = whole()
+    alone = shards.Processes(False)
+    assert (alone.rank, alone.size, alone.several) == (0, 1, False)
+    for part in (ShardedMixture(*q.components()[1:], q.components()[0], group=False), module.in_shards("q", q)):
+        torch.testing.assert_close(part.log_prob(z), q.log_prob(z))
+        torch.testing.assert_close(part.log_prob_given(z, index), q.log_prob_given(z, index))
+
+
+@pytest.mark.parametrize("mark", [0, 2**31, 2**32 - 2])
+@pytest.mark.parametrize("more", [-1, 0, 1])
+def test_checksums_that_differ_by_one_are_told_apart(of_two, monkeypatch, mark, more):
+    other = torch.tensor([mark + more, -mark - more], dtype=torch.float64)
+    processes = shards.Processes(None)
+    monkeypatch.setattr(shards, "_checksum", lambda values: mark)
+    monkeypatch.setattr(processes, "reduced", lambda x, *, largest: torch.maximum(x, other.to(x.dtype)))
+    if more == 0:
+        processes.agree("z", 1)
+    else:
+        with pytest.raises(ValueError, match=r"^z: expected the same in all processes, got different ones$"):
+            processes.agree("z", 1)
+
+
+@pytest.mark.parametrize("more", [1, shards.TOLD, 3 * shards.TOLD])
+@pytest.mark.parametrize("num", [0, 4])
+def test_other_numbers_of_draws_are_told_apart(of_two, monkeypatch, num, more):
+    """However far apart they are: also by a multiple of the checksums that there are."""
+    sent, processes = [], shards.Processes(None)
+    monkeypatch.setattr(processes, "gather", lambda mine: sent.append(mine) or torch.stack([sent[0], mine]))
+    assert processes.common(seeded(), num).initial_seed() == processes.common(seeded(), num).initial_seed()
+    with pytest.raises(ValueError, match=r"^sample_shape: expected as many draws in all processes, got different"):
+        processes.common(seeded(), num + more)
+
+
+def test_all_draw_with_thirty_bits_of_the_first_process():
+    for seed in range(9):
+        wanted = int(torch.randint(2**30, (), generator=torch.Generator().manual_seed(seed)))
+        common = shards.Processes(None).common(torch.Generator().manual_seed(seed), 2**60)
+        assert common.initial_seed() == wanted
+
+
+@pytest.mark.parametrize("group", [None, False])
+def test_what_is_no_generator_is_named(group):
+    q = ShardedMixture(torch.zeros(3, 2), torch.ones(3, 2), group=group)
+    for draw in (q.sample, q.sample_with_index):
+        with pytest.raises(TypeError, match=r"^generator: expected a torch\.Generator or None, got int$"):
+            draw((2,), generator=3)
+
+
+def test_one_shard_draws_on_the_processor_with_a_generator_of_another_device(monkeypatch):
+    asked = []
+    monkeypatch.setattr(shards, "check_generator", lambda *given: asked.append(given))
+    assert shards.Processes(False).common("a", 3) is None
+    assert asked == [("a", torch.device("cpu"))]
+
+
+@pytest.mark.parametrize("name", ["loc", "scale", "log_weight"])
+def test_rows_that_cannot_be_read_are_those_of_the_argument_that_is_named(name):
+    rows = {"loc": np.zeros((6, 2)), "scale": np.ones((6, 2)), "log_weight": np.zeros(6)}
+    rows[name] = Rows(rows[name].shape, OSError("gone"))
+    with pytest.raises(ValueError, match=rf"^{name}: expected rows that can be read, got OSError: gone$"):
+        ShardedMixture(**rows).log_prob(torch.zeros(1, 2))
+
+
+def test_of_several_files_some_may_have_no_weights():
+    q, z, index = whole()
+    log_weight, loc, scale = (part.split([20, 10, 30]) for part in q.components())
+    found = ShardedMixture(loc, scale, (log_weight[0], None, log_weight[2]))
+    want = DiagGaussianMixture(
+        q.loc, q.scale, torch.cat([log_weight[0], torch.zeros(10), log_weight[2]]).log_softmax(0)
+    )
+    for name, value in answers(want, z, index).items():
+        torch.testing.assert_close(answers(found, z, index)[name], value, rtol=1e-10, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("shift", [-3000.0, 0.0, 3000.0])
+def test_weights_far_from_normalised_are(shift):
+    """Also where their sum is below or above every number, and in parts of very different weight."""
+    q, z, _ = whole()
+    for parts in ([60], [7, 53], [1] * 60):
+        log_weight, loc, scale = (part.split(parts) for part in q.components())
+        found = ShardedMixture(loc, scale, [weight + shift for weight in log_weight])
+        torch.testing.assert_close(found.log_prob(z), q.log_prob(z), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found.mean, q.mean, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("far", [1e2, 1e4])
+def test_far_from_all_parts_densities_and_scores_are_right(far):
+    """Where every density is 0 in numbers, and only its logarithm is one."""
+    q, z, index = whole()
+    parts = ShardedMixture(*(list(x.split(20)) for x in (q.loc, q.scale)), list(q.components()[0].split(20)))
+    z = z + far
+    for name in ("log_prob", "log_prob_and_score", "log_prob_marginals"):
+        torch.testing.assert_close(getattr(parts, name)(z), getattr(q, name)(z), rtol=1e-10, atol=1e-10)
+    others = parts.log_prob_leave_one_out(z, index)
+    torch.testing.assert_close(others, q.log_prob_leave_one_out(z, index), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(("rows", "num"), [((torch.Tensor, np.asarray), 1), ((np.asarray, torch.Tensor), 3)])
+def test_means_tell_whether_components_are_in_parts(rows, num):
+    loc, scale = (kind(x) for kind, x in zip(rows, (torch.zeros(20, 1), torch.ones(20, 1)), strict=True))
+    q = ShardedMixture(loc, scale, part_size=7)
+    assert [first for *_, first in q.parts()] == [0, 7, 14][:num]
+    assert len({part.in_clusters for part, *_ in q.parts()}) == 1
+
+
+def test_the_last_part_may_be_one_row_and_an_empty_file_is_none():
+    for size, firsts in ((1, [0, 1, 2, 3, 4, 5, 6]), (2, [0, 2, 4, 6]), (3, [0, 3, 6]), (7, [0]), (8, [0])):
+        loc = [np.zeros((0, 1)), np.arange(7.0)[:, None], np.zeros((0, 1))]
+        q = ShardedMixture(loc, [np.ones_like(x) for x in loc], part_size=size)
+        assert [first for *_, first in q.parts()] == firsts and q.num_components == 7
+        assert q.mean.item() == pytest.approx(3)

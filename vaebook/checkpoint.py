@@ -211,7 +211,7 @@ def _describe(vae: VAE) -> dict[str, Any]:
         known = _KNOWN.get(name) is type(module) and getattr(module, "encoder", vae.encoder) is vae.encoder
         model[part] = {"class": name, "arguments": module.config() if known else None}
         if known and hasattr(module, "exemplars"):
-            digest = storage.digest({}, {"exemplars": module.exemplars.cpu().contiguous()})
+            digest = storage.digest({}, {"exemplars": module.exemplars.cpu()})
             model[part]["arguments"]["sha256"] = digest[:16]
     return json.loads(json.dumps(model))  # tuples become lists, as they will in the file
 
