@@ -595,3 +595,13 @@ def test_the_generator_of_black_and_white_data_goes_where_they_are(monkeypatch):
     monkeypatch.setattr(data, "check_generator", lambda *given: asked.append(given))
     data.binarize(x, "a generator")
     assert asked == [("a generator", x.device)]
+
+
+def test_a_server_that_says_nothing_is_left_after_half_a_minute(miniature, monkeypatch):
+    class Silent:
+        def __init__(self, **how):
+            raise OSError(f"asked with {how}")
+
+    monkeypatch.setattr(pooch, "HTTPDownloader", Silent)
+    with pytest.raises(FileNotFoundError, match=r"asked with {'timeout': 30}"):
+        data.fashion_mnist()

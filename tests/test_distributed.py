@@ -746,3 +746,32 @@ def test_the_last_part_may_be_one_row_and_an_empty_file_is_none():
         q = ShardedMixture(loc, [np.ones_like(x) for x in loc], part_size=size)
         assert [first for *_, first in q.parts()] == firsts and q.num_components == 7
         assert q.mean.item() == pytest.approx(3)
+
+
+@pytest.mark.parametrize(
+    ("weights", "equal"),
+    [
+        ([0.5, 0.5], True),
+        ([0.5 + 3e-6, 0.5 - 3e-6], True),
+        ([0.5 + 3e-5, 0.5 - 3e-5], False),
+        ([0.5 - 3e-5, 0.5 + 3e-5], False),
+        ([0.5, 0.5, 0.0], False),
+        ([0.0, 1.0], False),
+        ([1.0], True),
+        ([1.0, 0.0], False),
+    ],
+)
+@pytest.mark.parametrize("apart", [False, True])
+def test_weights_are_equal_but_for_rounding(weights, equal, apart):
+    log_weight = torch.tensor(weights, dtype=torch.float64).log()
+    rows = torch.zeros(len(weights), 1), torch.ones(len(weights), 1), log_weight
+    q = ShardedMixture(*([x.split(1) for x in rows] if apart else rows))
+    assert shards.has_equal_weights(q) is equal
+
+
+def test_what_is_wrong_with_several_files_is_told_with_its_numbers():
+    loc = [torch.zeros(3, 2), torch.zeros(3, 1)]
+    with pytest.raises(ValueError, match=r"^loc: expected one D everywhere, got 1 and 2$"):
+        ShardedMixture(loc, [x + 1 for x in loc])
+    with pytest.raises(ValueError, match=r"^log_weight: .*, got a sum of weights of 0\.0$"):
+        ShardedMixture(loc[0], loc[0] + 1, torch.full((3,), -torch.inf))

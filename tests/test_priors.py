@@ -853,3 +853,38 @@ def test_the_standard_normal_is_one_component(dim, dtype):
     assert [part.shape for part in parts] == [(1,), (1, dim), (1, dim)] and {part.dtype for part in parts} == {dtype}
     z = torch.randn(5, dim, generator=rng(), dtype=torch.float64)
     torch.testing.assert_close(from_components(*parts).log_prob(z), prior.log_prob(z), rtol=1e-12, atol=1e-12)
+
+
+CODE_PRIORS = [(VampPrior, "pseudo_inputs"), (ExemplarPrior, "exemplars")]
+
+
+@pytest.mark.parametrize(("kind", "name"), CODE_PRIORS)
+def test_codes_of_any_shape_make_a_prior_of_as_many_numbers(kind, name):
+    prior = kind(lambda x: Independent(Normal(x.view(-1, 2, 3), torch.ones(len(x), 2, 3)), 2), torch.rand(4, 6))
+    assert prior.latent_dim == 6 and prior.sample((3,)).shape == (3, 6)
+    assert prior.log_prob(torch.zeros(5, 6)).shape == (5,)
+
+
+@pytest.mark.parametrize(("kind", "name"), CODE_PRIORS)
+def test_arrays_come_in_the_dtype_of_the_weights(kind, name):
+    prior = kind(encoder().float(), data(3).numpy().astype("float64"))
+    assert getattr(prior, name).dtype == torch.float32
+    assert prior.sample((2,)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize(("kind", "name"), CODE_PRIORS)
+def test_whole_numbers_are_refused_also_where_no_weight_tells_the_dtype(kind, name, dtype):
+    function = lambda x: Independent(Normal(x[:, :2].double(), torch.ones(len(x), 2).double()), 1)  # noqa: E731
+    with pytest.raises(TypeError, match=rf"^{name}: expected a floating-point tensor, got dtype {dtype}$"):
+        kind(function, torch.ones(3, 6).to(dtype))
+
+
+@pytest.mark.parametrize(("kind", "learned"), [(VampPrior, "pseudo_inputs"), (ExemplarPrior, "log_scale")])
+def test_components_of_codes_can_be_derived_in_all_that_makes_them(kind, learned):
+    own = encoder()
+    prior = kind(own, data(3))
+    own.requires_grad_(True)
+    log_weight, loc, scale = prior.components()
+    slopes = torch.autograd.grad(loc.square().sum() + scale.sum(), [getattr(prior, learned), *own.loc.parameters()])
+    assert all(bool(slope.ne(0).any()) for slope in slopes) and log_weight.exp().sum().item() == pytest.approx(1)
