@@ -19,8 +19,8 @@ from safetensors.numpy import save_file as save_numpy
 from safetensors.torch import save_file
 from torch import distributed
 
+from vaebook import _checks, shards
 from vaebook import distributed as module
-from vaebook import shards
 from vaebook.distributed import ShardedMixture
 from vaebook.holes import hole_mass
 from vaebook.information import active_units, decompose_kl, kl_per_dimension, mutual_information
@@ -775,3 +775,89 @@ def test_what_is_wrong_with_several_files_is_told_with_its_numbers():
         ShardedMixture(loc, [x + 1 for x in loc])
     with pytest.raises(ValueError, match=r"^log_weight: .*, got a sum of weights of 0\.0$"):
         ShardedMixture(loc[0], loc[0] + 1, torch.full((3,), -torch.inf))
+
+
+def test_alone_nothing_is_compared(monkeypatch):
+    monkeypatch.setattr(shards, "_checksum", None)
+    q, z, index = whole()
+    ShardedMixture(q.loc, q.scale).log_prob_given(z, index)
+
+
+def test_draws_are_places_among_the_cumulated_weights_and_noise_in_double_precision():
+    q, *_ = whole()
+    log_weight, loc, scale = q.components()
+    generator, num = seeded(), 500
+    generator.manual_seed(int(torch.randint(2**30, (), generator=generator)))
+    place = torch.rand(num, generator=generator, dtype=torch.float64)
+    noise = torch.randn(num, DIM, generator=generator, dtype=torch.float64)
+    number = torch.searchsorted(log_weight.exp().cumsum(0), place, right=True)
+    for parts in ([60], [1] * 60, [8, 52]):
+        found = ShardedMixture(*(x.split(parts) for x in (loc, scale, log_weight)))
+        z, index = found.sample_with_index((num,), generator=seeded())
+        assert torch.equal(index, number) and torch.equal(z, loc[number] + scale[number] * noise)
+        assert torch.equal(found.sample((num,), generator=seeded()), z)
+
+
+def test_each_component_may_be_a_part_and_left_out():
+    q, z, _ = whole()
+    q, index = q[:8], torch.arange(40) % 8
+    found = ShardedMixture(*(x.split(1) for x in (q.loc, q.scale, q.log_weight)))
+    others = found.log_prob_leave_one_out(z, index)
+    torch.testing.assert_close(others, q.log_prob_leave_one_out(z, index), rtol=1e-10, atol=1e-10)
+
+
+def test_components_in_single_precision_have_moments_in_double():
+    q, *_ = whole()
+    loc, scale = 1e3 + q.loc.float(), q.scale.float()
+    double = DiagGaussianMixture(loc.double(), scale.double())
+    for found in (ShardedMixture(loc, scale), ShardedMixture(loc.split(9), scale.split(9))):
+        torch.testing.assert_close(found.mean, double.mean, rtol=1e-13, atol=0)
+        torch.testing.assert_close(found.covariance, double.covariance, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2), (2, 0), (), (1,), (2, 3)])
+def test_points_of_any_number_are_answered_in_their_shape_without_derivatives(shape):
+    q = whole()[0]
+    part, number = ShardedMixture(q.loc, q.scale), torch.zeros(shape, dtype=torch.long)
+    z = torch.zeros(*shape, DIM, requires_grad=True)
+    assert part.log_prob_leave_one_out(z, number).shape == part.log_prob(z).shape == shape
+    given = part.log_prob_given(z, number)
+    assert given.shape == shape and given.dtype == torch.float64 and not given.requires_grad
+    assert part.log_prob_marginals(z).shape == part.log_prob_and_score(z)[1].shape == (*shape, DIM)
+    for density in (part.log_prob_given, part.log_prob_leave_one_out):
+        with pytest.raises(ValueError, match=rf"^z: expected shape \(\.\.\., {DIM}\)"):
+            density(torch.zeros(*shape, DIM + 1), number)
+        with pytest.raises(ValueError, match=r"^index: expected shape"):
+            density(z, torch.zeros(*shape, 2, dtype=torch.long))
+
+
+def test_a_draw_that_does_not_fit_into_memory_is_refused(monkeypatch):
+    part = ShardedMixture(torch.zeros(2, DIM), torch.ones(2, DIM))
+    monkeypatch.setattr(_checks, "room", lambda: 33 * DIM)
+    assert part.sample((33,)).shape == (33, DIM) and part.sample((3, 11)).shape == (3, 11, DIM)
+    for shape in ((34,), (2, 17)):
+        with pytest.raises(ValueError, match=r"^sample_shape: expected a size that fits into memory"):
+            part.sample(shape)
+    with pytest.raises(TypeError, match=r"^sample_shape: expected a tuple of ints, got str"):
+        part.sample("12")
+
+
+@pytest.mark.parametrize(("shape", "wanted"), [((), (1,)), ((1, 2), (1,)), ((2, 1, 1), (2,))])
+def test_a_choice_of_components_that_is_no_row_names_the_index(shape, wanted):
+    part = ShardedMixture(torch.zeros(2, DIM), torch.ones(2, DIM))
+    with pytest.raises(ValueError) as error:
+        part[torch.zeros(shape, dtype=torch.long)]
+    assert str(error.value) == f"index: expected shape {wanted}, got {shape}"
+
+
+def test_what_is_no_mixture_or_has_other_weights_is_named():
+    weights = torch.tensor([0.25, 0.75], dtype=torch.float64).log()
+    q = DiagGaussianMixture(torch.zeros(2, 1), torch.ones(2, 1), weights)
+    for one in (q, ShardedMixture(torch.zeros(2, 1), torch.ones(2, 1), weights)):
+        torch.testing.assert_close(
+            module.in_shards("density", one).log_prob(torch.zeros(1, 1)), q.log_prob(torch.zeros(1, 1))
+        )
+        with pytest.raises(ValueError, match=r"^density: expected components of equal weight, one for each datum, got"):
+            module.in_shards("density", one, equal=True)
+    with pytest.raises(TypeError, match=r"^density: expected a DiagGaussianMixture or a ShardedMixture, got int"):
+        module.in_shards("density", 3)

@@ -17,8 +17,8 @@ from scipy import stats
 from sklearn.exceptions import ConvergenceWarning
 from torch.distributions import Independent, MultivariateNormal, Normal
 
+from vaebook import _checks, priors
 from vaebook import gmm as mixtures
-from vaebook import priors
 from vaebook.adapters import adapt, adapt_prior
 from vaebook.aggregate import aggregated_posterior
 from vaebook.mixture import DiagGaussianMixture
@@ -888,3 +888,62 @@ def test_components_of_codes_can_be_derived_in_all_that_makes_them(kind, learned
     log_weight, loc, scale = prior.components()
     slopes = torch.autograd.grad(loc.square().sum() + scale.sum(), [getattr(prior, learned), *own.loc.parameters()])
     assert all(bool(slope.ne(0).any()) for slope in slopes) and log_weight.exp().sum().item() == pytest.approx(1)
+
+
+def test_exemplars_are_not_copied_and_pseudo_inputs_are():
+    x = data(3)
+    exemplars, pseudo_inputs = ExemplarPrior(encoder(), x).exemplars, VampPrior(encoder(), x).pseudo_inputs
+    assert exemplars.data_ptr() == x.data_ptr() != pseudo_inputs.data_ptr() and torch.equal(pseudo_inputs, x)
+
+
+def test_a_standard_normal_or_a_draw_that_does_not_fit_into_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(_checks, "room", lambda: 100)
+    assert StandardNormal(100).latent_dim == 100 and StandardNormal(10).sample((2, 5)).shape == (2, 5, 10)
+    with pytest.raises(ValueError, match=r"^latent_dim: expected a size that fits into memory, got 101$"):
+        StandardNormal(101)
+    with pytest.raises(ValueError, match=r"^sample_shape: expected a size that fits into memory"):
+        StandardNormal(10).sample((11,))
+
+
+def test_the_generator_of_a_standard_normal_goes_where_it_is(monkeypatch):
+    def seen(*given):
+        raise LookupError(given)
+
+    monkeypatch.setattr(priors, "check_draw", seen)
+    with pytest.raises(LookupError) as error:
+        StandardNormal(3).to("meta").sample((2,), generator="given")
+    assert error.value.args == (((2,), "given", torch.device("meta"), 3),)
+
+
+def test_the_width_of_exemplars_has_the_dtype_of_their_codes():
+    function = lambda x: Independent(Normal(x.double(), torch.ones_like(x).double()), 1)  # noqa: E731
+    prior = ExemplarPrior(function, torch.rand(3, 6), 0.3)
+    assert prior.log_scale.dtype == torch.float32 and prior.mixture().scale.dtype == torch.float64
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(("least", "num"), [(-1.0, 2), (-30.0, 2), (-700.0, 2), (-800.0, 1), (-math.inf, 1)])
+def test_of_full_components_those_are_kept_whose_weight_is_a_positive_number(full, least, num):
+    log_weight, loc = torch.tensor([least, 0.0]), torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    scale = torch.full((2, 2), 0.1)
+    found = priors.from_components(log_weight, loc, scale.diag_embed() if full else scale)
+    assert len(found.components()[0]) == (num if full else 2)
+    assert {part.dtype for part in found.components()} == {torch.float64}
+    wanted = DiagGaussianMixture(loc.double(), scale.double(), log_weight.double().log_softmax(0))
+    z = torch.tensor([[3.1, 3.9], [2.9, 4.0]], dtype=torch.float64)
+    torch.testing.assert_close(found.log_prob(z), wanted.log_prob(z), rtol=1e-12, atol=1e-12)
+
+
+def test_components_are_moved_to_the_device_that_is_asked_for(monkeypatch):
+    monkeypatch.setattr(priors, "from_components", lambda *parts: [part.device.type for part in parts])
+    assert priors.as_mixture(StandardNormal(2), torch.device("meta")) == ["meta"] * 3
+    assert priors.as_mixture(StandardNormal(2)) == ["cpu"] * 3
+
+
+@pytest.mark.parametrize("weight", [None, Namespace(device=torch.device("meta"))])
+def test_a_prior_whose_components_lie_elsewhere_is_moved_though_no_weight_tells(monkeypatch, weight):
+    far = Namespace(loc=Namespace(device=torch.device("meta")), to=lambda device: f"on {device}")
+    mixtures = {"far": far, "near": Namespace(loc=torch.zeros(1))}
+    monkeypatch.setattr(priors, "weight_of", lambda prior: weight)
+    monkeypatch.setattr(priors, "as_mixture", mixtures.get)
+    assert [priors.on_cpu(prior) for prior in ("far", "near", "none")] == ["on cpu", "near", "none"]

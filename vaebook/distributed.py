@@ -176,7 +176,7 @@ class ShardedMixture:
 
     def __getitem__(self, index: Tensor) -> DiagGaussianMixture:
         """Return the mixture of the chosen components, (K) numbers, in this process's memory."""
-        index = check_index("index", index, getattr(index, "shape", ())[:1], size=self.num_components).cpu()
+        index = check_index("index", index, getattr(index, "shape", ())[:1] or (1,), size=self.num_components).cpu()
         self.processes.agree("index", index)
         rows = torch.zeros(len(index), 1 + 2 * self.latent_dim, dtype=torch.float64)
         for q, log_mass, first in self.parts():
