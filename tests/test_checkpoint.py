@@ -673,7 +673,7 @@ def test_a_standard_normal_has_one_row(tmp_path, shape, got):
     assert str(error.value) == f"{tmp_path / 'normal'}: loc: expected shape (1, D), got {got}"
 
 
-@pytest.mark.parametrize("off", [1e-6, -1e-6])
+@pytest.mark.parametrize("off", [1e-6, -1e-6, 1e-10])
 def test_a_mixture_whose_weights_are_normalised_again_is_not_the_one_in_the_file(tmp_path, off):
     q, told = diag_mixture(), "tensors: expected those of a normalised density, got others"
     storage.write(

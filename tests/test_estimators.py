@@ -41,7 +41,7 @@ def test_the_standard_error_covers_as_often_as_it_should():
         ([1.0, 2.0], TypeError, "draws: expected a torch.Tensor, got list"),
         (torch.zeros(3, dtype=torch.int), TypeError, "draws: expected a floating-point tensor"),
         (torch.zeros(2, 2), ValueError, r"draws: expected shape \(S,\)"),
-        (torch.zeros(1), ValueError, "draws: expected at least 2 draws"),
+        (torch.zeros(1), ValueError, "draws: expected at least 2 draws for a standard error, got 1$"),
         (torch.tensor([0.0, torch.inf]), ValueError, r"draws: expected finite values, got inf at index \(1,\)"),
     ],
 )
