@@ -732,3 +732,13 @@ def test_a_tensor_whose_name_only_begins_like_a_part_is_none_of_its_own(tmp_path
     forge(tmp_path / "vae", {"model": checkpoint._describe(kept), "config": {}}, tensors)
     with pytest.raises(ValueError, match=rf"{name}"):
         load(tmp_path / "vae")
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_part_without_tensors_is_told_which_it_lacks(tmp_path, part):
+    kept = vae("normal")
+    tensors = {name: tensor for name, tensor in kept.state_dict().items() if not name.startswith(part)}
+    forge(tmp_path / "vae", {"model": checkpoint._describe(kept), "config": {}}, tensors)
+    with pytest.raises(ValueError, match=rf"vae: .*{part}\.\w+\.") as error:
+        load(tmp_path / "vae")
+    assert "StopIteration" not in str(error.value)
