@@ -380,3 +380,31 @@ def test_a_box_holds_the_means_of_its_cluster_and_no_more(outlier, shift):
         away = (loc[live] - held.components.middle - middle / unit).square().sum(1)
         nearest = scale[live[away.argmin()]]
         torch.testing.assert_close(central[:2], -0.5 * nearest**-2)
+
+
+@pytest.mark.parametrize("log_scale", [-1.0, -8.0])
+@pytest.mark.parametrize("num", [1, 2, 9])
+def test_each_point_is_summed_with_the_error_of_its_own_band(monkeypatch, log_scale, num):
+    """In both precisions, also a single point, and where the errors of points differ."""
+    loc = 3 * normal(6_000, 3)
+    given = loc, torch.full_like(loc, math.exp(log_scale)), loc.new_zeros(6_000)
+    held, z, asked = clusters.prepare(*given, cluster(loc)), loc[:num] * torch.linspace(1, 1.1, num)[:, None], []
+    original = clusters.needed
+    monkeypatch.setattr(clusters, "BAND", 4)
+    monkeypatch.setattr(clusters, "cheapest", lambda *_: clusters.needed)
+    monkeypatch.setattr(clusters, "bounded", None)
+    monkeypatch.setattr(clusters, "needed", lambda *a: asked.append(a) or original(*a))
+    want = kernels.all_pairs(z, held.components)
+    torch.testing.assert_close(clusters.evaluate(z, held), want, rtol=1e-9, atol=1e-9)
+    bound = kernels.rounding_bound(z, held.components, asked[0][3])
+    assert torch.equal(torch.cat([error for _, _, error, _ in asked]), bound)
+    assert [len(points) for points, *_ in asked] == [4] * (num // 4) + [num % 4] * bool(num % 4)
+
+
+def test_points_with_other_errors_need_other_clusters():
+    held = in_clusters(mixture(num=4_000, dim=2, log_scale=-3.0))
+    points = (kernels.queries(2 * normal(1, 2, seed=5), held.components) / math.log(2)).expand(3, -1)
+    errors = torch.tensor([0.0, 20.0, 200.0], dtype=torch.float64)
+    counts = clusters.needed(points, held, errors, torch.float64)[1].sum(1).tolist()
+    alone = [int(clusters.needed(points[:1], held, error[None], torch.float64)[1].sum()) for error in errors]
+    assert counts == alone == sorted(set(alone))
