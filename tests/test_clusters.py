@@ -408,3 +408,21 @@ def test_points_with_other_errors_need_other_clusters():
     counts = clusters.needed(points, held, errors, torch.float64)[1].sum(1).tolist()
     alone = [int(clusters.needed(points[:1], held, error[None], torch.float64)[1].sum()) for error in errors]
     assert counts == alone == sorted(set(alone))
+
+
+def test_bounds_that_lie_too_far_apart_hand_all_on_as_it_came(monkeypatch):
+    held = in_clusters(mixture(num=600, dim=2))
+    given = given_for(normal(5, 2), held)
+    monkeypatch.setattr(clusters, "WITHIN", -math.inf)
+    monkeypatch.setattr(clusters, "needed", lambda *a: a)
+    assert all(one is other for one, other in zip(clusters.bounded(*given), given, strict=True))
+
+
+def test_a_point_whose_error_is_just_the_largest_is_summed_once(monkeypatch, chosen):
+    loc = 3 * normal(600, 3)
+    given = loc, torch.full_like(loc, math.exp(-8.0)), loc.new_zeros(600)
+    held, z = clusters.prepare(*given, cluster(loc)), loc[:9]
+    monkeypatch.setattr(clusters, "ROUGH", float(kernels.rounding_bound(z, held.components, torch.float64).max()))
+    got = clusters.evaluate(z, held)
+    assert sum(num for _, num in chosen) == 9
+    torch.testing.assert_close(got, kernels.all_pairs(z, held.components), rtol=1e-12, atol=1e-12)
