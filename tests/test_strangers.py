@@ -657,5 +657,7 @@ def test_a_prior_of_more_mass_than_one_is_told_of_where_a_divergence_is_negative
         assert found.marginal_kl.value < 0
     with pytest.warns(UserWarning, match=r"^prior: expected a normalised density"):
         diagnose(CODES, prior=Energy(2 * math.pi), generator=seed())
+    same = CODES[torch.randperm(80, generator=seed())]  # but for rounding no draw differs
+    decompose_kl(CODES, same, num_samples=5_000, generator=seed())
     for codes, factor, num in [(q, 1.0, 5_000), (CODES, 1.0, 5_000), (shifted, 1.0, 100), (CODES, 0.5, 5_000)]:
         decompose_kl(codes, Energy(factor), num_samples=num, generator=seed())  # a warning would be an error here

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import check_all, check_int, check_number, check_type
+from vaebook._checks import NORMALISATION, check_all, check_int, check_number, check_type
 from vaebook.adapters import Prior, adapt_prior
 from vaebook.distributed import Mixture
 from vaebook.estimators import Estimate, estimate
@@ -99,7 +99,8 @@ def decompose_kl(
     between = log_agg - q_agg.double().log_prob_marginals(z).sum(-1) if marginals else torch.zeros_like(told)
     if rates is None:
         parts, how = (estimate(price), estimate(told), estimate(price - told)), "sampled"
-        if num_samples >= 100 and parts[2].value < -6 * parts[2].stderr:  # no KL is; few draws do not tell their error
+        # No KL is negative; few draws do not tell their error.
+        if num_samples >= 100 and parts[2].value < -6 * parts[2].stderr - NORMALISATION:
             warnings.warn("prior: expected a normalised density, got a negative KL(q_agg | prior)", stacklevel=3)
     else:
         rate, rounding = float(rates.sum()), [2**-52 * float(part.abs().max()) for part in (log_own, price)]
