@@ -837,16 +837,23 @@ class TestWhole:
                 vae.sample(2)
 
     @pytest.mark.parametrize("num", [2, 3, 15, 16, 40])
-    def test_the_second_pass_is_over_half_of_the_first_data(self, num):
-        seen = []
+    def test_the_second_pass_is_over_the_second_half_of_the_first_data(self, num):
+        seen, x = [], draw(num, P)
 
-        def encode(x):
-            seen.append(len(x))
-            return x - x.mean(0), torch.ones_like(x)
+        def encode(rows):
+            seen.append(rows)
+            return rows - rows.mean(0), torch.ones_like(rows)
 
         with pytest.raises(ValueError, match=r"^encoder: expected the same from two passes"):
-            adapt(encode).check(draw(num, P))
-        assert seen == [min(num, 16), min(num, 16) // 2]
+            adapt(encode).check(x)
+        first = x[:16]
+        assert [*map(len, seen)] == [len(first), len(first) - len(first) // 2]
+        assert torch.equal(seen[0], first) and torch.equal(seen[1], first[len(first) // 2 :])
+
+    def test_one_datum_is_passed_twice(self):
+        seen = []
+        adapt(lambda x: (seen.append(len(x)), (x, torch.ones_like(x)))[1]).check(draw(1, P))
+        assert seen[:2] == [1, 1]
 
     def test_samples_are_made_in_evaluation_mode(self):
         back = nn.Sequential(nn.Linear(D, P), nn.Dropout())
@@ -992,7 +999,7 @@ def test_the_two_passes_get_the_condition_of_their_data():
     assert [one[:2] for one in asked] == [
         ("encode", 16), ("encode", 8), ("encode", 16), ("decode", 16), ("decode", 8),
     ]  # fmt: skip
-    assert all(torch.equal(label, 100 + x[:num]) for _, num, label in asked)
+    assert all(torch.equal(label, 100 + x[16 - num : 16]) for _, num, label in asked)
 
 
 def test_a_divergence_is_asked_for_only_where_it_takes_means_and_scales():
