@@ -208,7 +208,7 @@ CALLS = {
         lambda: outputs.read_likelihood(PAIR, fails),
         lambda: outputs.read_likelihood(Z, "gaussian"),
         lambda: outputs.read_likelihood((Z,), "gaussian"),
-        lambda: outputs.read_likelihood((Z, 1.0), "gaussian"),
+        lambda: outputs.read_likelihood((Z, "wide"), "gaussian"),
         lambda: outputs.read_likelihood(PAIR, "bernoulli"),
         lambda: outputs.read_likelihood("x", "categorical"),
         lambda: outputs.read_likelihood(NAN, "bernoulli_logits"),

@@ -307,7 +307,7 @@ class Half(nn.Module):
     "use", ["decompose_kl", "hole_mass", "bracket_mismatch", "a density", "importance_log_prob", "compare_priors"]
 )
 def test_a_prior_that_cannot_take_codes_is_named(use, total, told):
-    name = r"densities\[0\]" if use == "a density" else "prior"
+    name = {"a density": r"densities\[0\]", "compare_priors": r"priors\['p'\]"}.get(use, "prior")
     with pytest.raises(ValueError, match=f"^{name}: expected {told}"):
         USES[use](Half(total))
 
@@ -662,3 +662,31 @@ def test_a_prior_of_more_mass_than_one_is_told_of_where_a_divergence_is_negative
     decompose_kl(CODES, same, num_samples=5_000, generator=seed())
     for codes, factor, num in [(q, 1.0, 5_000), (CODES, 1.0, 5_000), (shifted, 1.0, 100), (CODES, 0.5, 5_000)]:
         decompose_kl(codes, Energy(factor), num_samples=num, generator=seed())  # a warning would be an error here
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [0.1, 2, np.float64(0.3), torch.tensor(0.1, dtype=torch.float64), torch.ones(4)])
+def test_the_standard_deviation_of_pixels_may_be_a_number(scale, dtype):
+    x, z = X[:5].to(dtype), X[:5, :2].to(dtype)
+    model = adapt(encode, lambda z: (torch.cat([z, z], 1), scale), likelihood="gaussian", latent_shape=(2,))
+    told, digits = torch.as_tensor(scale, dtype=dtype), 1e-14 if dtype == torch.float64 else 1e-6
+    want = Normal(torch.cat([z, z], 1), told).log_prob(x).double().sum(1)
+    torch.testing.assert_close(model.log_likelihood(z[None], x)[0], want, rtol=digits, atol=0)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1, math.nan, "wide", None, [0.1, 0.2], torch.ones(3), torch.ones(5, 4, 1)])
+def test_what_is_no_standard_deviation_is_named(scale):
+    model = adapt(encode, lambda z: (torch.cat([z, z], 1), scale), likelihood="gaussian", latent_shape=(2,))
+    with pytest.raises(ValueError, match=r"^decoder's scale: expected "):
+        model.log_likelihood(X[None, :5, :2], X[:5])
+
+
+@pytest.mark.parametrize("bad", ["a text", StandardNormal(3), Half(), Independent(Normal(torch.zeros(3), 1.0), 1)])
+@pytest.mark.parametrize("name", ["new", "prior", "a'b"])
+def test_which_of_several_priors_is_wrong_is_told(name, bad):
+    model = adapt(encode, decode)
+    with pytest.raises((TypeError, ValueError)) as told:
+        compare_priors(model, X[:3], {"own": None, name: bad}, 10, generator=seed())
+    assert str(told.value).startswith(f"priors[{name!r}]: expected ")
+    with pytest.raises((TypeError, ValueError), match=r"^prior: expected "):
+        importance_log_prob(model, X[:3], 10, prior=bad, generator=seed())

@@ -212,8 +212,8 @@ def adapt(
         prior: a torch distribution over vectors, a flow, or an object with ``latent_dim``, ``log_prob`` and
             ``sample``; None is the standard normal.
         likelihood: what the decoder's tensors are: "bernoulli" (probabilities; x may be grey), "bernoulli_logits",
-            "gaussian" (mean and standard deviation), "categorical" (probabilities of classes, which come last),
-            "categorical_logits"; or a function that makes a distribution of them.
+            "gaussian" (mean and standard deviation, which may be a number), "categorical" (probabilities of classes,
+            which come last), "categorical_logits"; or a function that makes a distribution of them.
         spread: what ``encode`` returns beside loc: "std", "var" or "log_var".
         data_shape: the shape of one datum as the model expects it, if data come flat.
         latent_shape: the shape of one code as the decoder expects it, if the encoder's codes do not tell.

@@ -104,7 +104,7 @@ def importance_log_prob(
     Adaptive importance sampling in general mixture classes (2008), for the fit; Owen & Zhou, Safe and effective
     importance sampling (2000), for the prior's share.
     """
-    return _estimates(vae, x, {"prior": prior}, num_samples, condition, generator, {}, (), {})["prior"]
+    return _estimates(vae, x, {"": prior}, num_samples, condition, generator, {}, (), {})[""]
 
 
 def compare_priors(
@@ -182,8 +182,7 @@ def _estimates(
     found: dict[str, list[Tensor]] = {name: [] for name in priors}
     with torch.no_grad(), vae.evaluating(x, condition), evaluation_mode(*priors.values()):
         q = vae.encode(x, condition).base_dist
-        given = ((name, vae.prior if prior is None else prior) for name, prior in priors.items())
-        adapted = {name: adapt_prior(prior, q.loc.shape[1]) for name, prior in given}
+        adapted = {n: adapt_prior(vae.prior if p is None else p, q.loc.shape[1], _named(n)) for n, p in priors.items()}
         adapted = {name: as_mixture(prior, x.device) or prior for name, prior in adapted.items()}
         for name, own in leave_out.items():
             if optional(adapted[name], "leave_one_out") is None:
@@ -221,7 +220,7 @@ class _Pool:
         parts = []
         for name, prior in self.priors.items():
             density = prior.leave_one_out(self.own[name][:, None]) if name in self.own else prior
-            parts.append(log_density(density, z).double())
+            parts.append(log_density(density, z, _named(name)).double())
         return torch.stack(parts).logsumexp(0) - math.log(len(parts))
 
     def draw(self, rows: Tensor) -> Tensor:
@@ -233,13 +232,12 @@ class _Pool:
     def _draw(self, name: str, rows: Tensor) -> Tensor:
         prior, num = self.priors[name], max(1, len(rows))
         if name not in self.own:
-            return draw_from(prior, (num,), self.generator, name)[: len(rows)].to(rows.device, torch.float64)
-        z, index = prior.sample_with_index((num,), generator=self.generator)
-        z, index = z[: len(rows)].double(), index[: len(rows)]
+            return draw_from(prior, (num,), self.generator, _named(name))[: len(rows)].to(rows.device, torch.float64)
+        z, index = (part[: len(rows)] for part in prior.sample_with_index((num,), generator=self.generator))
         again = (rows >= 0) & (index == self.own[name][rows.clamp(min=0)])
         if bool(again.any()):
-            z[again] = self._draw(name, rows[again])
-        return z
+            z[again] = self._draw(name, rows[again]).to(z)
+        return z.double()
 
     def gaussians(self, draws: Tensor) -> DiagGaussianMixture | GaussianMixture:
         """Return all components, of several priors with diagonal covariances; if one has none, the draws' Gaussian."""
@@ -248,6 +246,10 @@ class _Pool:
             diagonal = lambda scale: scale if scale.ndim == 2 else scale.square().sum(-1).sqrt()  # noqa: E731
             parts = [(log_weight.log_softmax(0), loc, diagonal(scale)) for log_weight, loc, scale in parts]
         return from_components(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _named(name: str) -> str:
+    return f"priors[{name!r}]" if name else "prior"
 
 
 def _moments(draws: Tensor) -> Components:

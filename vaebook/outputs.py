@@ -19,7 +19,9 @@ from vaebook._checks import at_least_single, check_choice, check_positive, check
 Spread = Literal["std", "var", "log_var"]
 """What an encoder returns beside its means: standard deviations, variances, or logarithms of variances."""
 Family = Literal["bernoulli", "bernoulli_logits", "gaussian", "categorical", "categorical_logits"]
-"""What a decoder that returns tensors means: probabilities, logits, or (mean, standard deviation); classes last."""
+"""What a decoder that returns tensors means: probabilities, logits, or (mean, standard deviation); classes last.
+
+A standard deviation may be a number."""
 Likelihood = Family | Callable[..., Any] | None
 """A name of what a decoder returns, a function that makes a distribution of it, or None for a distribution."""
 
@@ -122,14 +124,14 @@ def read_likelihood(output: object, likelihood: Likelihood = None) -> Any:
 
 def _named(output: object, likelihood: str) -> Distribution:
     pair, parts = likelihood == "gaussian", output if isinstance(output, tuple | list) else (output,)
-    if len(parts) != 1 + pair or not all(isinstance(part, Tensor) for part in parts):
+    if len(parts) != 1 + pair or not isinstance(parts[0], Tensor):
         wanted = "(mean, standard deviation)" if pair else "one tensor"
         raise TypeError(f"decoder: expected it to return {wanted} for {likelihood!r}, got {type(output).__name__}")
     mean = check_tensor("decoder's output", parts[0], ("...",)).to(at_least_single(parts[0].dtype))
     if pair:
         with explained("decoder's scale", f"a standard deviation for a mean of shape {tuple(mean.shape)}"):
-            scale = check_positive("decoder's scale", parts[1]).to(mean).expand_as(mean)
-            each = Normal(mean, scale, validate_args=False)
+            scale = check_positive("decoder's scale", torch.as_tensor(parts[1], dtype=mean.dtype, device=mean.device))
+            each = Normal(mean, scale.expand_as(mean), validate_args=False)
     else:
         logits = likelihood.endswith("_logits")
         if not logits:
