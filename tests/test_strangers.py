@@ -674,6 +674,32 @@ def test_the_standard_deviation_of_pixels_may_be_a_number(scale, dtype):
     torch.testing.assert_close(model.log_likelihood(z[None], x)[0], want, rtol=digits, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_probabilities_of_classes_that_do_not_sum_to_one_are_refused_and_rounded_ones_taken(dtype):
+    """They would be normalised; so would those whose classes are not in the last dimension."""
+    x, z = torch.arange(10).reshape(5, 2) % 3, X[:5, :2].to(dtype)
+    weight = torch.randn(2, 6, generator=seed()).to(dtype)
+    logits = lambda z: (z @ weight).unflatten(1, (2, 3))  # noqa: E731
+    told = lambda f: adapt(encode, f, likelihood="categorical", latent_shape=(2,), modules=[Dtype(weight)])  # noqa: E731
+    right = told(lambda z: logits(z).softmax(-1)).log_likelihood(z[None], x)[0]
+    want = torch.distributions.Categorical(logits=logits(z).double()).log_prob(x).sum(1)
+    torch.testing.assert_close(right, want, rtol=4 * torch.finfo(dtype).eps + 1e-6, atol=4 * torch.finfo(dtype).eps)
+    wrong = [lambda z: logits(z).sigmoid(), lambda z: 0.5 * logits(z).softmax(-1), lambda z: logits(z).softmax(1)]
+    for probabilities in (*wrong, lambda z: logits(z).softmax(-1).mT):
+        with pytest.raises(
+            ValueError, match=r"^decoder's output: expected probabilities .* of sum 1, got \d\.\d+ off$"
+        ):
+            told(probabilities).log_likelihood(z[None], x)
+
+
+class Dtype(nn.Module):
+    """A module whose weights have a dtype."""
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+
 @pytest.mark.parametrize("scale", [0.0, -1, math.nan, "wide", None, [0.1, 0.2], torch.ones(3), torch.ones(5, 4, 1)])
 def test_what_is_no_standard_deviation_is_named(scale):
     model = adapt(encode, lambda z: (torch.cat([z, z], 1), scale), likelihood="gaussian", latent_shape=(2,))

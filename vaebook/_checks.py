@@ -120,9 +120,8 @@ def check_positive(name: str, value: Tensor) -> Tensor:
 
 def check_unit(name: str, value: Tensor, wanted: str = "values in [0, 1]", *, slack: float = 0.0) -> Tensor:
     """Check that every entry is in [0, 1], or above it by no more than the slack."""
-    low, high = _extremes(value)
-    good = 0 <= low <= high <= 1 + slack  # one pass, a fraction of what comparing every entry takes
-    return value if good else check_all(name, value, (value >= 0) & (value <= 1 + slack), wanted)
+    low, high, most = *_extremes(value), 1 + slack  # one pass, a fraction of what comparing every entry takes
+    return value if 0 <= low <= high <= most else check_all(name, value, (value >= 0) & (value <= most), wanted)
 
 
 def _extremes(value: Tensor) -> tuple[float, float]:

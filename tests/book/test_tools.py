@@ -661,7 +661,7 @@ def test_a_command_holds_the_lock_and_waits_for_who_has_it(tmp_path):
     with alone(tmp_path), said.open("w") as file:
         waiting = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=file, text=True)
         deadline = time.monotonic() + 20
-        while not said.read_text() and time.monotonic() < deadline:
+        while "\n" not in said.read_text() and time.monotonic() < deadline:
             time.sleep(0.01)
         assert waiting.poll() is None and said.read_text() == "Waiting for another run that works here.\n"
     assert waiting.communicate()[0] == "held more\n" and waiting.returncode == 0
