@@ -316,7 +316,7 @@ def test_other_arguments_that_are_refused(model):
         diagnose(vae)
     with pytest.raises(TypeError, match="prior: expected None, since the model has its own"):
         diagnose(vae, x, prior=vae.prior)
-    with pytest.raises(TypeError, match="x: expected None, since codes were given"):
+    with pytest.raises(TypeError, match="x: expected None, as codes were given"):
         diagnose(GOOD, x)
     with pytest.raises(ValueError, match="held_out: expected codes of dimension 2, got 3"):
         diagnose(GOOD, held_out=gaussian(dim=3))

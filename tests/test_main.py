@@ -214,7 +214,7 @@ def test_no_file_that_is_read_is_overwritten_and_none_is_written_twice(line, tmp
     (tmp_path / "link.npz").symlink_to("codes.npz")
     held = {path: path.read_bytes() for path in (Path(npz(tmp_path, f"{n}.npz", **GOOD)) for n in ("codes", "other"))}
     assert main(["diagnose", *line]) == 2
-    refused = "expected a file in a folder that exists, other than all others that are named"
+    refused = "expected a file of its own to write to, got one that is named twice"
     assert capsys.readouterr() == ("", f"error: {line[-1]}: {refused}\n")
     assert {path: path.read_bytes() for path in held} == held and not (tmp_path / "report").exists()
 

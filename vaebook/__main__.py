@@ -64,11 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _diagnose(given: argparse.Namespace) -> Any:
-    taken = [Path(path).resolve() for path in (given.codes, given.held_out, given.prior) if path is not None]
+    named = [Path(path).resolve() for path in vars(given).values() if isinstance(path, str)]
     for path in (path for path in (given.json, given.html) if path is not None):
-        taken.append(Path(path).resolve())
-        if taken[-1].is_dir() or not taken[-1].parent.is_dir() or taken[-1] in taken[:-1]:
-            raise ValueError(f"{path}: expected a file in a folder that exists, other than all others that are named")
+        target = Path(path).resolve()
+        if target.is_dir() or not target.parent.is_dir():
+            raise ValueError(f"{path}: expected a file in a folder that exists")
+        if named.count(target) > 1:
+            raise ValueError(f"{path}: expected a file of its own to write to, got one that is named twice")
     check_int("--seed", given.seed, minimum=-(2**63))
     codes, other = _codes(given.codes), None if given.held_out is None else _codes(given.held_out)
     prior = None if given.prior is None else _prior(given.prior)

@@ -156,8 +156,7 @@ def _read(subject: Any, x: Any, held_out: Any, condition: Any, held_out_conditio
     if isinstance(subject, DiagGaussianMixture | Mapping):
         for name, value in {"x": x, "condition": condition, "held_out_condition": held_out_condition}.items():
             if value is not None:
-                kind = type(value).__name__
-                raise TypeError(f"{name}: expected None, since codes were given and no model, got {kind}")
+                raise TypeError(f"{name}: expected None, as codes were given and no model, got {type(value).__name__}")
         q_agg, other = as_codes("subject", subject), None if held_out is None else as_codes("held_out", held_out)
         if other is not None and other.latent_dim != q_agg.latent_dim:
             raise ValueError(f"held_out: expected codes of dimension {q_agg.latent_dim}, got {other.latent_dim}")

@@ -200,7 +200,6 @@ def _check_enough(name: str, z: Tensor, num_components: int, covariance: str) ->
         warnings.warn(
             f"{name}: expected at least {parameters}, as many as the fit has parameters, got {num}; on other data its "
             f"likelihood may be far lower than on these: {remedy}",
-            UserWarning,
             stacklevel=3,
         )
 

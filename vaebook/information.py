@@ -77,7 +77,9 @@ def decompose_kl(
     Raises:
         TypeError: q_agg is not a mixture, prior lacks a method, num_samples is not an int.
         ValueError: the prior has another dimension or is 0 at a draw; num_samples is less than 2.
-        UserWarning: the mismatch is negative for certain, because the prior is not normalised.
+
+    Warns:
+        UserWarning: the mismatch is negative by more than six standard errors: the prior has more mass than one.
 
     Example:
         >>> import torch
@@ -99,8 +101,7 @@ def decompose_kl(
     between = log_agg - q_agg.double().log_prob_marginals(z).sum(-1) if marginals else torch.zeros_like(told)
     if rates is None:
         parts, how = (estimate(price), estimate(told), estimate(price - told)), "sampled"
-        # No KL is negative; few draws do not tell their error.
-        if num_samples >= 100 and parts[2].value < -6 * parts[2].stderr - NORMALISATION:
+        if num_samples >= 100 and parts[2].value < -6 * parts[2].stderr - NORMALISATION:  # no KL is negative
             warnings.warn("prior: expected a normalised density, got a negative KL(q_agg | prior)", stacklevel=3)
     else:
         rate, rounding = float(rates.sum()), [2**-52 * float(part.abs().max()) for part in (log_own, price)]

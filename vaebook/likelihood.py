@@ -249,6 +249,7 @@ class _Pool:
 
 
 def _named(name: str) -> str:
+    """Name a prior in messages: one of several by its key, the only one has none."""
     return f"priors[{name!r}]" if name else "prior"
 
 

@@ -133,11 +133,11 @@ def _named(output: object, likelihood: str) -> Distribution:
             scale = check_positive("decoder's scale", torch.as_tensor(parts[1], dtype=mean.dtype, device=mean.device))
             each = Normal(mean, scale.expand_as(mean), validate_args=False)
     else:
-        logits, family = likelihood.endswith("_logits"), Categorical if "cat" in likelihood else GreyBernoulli
+        logits, family = likelihood.endswith("_logits"), GreyBernoulli if "bernoulli" in likelihood else Categorical
         if not logits:
             what = f'probabilities (logits are likelihood="{likelihood}_logits")'
             check_unit("decoder's output", mean, what, slack=1e-5)
-            if family is Categorical and (apart := float((mean.sum(-1) - 1).abs().max())) > 0.01:  # half is rough
+            if family is Categorical and (apart := float((mean.sum(-1) - 1).abs().max())) > 0.01:  # less: rounding
                 raise ValueError(f"decoder's output: expected {what}, the last dimension of sum 1, got {apart:.3g} off")
         each = family(**{"logits" if logits else "probs": mean}, validate_args=family is Categorical)
     return Independent(each, len(each.batch_shape) - 1, validate_args=False)

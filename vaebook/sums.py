@@ -52,7 +52,7 @@ class _LogProb(torch.autograd.Function):
 
 def evaluate(z: Tensor, prepared: Any, exclude: Tensor | None = None, *, score: bool = False) -> Tensor:
     """Log-density, (M, 1), and behind it the score, differentiable in what wants derivatives."""
-    few = isinstance(prepared, clusters.Clusters)
+    few = isinstance(prepared, clusters.Clusters)  # of the components, those that matter to a point
     components = prepared.components if few else prepared
     if kernels.tracked(*components) or (score and kernels.tracked(z)):
         return kernels.dense(z, components, exclude, score=score)
