@@ -4,8 +4,9 @@ PY := .venv/bin/python
 # make sends the request to end that came to it.
 RUN := exec $(PY) book/_tools/run.py
 WORKERS ?= auto
-# One worker for each processor; see tests/running/parallel.py.
-PYTEST := $(PY) -m pytest -q -p tests.running.parallel -n $(WORKERS) --no-loadscope-reorder
+# One worker for each processor; see tests/running/parallel.py. Bytecode is kept even where the environment says not to:
+# a hundred processes would compile the package, and each worker all tests, every time anew.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE $(PY) -m pytest -q -p tests.running.parallel -n $(WORKERS) --no-loadscope-reorder
 NBVAL := --nbval --nbval-current-env
 PARTS := style code chapters gates cells slow
 PEERS := pykeops numpyro pydantic imageio cloudpickle numba

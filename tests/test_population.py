@@ -352,3 +352,36 @@ def test_one_gaussian_is_fitted_with_its_correlations():
         DiagGaussianMixture(z, torch.full_like(z, 0.01)), StandardNormal(2), generator=seeded(1), **QUICK
     )
     assert found.candidates["mixture of 1"][0] == pytest.approx(-0.5 * math.log(1 - r**2), abs=0.15)
+
+
+class Heavier(StandardNormal):
+    """A "density" of mass e^shift, as one is whose constant was forgotten."""
+
+    def __init__(self, dim, shift):
+        super().__init__(dim)
+        self.shift = shift
+
+    def log_prob(self, z):
+        return super().log_prob(z) + self.shift
+
+
+@pytest.mark.parametrize(
+    ("num", "shift", "refused"), [(80, 0.92, True), (80, 30.0, True), (10, 20.0, True), (80, -1.0, False)]
+)
+def test_a_prior_with_more_mass_than_one_is_refused(num, shift, refused):
+    """Its divergence is negative, which the interval, from 0 on, would not show."""
+    q_agg = gaussian(0, num=num)[0]
+    prior = Heavier(1, shift)
+    if not refused:
+        assert bracket_mismatch(q_agg, prior, generator=seeded(1), **QUICK).high > 0.9
+        return
+    with pytest.raises(ValueError, match=r"^prior: expected a normalised density, got a negative KL"):
+        bracket_mismatch(q_agg, prior, generator=seeded(1), **QUICK)
+
+
+@pytest.mark.parametrize("num", [10, 12, 20, 80])
+def test_a_prior_that_the_codes_follow_is_not_refused(num):
+    """Few data make a standard error uncertain, and the divergence is as near to 0 as it can be."""
+    for seed in range(25):
+        for q_agg in (gaussian(seed, num=num, spread=0.0, scale=1.0)[0], gaussian(seed, num=num)[0]):
+            assert bracket_mismatch(q_agg, StandardNormal(1), generator=seeded(seed), **QUICK).low >= 0

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import check_all, check_int, check_number, check_sizes, check_type, new_seed
+from vaebook._checks import NORMALISATION, check_all, check_int, check_number, check_sizes, check_type, new_seed
 from vaebook.adapters import adapt_prior
 from vaebook.distributed import Mixture, in_shards, sums_without
 from vaebook.evaluation import evaluation_mode
@@ -109,7 +109,8 @@ def bracket_mismatch(
 
     Raises:
         TypeError: q_agg is not a mixture, or another argument is of the wrong kind.
-        ValueError: weights are not equal, there are fewer than 10 data, or a number is out of range.
+        ValueError: weights are not equal, there are fewer than 10 data, a number is out of range, or the prior has
+            more mass than one, so that its KL divergence is negative.
 
     Example:
         >>> from vaebook.priors import StandardNormal
@@ -272,6 +273,8 @@ def _bracket(drawn: _Drawn, reference: Tensor, sign: int, outside: dict[str, Ten
     other = drawn.jackknife(lambda others, own, num: torch.logaddexp(others, own) - math.log(num + 1), reference)
     tail = (1 - check_number("confidence", confidence, above=0, below=1)) / 4  # for two ends, and for small samples
     degrees = len(drawn.sizes) - 1
+    if sign > 0 and other.value + other.stderr * scipy.stats.t.isf(1e-5, degrees) < -NORMALISATION:  # no KL is
+        raise ValueError("prior: expected a normalised density, got a negative KL(q_agg | prior)")
 
     def limit(end: _End, count: int, direction: int) -> float:
         """One-sided confidence limit, farther out where the terms are skewed that way."""

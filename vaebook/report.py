@@ -229,11 +229,9 @@ def _wrap(text: str, mark: str = "  ") -> str:
 
 def _plain(value: Any) -> Any:
     """Turn named tuples into objects, tuples into lists, draws into nothing, infinity into null."""
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        parts = zip(value._fields, value, strict=True)
-        return {name: _plain(part) for name, part in parts if not isinstance(part, Tensor)}
+    value = value._asdict() if hasattr(value, "_asdict") else value
     if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
+        return {name: _plain(part) for name, part in value.items() if not isinstance(part, Tensor)}
     if isinstance(value, tuple | list):
         return [_plain(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
