@@ -296,7 +296,9 @@ def test_the_candidate_of_the_best_limit_is_chosen_and_what_is_no_number_is_pass
     """The highest score may be the least certain; and a density that overflows is no candidate."""
     drawn = population._Drawn(gaussian(0)[0], 80, seeded(0))
     outside = steps(drawn, steady=(1.0, 0.01), wild=(1.1, 5.0)) | {"huge": torch.full((80,), torch.inf).double()}
-    found = population._bracket(drawn, torch.zeros(80).double(), sign, outside, 0.95)
+    reference = torch.full((80,), -1.4).double()  # at 0 it would have more mass than one
+    outside = {name: values + reference for name, values in outside.items()}
+    found = population._bracket(drawn, reference, sign, outside, 0.95)
     estimate = found.low_estimate if sign > 0 else found.high_estimate
     assert estimate == pytest.approx(sign * 1.0) and set(found.candidates) == {"leave-one-out", "steady", "wild"}
     assert found.candidates["wild"] == pytest.approx((sign * 1.1, 5.0 / 79**0.5))
