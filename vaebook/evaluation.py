@@ -172,11 +172,9 @@ def take(condition: Condition, rows: Any) -> Condition:
     return condition and {name: value[rows] for name, value in condition.items()}
 
 
-def repeat(condition: Condition, batch_shape: torch.Size) -> Condition:
-    """Repeat a condition (B, …) for every row of a batch (…, B), flattened."""
-    if condition is None:
-        return None
-    return {k: v.expand(*batch_shape, *v.shape[1:]).reshape(-1, *v.shape[1:]) for k, v in condition.items()}
+def repeat(condition: Condition, shape: torch.Size) -> Condition:
+    """Repeat a condition (B, …) for every row of a batch of this shape, (…, B), flattened."""
+    return condition and {k: v.expand(*shape, *v.shape[1:]).reshape(-1, *v.shape[1:]) for k, v in condition.items()}
 
 
 def as_data(name: str, value: object, dtype: torch.dtype | None = None) -> Tensor:

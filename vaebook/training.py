@@ -18,7 +18,7 @@ from vaebook import bounds
 from vaebook._checks import check_finite, check_generator, check_int, check_number, check_type
 from vaebook.adapters import AdaptedVAE, adapt_vae
 from vaebook.checkpoint import load, load_density, save, save_density
-from vaebook.evaluation import Condition, Data, blaming, seeded, take
+from vaebook.evaluation import Condition, Data, batches, blaming, seeded, take
 from vaebook.parts import optional
 
 __all__ = ["History", "fit", "load", "load_density", "save", "save_density"]
@@ -85,8 +85,9 @@ def fit(
 
     Raises:
         TypeError: an argument has the wrong type.
-        ValueError: an argument has the wrong shape or is out of range, the model cannot take the data, or the loss is
-            not finite; the message then names the epoch and the batch.
+        ValueError: an argument has the wrong shape or is out of range, the model cannot take the data, the loss depends
+            on weights that are not the model's and would not be trained, or it is not finite; the message then names
+            the epoch and the batch.
 
     Example:
         >>> from vaebook.models import VAE, BernoulliDecoder, GaussianEncoder
@@ -118,8 +119,6 @@ def fit(
     trained, holder = [p for p in model.parameters() if p.requires_grad], model.holder
     if not trained:
         raise ValueError("vae: expected parameters that require gradients, got none")
-    if torch.is_inference_mode_enabled():
-        raise ValueError("fit: expected a call outside of torch.inference_mode(), which trains nothing, got one inside")
     optimizer, history = torch.optim.Adam(trained, lr=learning_rate, fused=True), History([], [], 0)
     best, was_training = copy.deepcopy(holder.state_dict()), {module: module.training for module in model.modules()}
     frozen = [module for module, training in was_training.items() if model.training and not training]
@@ -128,14 +127,14 @@ def fit(
         for epoch in bar:
             parts = torch.randperm(len(x), generator=generator, device=x.device).split(batch_size)
             # Where the prior has a component for each datum, it leaves out the datum's own.
-            batches = ((x[rows], take(condition, rows), None if exemplars is None else rows) for rows in parts)
-            history.train_loss.append(_epoch(model, batches, f"epoch {epoch}", beta, generator, optimizer, frozen))
+            given = ((x[rows], take(condition, rows), None if exemplars is None else rows) for rows in parts)
+            history.train_loss.append(_epoch(model, given, f"epoch {epoch}", beta, generator, optimizer, frozen))
             if validation is not None:
-                parts = (slice(start, start + batch_size) for start in range(0, len(validation), batch_size))
-                batches = ((validation[rows], take(validation_condition, rows), None) for rows in parts)
+                given = ((*part, None) for part in batches(validation, batch_size, validation_condition))
                 same = torch.Generator(x.device).manual_seed(0)
-                history.validation_loss.append(_epoch(model, batches, f"epoch {epoch}, validation", beta, same))
-            _check_weights(holder, epoch)
+                history.validation_loss.append(_epoch(model, given, f"epoch {epoch}, validation", beta, same))
+            for name, weight in holder.named_parameters():  # not to be kept as the best if the last batch spoiled them
+                check_finite(f"fit: stopped after epoch {epoch} ({_KEPT}): {name}", weight)
             losses = history.validation_loss
             if not losses or losses[-1] < min(losses[:-1], default=torch.inf):
                 history, best = history._replace(best_epoch=epoch), copy.deepcopy(holder.state_dict())
@@ -163,7 +162,7 @@ def _data(model: AdaptedVAE, name: str, x: Any, condition: Any, like: Tensor | N
 
 def _epoch(
     model: AdaptedVAE,
-    batches: Iterable[tuple[Tensor, Condition, Tensor | None]],
+    parts: Iterable[tuple[Tensor, Condition, Tensor | None]],
     where: str,
     beta: float,
     generator: torch.Generator | None,
@@ -177,7 +176,7 @@ def _epoch(
     # own is for dropout and the like, which draw from torch's global generator
     total, count, own = 0.0, 0, generator and generator.clone_state()
     with torch.set_grad_enabled(optimizer is not None), seeded(own):
-        for number, (batch, condition, index) in enumerate(batches, start=1):
+        for number, (batch, condition, index) in enumerate(parts, start=1):
             try:
                 given = {"beta": beta, "index": index, "condition": condition, "generator": generator}
                 loss = -bounds.elbo(model, batch, **given).mean()
@@ -186,11 +185,13 @@ def _epoch(
                 told = str(error).splitlines()[0]
                 raise ValueError(f"fit: stopped in {where}, batch {number}: {told}; {_KEPT}") from error
             if optimizer is not None:
+                if number == 1:
+                    _check_hidden(loss, optimizer.param_groups[0]["params"])
                 optimizer.zero_grad()
                 if loss.requires_grad:
                     loss.backward()
                 if all(p.grad is None for p in optimizer.param_groups[0]["params"]):
-                    raise ValueError("vae: expected weights that the loss depends on, got none; copies share functions")
+                    raise ValueError("vae: expected weights that the loss depends on, got none (inference mode?)")
                 optimizer.step()
             total, count = total + value * len(batch), count + len(batch)
     return total / count
@@ -203,8 +204,14 @@ def _check_exemplars(exemplars: Tensor, x: Tensor) -> None:
         raise ValueError(f"x: expected the exemplars of vae.prior, in their order, got {differ}")
 
 
-def _check_weights(module: nn.Module, epoch: int) -> None:
-    """Refuse weights that the last batch of an epoch has spoiled: they must not be kept as the best."""
-    for name, parameter in module.named_parameters():
-        if not (parameter.sum().isfinite() or parameter.isfinite().all()):  # the sum takes a fraction of the time
-            raise ValueError(f"fit: stopped after epoch {epoch}: {name}: expected finite values; {_KEPT}")
+def _check_hidden(loss: Tensor, trained: list[Tensor]) -> None:
+    """Refuse a loss that depends on weights that are not trained, as those of a module that was not found."""
+    nodes, seen = [loss.grad_fn], set()
+    for node in nodes:  # grows
+        if node not in seen:
+            seen.add(node)
+            nodes += [further for further, _ in getattr(node, "next_functions", ())]
+    known, weights = set(map(id, trained)), [node.variable for node in seen if hasattr(node, "variable")]
+    if hidden := [tuple(weight.shape) for weight in weights if id(weight) not in known]:
+        hint = "; name their modules in adapt(…, modules=…); copies share functions"
+        raise ValueError(f"vae: expected a loss of its own weights alone, got one of others, too: {hidden[:3]}{hint}")
