@@ -20,6 +20,7 @@ from torch.distributions import (
 )
 from torch.distributions.transforms import Transform
 from torch.optim.swa_utils import AveragedModel
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, SubsetRandomSampler, TensorDataset, WeightedRandomSampler
 
 from vaebook.adapters import adapt, adapt_prior
@@ -541,6 +542,21 @@ def test_training_that_would_change_nothing_is_refused():
         with pytest.raises(ValueError, match=f"^vae: expected {told}"):
             fit(model, X, num_epochs=1, batch_size=40, generator=seed(), progress=False)
     assert all(map(torch.equal, before, state(encoder, decoder)))
+    fit(vae, X, num_epochs=1, batch_size=40, generator=seed(), progress=False)
+    assert not any(map(torch.equal, before, state(encoder, decoder)))
+
+
+def test_a_model_may_ask_for_gradients_in_its_input():
+    """As those do that are computed again on the way back."""
+    encoder, decoder = OneInput(), nn.Linear(2, 4)
+    vae = adapt(
+        lambda x: checkpoint(encoder, x.requires_grad_(), use_reentrant=True),
+        decoder,
+        spread="log_var",
+        likelihood=lambda mean: Independent(Normal(mean, 1.0), 1),
+        modules=(encoder,),
+    )
+    before = state(encoder, decoder)
     fit(vae, X, num_epochs=1, batch_size=40, generator=seed(), progress=False)
     assert not any(map(torch.equal, before, state(encoder, decoder)))
 

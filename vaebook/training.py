@@ -211,7 +211,8 @@ def _check_hidden(loss: Tensor, trained: list[Tensor]) -> None:
         if node not in seen:
             seen.add(node)
             nodes += [further for further, _ in getattr(node, "next_functions", ())]
-    known, weights = set(map(id, trained)), [node.variable for node in seen if hasattr(node, "variable")]
-    if hidden := [tuple(weight.shape) for weight in weights if id(weight) not in known]:
+    known, leaves = set(map(id, trained)), [node.variable for node in seen if hasattr(node, "variable")]
+    # A model may ask for gradients in its input, too, which is no parameter.
+    if hidden := [tuple(p.shape) for p in leaves if isinstance(p, nn.Parameter) and id(p) not in known]:
         hint = "; name their modules in adapt(…, modules=…); copies share functions"
         raise ValueError(f"vae: expected a loss of its own weights alone, got one of others, too: {hidden[:3]}{hint}")
