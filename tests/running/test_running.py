@@ -12,10 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from fingerprint import ROOT
 
 from tests.running import matrix, parallel, slowest
 
+AT_IMPORT = torch.rand(3)
 COMMANDS = [
     "book",
     "test",
@@ -273,3 +275,20 @@ def test_a_missing_interpreter_beside_one_that_passes_is_no_failure(tree, monkey
     monkeypatch.setattr(matrix, "CHECKS", {"code tests": ["tests"]})
     assert matrix.main([sys.executable, "/no/such/python"]) == 0
     assert "no such interpreter" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("_", range(2))
+def test_what_a_test_draws_does_not_depend_on_what_ran_before(_):
+    """A model at the top of a file had other weights where the files before it were others, and once they were odd."""
+    first = torch.rand(3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(AT_IMPORT, first) and torch.equal(torch.rand(3), first)
+
+
+@pytest.mark.parametrize("chapters", [True, False])
+def test_only_kernels_of_chapters_look_for_garbage_less_often(chapters, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
+    monkeypatch.setattr(parallel, "KEPT", {})
+    parallel.pytest_configure(SimpleNamespace(getoption=lambda name, _: chapters and name == "nbval"))
+    code = "import gc, sys; print(gc.get_threshold()[0] == 50_000, 'elsewhere' in ' '.join(sys.path))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(chapters), "True"]
