@@ -27,6 +27,7 @@ PAGES = "tests/browser/test_pages.py"
 MOST_WORKERS = 8  # each holds torch and what its tests allocate: about a gigabyte
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 """Has glibc keep what is freed: to ask for the same pages again and again took up to a fifth of a chapter's time."""
+KERNELS = Path(__file__).with_name("kernels")
 
 
 def pytest_xdist_auto_num_workers() -> int:
@@ -52,13 +53,17 @@ class ByUnit(LoadFileScheduling):
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     """Have workers and kernels keep memory, and workers write no summary: nobody sees it, and after Ctrl-C it lasts."""
-    lives = os.environ.pop("VAEBOOK_LIVES", None)
-    if not hasattr(config, "workerinput") or config.getoption("nbval", False):
+    lives, worker = os.environ.pop("VAEBOOK_LIVES", None), hasattr(config, "workerinput")
+    chapters = config.getoption("nbval", False)
+    if chapters or not worker:
         os.environ.update(KEPT)
     else:
         for name in KEPT:  # what a test starts gets memory as readers' programs do
             os.environ.pop(name, None)
-    if hasattr(config, "workerinput"):
+    if chapters and not worker:  # workers inherit it
+        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(KERNELS), *filter(None, paths)])
+    if worker:
         config.pluginmanager.unregister(name="terminalreporter")
     elif lives:
         threading.Thread(target=end_with, args=(int(lives),), daemon=True).start()
