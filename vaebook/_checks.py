@@ -102,8 +102,8 @@ def check_all(name: str, value: Tensor, good: Tensor, expected: str) -> Tensor:
     if good.is_meta:
         raise TypeError(f"{name}: expected {expected}, got a tensor on the meta device, which holds no values")
     if not bool(good.all()):
-        index = tuple(int(i) for i in (~good).nonzero()[0])
-        at = f" at index {index}" if index else ""
+        index = tuple((~good).nonzero()[0].tolist())
+        at = f" at index {index}" * bool(index)
         raise ValueError(f"{name}: expected {expected}, got {value[index].item():.6g}{at}")
     return value
 
@@ -112,9 +112,8 @@ def check_positive(name: str, value: Tensor) -> Tensor:
     """Check that every entry is positive and finite; the message shows the smallest and where it is."""
     low, high = _extremes(value)
     if not 0 < low <= high < math.inf:
-        lowest = check_finite(name, value).min()
-        index = tuple((value == lowest).nonzero()[0].tolist())
-        raise ValueError(f"{name}: expected positive values, got min {lowest.item():.6g} at index {index}")
+        index = tuple((value == check_finite(name, value).min()).nonzero()[0].tolist())
+        raise ValueError(f"{name}: expected positive values, got min {value[index].item():.6g} at index {index}")
     return value
 
 
@@ -143,6 +142,16 @@ def check_index(
     if size and value.numel() and not 0 <= (ends := check_finite(name, value).aminmax()).min <= ends.max < size:
         raise ValueError(f"{name}: expected values in [0, {size}), got {ends.min} to {ends.max}")
     return value
+
+
+def excess_mass(mean: float, num: int) -> str:
+    """Say that a density p has more mass than one, if the mean of log q/p at num draws of q leaves no doubt.
+
+    The product of p/q over draws has an expectation of at most 1 where p has no more mass than q. Hence by Markov's
+    inequality the sum of log q/p is below log 1e-5 with a probability of at most 1e-5, whatever p and q are.
+    """
+    sure = num * (mean + NORMALISATION) < math.log(1e-5)
+    return "prior: expected a normalised density, got a negative KL(q_agg | prior)" if sure else ""
 
 
 def check_log_weight(log_weight: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import NORMALISATION, check_all, check_int, check_number, check_type
+from vaebook._checks import check_all, check_int, check_number, check_type, excess_mass
 from vaebook.adapters import Prior, adapt_prior
 from vaebook.distributed import Mixture
 from vaebook.estimators import Estimate, estimate
@@ -79,7 +79,7 @@ def decompose_kl(
         ValueError: the prior has another dimension or is 0 at a draw; num_samples is less than 2.
 
     Warns:
-        UserWarning: the mismatch is negative by more than six standard errors: the prior has more mass than one.
+        UserWarning: the mismatch is negative, beyond a chance of one in 100,000: the prior has more mass than one.
 
     Example:
         >>> import torch
@@ -101,8 +101,8 @@ def decompose_kl(
     between = log_agg - q_agg.double().log_prob_marginals(z).sum(-1) if marginals else torch.zeros_like(told)
     if rates is None:
         parts, how = (estimate(price), estimate(told), estimate(price - told)), "sampled"
-        if num_samples >= 100 and parts[2].value < -6 * parts[2].stderr - NORMALISATION:  # no KL is negative
-            warnings.warn("prior: expected a normalised density, got a negative KL(q_agg | prior)", stacklevel=3)
+        if wrong := excess_mass(parts[2].value, num_samples):
+            warnings.warn(wrong, stacklevel=3)
     else:
         rate, rounding = float(rates.sum()), [2**-52 * float(part.abs().max()) for part in (log_own, price)]
         told, between = (_with_control(part, price - rate) for part in (told, between))

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
-from vaebook._checks import NORMALISATION, check_all, check_int, check_number, check_sizes, check_type, new_seed
+from vaebook._checks import check_all, check_int, check_number, check_sizes, check_type, excess_mass, new_seed
 from vaebook.adapters import adapt_prior
 from vaebook.distributed import Mixture, in_shards, sums_without
 from vaebook.evaluation import evaluation_mode
@@ -272,19 +272,17 @@ def _bracket(drawn: _Drawn, reference: Tensor, sign: int, outside: dict[str, Ten
     ends |= {name: drawn.mean(log_c - reference) for name, log_c in outside.items()}
     other = drawn.jackknife(lambda others, own, num: torch.logaddexp(others, own) - math.log(num + 1), reference)
     tail = (1 - check_number("confidence", confidence, above=0, below=1)) / 4  # for two ends, and for small samples
-    degrees = len(drawn.sizes) - 1
-    # No normalised prior has a divergence below 0; by Student's t one estimate in 100,000 comes out that far below it.
-    if sign > 0 and other.value + other.stderr * scipy.stats.t.isf(1e-5, degrees) < -NORMALISATION:
-        raise ValueError("prior: expected a normalised density, got a negative KL(q_agg | prior)")
 
     def limit(end: _End, count: int, direction: int) -> float:
         """One-sided confidence limit, farther out where the terms are skewed that way."""
-        t = float(scipy.stats.t.isf(tail / count, degrees))
+        t = float(scipy.stats.t.isf(tail / count, len(drawn.sizes) - 1))
         return end.value + direction * end.stderr * (t + max(0.0, direction * end.skew) * (1 + 2 * t**2) / 6)
 
     ends = {name: end for name, end in ends.items() if math.isfinite(end.value + end.stderr)}
     if not ends or not math.isfinite(other.value + other.stderr):
         raise ValueError("q_agg: expected finite log-densities at its draws, got one too large for a number")
+    if sign > 0 and (wrong := excess_mass(other.value, len(reference))):
+        raise ValueError(wrong)
     chosen = max(ends.values(), key=lambda end: limit(end, len(ends), -1))
     sides = [(sign * limit(chosen, len(ends), -1), chosen), (sign * limit(other, 1, 1), other)][::sign]
     limits, estimates = [max(0.0, side[0]) for side in sides], [(sign * end.value, end.stderr) for _, end in sides]

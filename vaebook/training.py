@@ -185,13 +185,13 @@ def _epoch(
                 told = str(error).splitlines()[0]
                 raise ValueError(f"fit: stopped in {where}, batch {number}: {told}; {_KEPT}") from error
             if optimizer is not None:
-                if number == 1:
+                if not optimizer.state:  # before the first step
                     _check_hidden(loss, optimizer.param_groups[0]["params"])
                 optimizer.zero_grad()
                 if loss.requires_grad:
                     loss.backward()
                 if all(p.grad is None for p in optimizer.param_groups[0]["params"]):
-                    raise ValueError("vae: expected weights that the loss depends on, got none (inference mode?)")
+                    raise ValueError("vae: expected a loss that depends on weights, got none (torch.inference_mode?)")
                 optimizer.step()
             total, count = total + value * len(batch), count + len(batch)
     return total / count
@@ -206,13 +206,12 @@ def _check_exemplars(exemplars: Tensor, x: Tensor) -> None:
 
 def _check_hidden(loss: Tensor, trained: list[Tensor]) -> None:
     """Refuse a loss that depends on weights that are not trained, as those of a module that was not found."""
-    nodes, seen = [loss.grad_fn], set()
+    nodes, leaves, known = [loss.grad_fn], {}, set(map(id, trained))
     for node in nodes:  # grows
-        if node not in seen:
-            seen.add(node)
+        if node not in leaves:
+            leaves[node] = getattr(node, "variable", None)
             nodes += [further for further, _ in getattr(node, "next_functions", ())]
-    known, leaves = set(map(id, trained)), [node.variable for node in seen if hasattr(node, "variable")]
     # A model may ask for gradients in its input, too, which is no parameter.
-    if hidden := [tuple(p.shape) for p in leaves if isinstance(p, nn.Parameter) and id(p) not in known]:
+    if hidden := [tuple(p.shape) for p in leaves.values() if isinstance(p, nn.Parameter) and id(p) not in known]:
         hint = "; name their modules in adapt(…, modules=…); copies share functions"
         raise ValueError(f"vae: expected a loss of its own weights alone, got one of others, too: {hidden[:3]}{hint}")
