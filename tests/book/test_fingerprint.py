@@ -79,8 +79,9 @@ def test_a_changed_weights_file_makes_stale_the_chapters_that_read_it_and_no_oth
 
 
 def test_every_results_file_counts_where_it_is_named_and_nowhere_else(book):
+    code = {n: [c.source for c in nb.cells if c.cell_type == "code"] for n, nb in book.notebooks.items()}
     for file in (book.root / "book" / "results").iterdir():
-        named = {n for n, nb in book.notebooks.items() if any(f"results/{file.name}" in c.source for c in nb.cells)}
+        named = {name for name, cells in code.items() if any(f"results/{file.name}" in cell for cell in cells)}
         assert {name for name, found in book.before.items() if f"book/results/{file.name}" in found} == named
 
 
