@@ -97,7 +97,7 @@ def work() -> int:
         signal.signal(number, signal.default_int_handler)
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
-        runpy.run_path(str(script), run_name="__main__")
+        runpy.run_path(str(script.absolute()), run_name="__main__")  # Python, too, tells a script its whole path
     except KeyboardInterrupt:
         return 130
     except OSError as error:

@@ -228,6 +228,10 @@ def test_a_script_that_runs_through_the_runner_keeps_its_arguments_errors_and_st
     assert told(f"{asks}print('in time')") == (0, "in time\n", "")  # it ended as it would have
     code, _, err = told("1 / 0")
     assert code == 1 and err.endswith("ZeroDivisionError: division by zero\n")
+    # `make stability` handed a folder to its kernels that they looked for in their own.
+    script.write_text("import os\nos.chdir('/')\nprint(__file__)\n")
+    here = [*command[:2], script.name]
+    assert subprocess.run(here, cwd=tmp_path, capture_output=True, text=True, check=True).stdout == f"{script}\n"
 
 
 def test_what_a_script_started_and_left_ends_with_it(tmp_path):
