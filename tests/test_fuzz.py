@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
+from tests.pace import pace
 from vaebook import (
     bounds,
     certificates,
@@ -255,7 +256,7 @@ def limited():
         raise Hang
 
     signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 10 * SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 10 * SECONDS * pace())
     try:
         yield
     finally:
@@ -313,7 +314,7 @@ def problem(name, arguments):
     else:
         if has_nan(result):
             return "nan"
-    if time.process_time() - start > SECONDS:
+    if time.process_time() - start > SECONDS * pace():
         return f"took {time.process_time() - start:.2f} s of the processor"
     if name != "fit" and state(arguments) != before:
         return "changed an argument"

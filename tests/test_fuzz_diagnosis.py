@@ -19,6 +19,7 @@ import torch
 from torch import nn
 from torch.distributions import Independent, Normal
 
+from tests.pace import pace
 from tests.test_fuzz import MESSAGE, Hang, limited
 from vaebook.__main__ import main
 from vaebook.adapters import adapt
@@ -199,7 +200,7 @@ def problem(subject, options):
     else:
         if undetermined([vars(report)[name] for name in vars(report)]) or "nan" in text.split("What it could not")[0]:
             return "nan"
-    return None if time.process_time() - start < SECONDS else f"took {time.process_time() - start:.1f} s"
+    return None if time.process_time() - start < SECONDS * pace() else f"took {time.process_time() - start:.1f} s"
 
 
 def shown(value):
