@@ -42,7 +42,8 @@ def main() -> int:
     def ask(number: int, _: object) -> None:
         if not asked:
             asked.append(number)
-            os.kill(script, signal.SIGINT)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(script, signal.SIGINT)
 
     def listen() -> None:
         while piece := os.read(heard, 2**16):
@@ -62,12 +63,14 @@ def main() -> int:
         threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     code = os.waitstatus_to_exitcode(os.waitpid(script, 0)[1])
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # too late: the work is done, and Python's own end is unprotected
     with contextlib.suppress(ProcessLookupError):
         os.killpg(script, signal.SIGKILL)  # what it started and left
     ear.join(1)
     if code == 130 or (asked and code):
         if os.environ.get("MAKELEVEL"):
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             os.kill(os.getpid(), signal.SIGINT)
         show(f"{Path(sys.argv[1]).stem}: interrupted\n".encode())
         return 130
@@ -105,6 +108,8 @@ def work() -> int:
             raise
         print(f"{script.stem}: {error}", file=sys.stderr)
         return 1
+    finally:
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # as above
     return 0
 
 

@@ -234,6 +234,22 @@ def test_a_script_that_runs_through_the_runner_keeps_its_arguments_errors_and_st
     assert subprocess.run(here, cwd=tmp_path, capture_output=True, text=True, check=True).stdout == f"{script}\n"
 
 
+@pytest.mark.parametrize("who", ["runner", "script"])
+def test_an_interruption_that_comes_when_the_work_is_done_changes_nothing(who, tmp_path):
+    """Python's own end takes a while, and had no handlers any more: in one case of seven there, the status was -2."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import atexit, os, signal\nfirst = os.getpid()\n"
+        f"late = lambda: (os.getpid() == first) == {who == 'runner'} and os.kill(os.getpid(), signal.SIGINT)\n"
+        "atexit.register(late)\n"
+    )
+    script = tmp_path / "some.py"
+    script.write_text("print('done')\n")
+    command = [sys.executable, str(ROOT / "book" / "_tools" / "run.py"), str(script)]
+    here = os.environ | {"MAKELEVEL": "", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(command, env=here, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 def test_what_a_script_started_and_left_ends_with_it(tmp_path):
     script = tmp_path / "some.py"
     script.write_text("import subprocess\nsubprocess.Popen(['sleep', '60'])\n")

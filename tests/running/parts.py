@@ -122,6 +122,7 @@ def main() -> int:
                 os.kill(os.getpid(), signal.SIGINT)
             say("\ninterrupted")
             return 130
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})  # too late to be asked
     failed = [line for line in told if " FAILED " in line]
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     say(f"\n{'FAILED' if failed else 'passed'} in {minutes} min {seconds} s: {', '.join(told)}")
