@@ -109,7 +109,7 @@ def work() -> int:
         print(f"{script.stem}: {error}", file=sys.stderr)
         return 1
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # as above
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDING})  # as above
     return 0
 
 
