@@ -23,11 +23,13 @@ OUTSIDE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 """Errors of the system that are no fault of the script."""
 ENDING = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
 """Requests to end; one that is ignored stays so, as under nohup."""
+HANDLED = {signal.SIGINT, *ENDING}
+"""These and the one that the script gets: blocked while nothing handles them."""
 
 
 def main() -> int:
     """Let the script run and show its stderr until a request to end comes; its exit status, or 130 after one."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
     (heard, stderr), (lives, alive) = os.pipe(), os.pipe()
     script = os.fork()
     if not script:
@@ -61,16 +63,16 @@ def main() -> int:
     ear.start()
     if os.environ.get("MAKELEVEL"):  # a make that was killed cannot ask
         threading.Thread(target=watch, args=(os.getppid(),), daemon=True).start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
     code = os.waitstatus_to_exitcode(os.waitpid(script, 0)[1])
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # too late: the work is done, and Python's own end is unprotected
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # too late: the work is done, and Python's own end is unprotected
     with contextlib.suppress(ProcessLookupError):
         os.killpg(script, signal.SIGKILL)  # what it started and left
     ear.join(1)
     if code == 130 or (asked and code):
         if os.environ.get("MAKELEVEL"):
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
             os.kill(os.getpid(), signal.SIGINT)
         show(f"{Path(sys.argv[1]).stem}: interrupted\n".encode())
         return 130
@@ -96,10 +98,10 @@ def work() -> int:
     del sys.argv[0]
     script = Path(sys.argv[0])
     sys.path[0] = str(script.resolve().parent)
-    for number in {signal.SIGINT, *ENDING}:
+    for number in HANDLED:
         signal.signal(number, signal.default_int_handler)
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         runpy.run_path(str(script.absolute()), run_name="__main__")  # Python, too, tells a script its whole path
     except KeyboardInterrupt:
         return 130
@@ -109,7 +111,7 @@ def work() -> int:
         print(f"{script.stem}: {error}", file=sys.stderr)
         return 1
     finally:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *ENDING})  # as above
+        signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)  # as above
     return 0
 
 
