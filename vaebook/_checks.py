@@ -148,7 +148,9 @@ def excess_mass(mean: float, num: int) -> str:
     """Say that a density p has more mass than one, if the mean of log q/p at num draws of q leaves no doubt.
 
     The product of p/q over draws has an expectation of at most 1 where p has no more mass than q. Hence by Markov's
-    inequality the sum of log q/p is below log 1e-5 with a probability of at most 1e-5, whatever p and q are.
+    inequality the sum of log q/p is below log 1e-5 with a probability of at most 1e-5, whatever p and q are. So it is
+    for as many draws from each component of q, of equal weights, or from each of some chosen at random: the product's
+    expectation is then at most a power of the mean over components, by the inequalities of the means and of Maclaurin.
     """
     sure = num * (mean + NORMALISATION) < math.log(1e-5)
     return "prior: expected a normalised density, got a negative KL(q_agg | prior)" if sure else ""

@@ -1,4 +1,4 @@
-"""The VAE that most chapters look at: black-and-white digits, two latent dimensions, a standard normal prior.
+"""The VAE that seven chapters look at: black-and-white digits, two latent dimensions, a standard normal prior.
 
 Chapter mixture/vae trains it before the reader's eyes, with the settings below; the others load the stored weights, so
 that they all speak of the same codes, on every processor.

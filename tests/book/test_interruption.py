@@ -236,7 +236,7 @@ def test_a_script_that_runs_through_the_runner_keeps_its_arguments_errors_and_st
 
 @pytest.mark.parametrize("who", ["runner", "script"])
 def test_an_interruption_that_comes_when_the_work_is_done_changes_nothing(who, tmp_path):
-    """Python's own end takes a while, and had no handlers any more: in one case of seven there, the status was -2."""
+    """Python's own end takes a while and has no handlers any more: the status was -2, and nothing said why."""
     (tmp_path / "sitecustomize.py").write_text(
         "import atexit, os, signal\nfirst = os.getpid()\n"
         f"late = lambda: (os.getpid() == first) == {who == 'runner'} and os.kill(os.getpid(), signal.SIGINT)\n"

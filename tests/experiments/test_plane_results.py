@@ -1,19 +1,13 @@
-"""The VAE that most chapters load: its stored weights are those that its training ends with."""
+"""The VAE that six chapters load: its stored weights are those that its training ends with."""
 
 import pytest
-import torch
 from harness import read_result
 from plane import CONFIG, WEIGHTS, bounds, train
 
+from tests.experiments.test_digits import distance
 from vaebook.training import load
 
 RESULT = read_result("plane", CONFIG)
-
-
-def distance(one, two):
-    """Relative distance of all weights of two models."""
-    a, b = (torch.cat([tensor.flatten() for tensor in vae.state_dict().values()]) for vae in (one, two))
-    return float((a - b).norm() / b.norm())
 
 
 def test_the_first_epochs_come_out_again():

@@ -28,6 +28,7 @@ MOST_WORKERS = 8  # each holds torch and what its tests allocate: about a gigaby
 KEPT = {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
 """Has glibc keep what is freed: to ask for the same pages again and again took up to a fifth of a chapter's time."""
 KERNELS = Path(__file__).with_name("kernels")
+"""What Python runs first in the kernels of chapters."""
 
 
 def pytest_xdist_auto_num_workers() -> int:

@@ -22,6 +22,7 @@ from typing import IO
 
 PATIENCE = 10  # seconds that an interrupted part gets to end by itself
 PARENT = os.getppid()
+ENDING = signal.SIGINT, signal.SIGTERM, signal.SIGHUP  # requests to end
 LIVES, HELD = os.pipe()  # who reads the first notices the end of this process, which alone has the second
 asked_to_end: list[int] = []  # signals that came: an exception at any moment could forget a part that has just begun
 
@@ -111,7 +112,7 @@ def run(names: list[str]) -> list[str]:
 
 def main() -> int:
     """Run what the command line names; the exit status is 1 where a part failed."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # also where a shell has them ignored
+    for number in ENDING:  # also where a shell has them ignored
         signal.signal(number, lambda number, _: asked_to_end.append(number))
     start, told = time.monotonic(), []
     for stage in sys.argv[1:]:
@@ -122,7 +123,7 @@ def main() -> int:
                 os.kill(os.getpid(), signal.SIGINT)
             say("\ninterrupted")
             return 130
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})  # too late to be asked
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # too late to be asked
     failed = [line for line in told if " FAILED " in line]
     minutes, seconds = divmod(round(time.monotonic() - start), 60)
     say(f"\n{'FAILED' if failed else 'passed'} in {minutes} min {seconds} s: {', '.join(told)}")
