@@ -31,10 +31,12 @@ from vaebook.adapters import (
     adapt_decoder,
     adapt_encoder,
     adapt_prior,
+    adapt_prior_of,
     adapt_vae,
 )
+from vaebook.bounds import elbo
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.parts import PriorModule, adapt_prior_of, components, gaussian_kl, optional
+from vaebook.parts import PriorModule, components, gaussian_kl, optional
 from vaebook.priors import StandardNormal
 
 N, P, D = 7, 6, 2
@@ -1016,6 +1018,68 @@ def test_a_divergence_is_asked_for_only_where_it_takes_means_and_scales():
         prior = Object(kl=kl, leave_one_out=kl)
         assert optional(prior, "kl") is (kl if taken else None) and optional(prior, "leave_one_out") is kl
     assert optional(prior, "exemplars") is None
+
+
+def test_a_divergence_is_asked_for_as_the_prior_has_it_now():
+    """What a class was asked once is not asked again; other classes, and what is put in its place, are."""
+
+    class Right(Object):
+        def kl(self, loc, scale):
+            return 0
+
+    class Wrong(Object):
+        def kl(self, mu, logvar):
+            return 0
+
+    for _ in range(2):
+        assert callable(optional(Right(), "kl")) and optional(Wrong(), "kl") is None
+    prior = Right()
+    prior.kl = Wrong().kl
+    assert optional(prior, "kl") is None
+    prior.kl = {}  # of past divergences, say
+    assert optional(prior, "kl") is None
+
+
+def test_what_a_class_has_inherited_is_of_the_density_of_its_parent():
+    """With another log_prob it has no closed form any more, unless it brings its own."""
+
+    class Far(StandardNormal):
+        def log_prob(self, z):
+            return super().log_prob(z - 3)
+
+        def sample(self, sample_shape=(), *, generator=None):
+            return super().sample(sample_shape, generator=generator) + 3
+
+    class Further(Far):
+        """Inherits both."""
+
+    class Told(Far):
+        def kl(self, loc, scale):
+            return StandardNormal.kl(self, loc - 3, scale)
+
+        def components(self):
+            log_weight, loc, scale = super().components()
+            return log_weight, loc + 3, scale
+
+    q = Normal(torch.full((4, 2), 2.0), 0.5)
+    right, encode = StandardNormal(2).kl(q.loc - 3, q.scale), lambda x: (q.loc[: len(x)], q.scale[: len(x)])
+    for kind in (Far, Further, Told):
+        prior = kind(2)
+        assert (optional(prior, "kl") is None) == (components(prior) is None) == (kind is not Told)
+        vae = adapt(encode, lambda z: Independent(Normal(0 * z, 1.0), 1), prior=prior)
+        value = elbo(vae, torch.zeros(4, 2), num_samples=20_000, generator=torch.Generator().manual_seed(0))
+        fits = elbo(vae, torch.zeros(4, 2), beta=0, generator=torch.Generator().manual_seed(0))
+        assert (fits - value - right).abs().max() < 0.1
+    own = Far(2)
+    own.kl = Told(2).kl
+    assert optional(own, "kl") is own.kl
+
+    class Other(DiagGaussianMixture):  # which itself has its components of its parent
+        def log_prob(self, z):
+            return super().log_prob(z - 3)
+
+    codes = torch.zeros(2, 2), torch.ones(2, 2)
+    assert components(DiagGaussianMixture(*codes)) is not None and components(Other(*codes)) is None
 
 
 def test_components_are_those_of_a_prior_that_has_a_function_of_them():

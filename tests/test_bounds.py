@@ -489,7 +489,7 @@ def test_bad_vae(bound, error, match, vae, x):
         (TypeError, "generator: expected", lambda: elbo(VAE, X, generator=3)),
         (
             TypeError,
-            "index: expected None for a prior without leave_one_out, got one for StandardNormal",
+            "index: expected None for priors without leave_one_out, got it for StandardNormal",
             lambda: elbo(VAE, X, index=torch.arange(3)),
         ),
         (TypeError, "index: expected a tensor of dtype torch.int64, got list", lambda: elbo(MIXED, X, index=[0, 1, 2])),

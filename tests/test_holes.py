@@ -283,7 +283,7 @@ def test_estimates_are_made_of_other_codes_in_every_way(monkeypatch):
         asked.append((q, size, options))
         return SimpleNamespace(log_prob=lambda points: points.sum(1) + size)
 
-    monkeypatch.setattr(holes, "fit_gmm", fit)
+    monkeypatch.setattr(holes, "fit_quietly", fit)
     points, log_prior = torch.randn(50, 2, generator=seeded(0)).double(), torch.linspace(-3, 0, 50).double()
     monkeypatch.setattr(holes, "_classifier", lambda *given: SimpleNamespace(decision_function=lambda x: (x, given)))
     monkeypatch.setattr(holes.torch, "from_numpy", lambda value: value)

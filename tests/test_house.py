@@ -14,7 +14,7 @@ import vaebook
 PACKAGE = Path(vaebook.__file__).parent
 FILES = sorted(PACKAGE.glob("*.py"))
 ALL = sorted(PACKAGE.rglob("*.py"))
-CODE_LINES = 5_225
+CODE_LINES = 5_221
 """Of the package without docstrings and claims. The aim is 2,400: this number may only fall."""
 FILE_LINES = 300
 LONG = {}

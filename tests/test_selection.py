@@ -17,7 +17,7 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from vaebook import selection
+from vaebook import gmm, selection
 from vaebook.adapters import adapt
 from vaebook.estimators import Estimate
 from vaebook.mixture import DiagGaussianMixture
@@ -254,7 +254,7 @@ def test_too_large_mixtures_are_skipped():
     x = gaussian(12, latent_dim=1)  # cut by three: 8 codes, and three parameters a component
     with pytest.MonkeyPatch.context() as patch:
         tried = []
-        patch.setattr("vaebook.selection.fit_gmm", lambda q, k, **named: tried.append(k) or fit_gmm(q, k, **named))
+        patch.setattr("vaebook.selection.fit_quietly", lambda q, k, **named: tried.append(k) or fit_gmm(q, k, **named))
         choose_prior(PPCA.fit(x, 1), x, num_components=(2, 3, 4, 30), generator=seeded())
     assert set(tried) == {2, 3}  # four have as many parameters as there are data
 
@@ -337,7 +337,7 @@ def test_mixtures_of_either_covariance_have_fewer_parameters_than_data():
     x, tried = gaussian(24, latent_dim=2), set()
     with pytest.MonkeyPatch.context() as patch:
         made = lambda q, k, **o: tried.add((q.num_components, k, o["covariance"])) or fit_gmm(q, k, **o)  # noqa: E731
-        patch.setattr(selection, "fit_gmm", made)
+        patch.setattr(selection, "fit_quietly", made)
         selection._best(PPCA.fit(x, 2).aggregated_posterior(x), [2, 3, 4, 5], 0)
     assert {(k, kind) for _, k, kind in tried} == {(k, "full") for k in (2, 3)} | {(k, "diag") for k in (2, 3, 4)}
     assert {num for num, *_ in tried} == {16}  # two folds of three
@@ -347,7 +347,7 @@ def test_mixtures_of_either_covariance_have_fewer_parameters_than_data():
 @pytest.mark.parametrize("sizes", [(30, 2, 2), (2, 30)])
 def test_the_smallest_number_alone_is_always_tried_whatever_the_order(sizes, monkeypatch):
     x, tried = gaussian(12, latent_dim=1), []
-    monkeypatch.setattr(selection, "fit_gmm", lambda q, k, **o: tried.append(k) or fit_gmm(q, k, **o))
+    monkeypatch.setattr(selection, "fit_quietly", lambda q, k, **o: tried.append(k) or fit_gmm(q, k, **o))
     choose_prior(PPCA.fit(x, 1), x, num_components=sizes, generator=seeded())
     assert set(tried) == {2}
 
@@ -368,7 +368,7 @@ def test_the_best_by_cross_validation_is_chosen_each_scored_on_the_fold_that_it_
             assert set(z.round()[:, 0].tolist()) == set(loc[:, 0].tolist()) - set(self.loc[:, 0].tolist())
             return torch.full((len(z),), {1: 0.0, 2: 0.5, 3: 0.4}[self.size]).double()
 
-    monkeypatch.setattr(selection, "fit_gmm", lambda q, size, **_: Known(q, size))
+    monkeypatch.setattr(selection, "fit_quietly", lambda q, size, **_: Known(q, size))
     assert selection._best(q_agg, [1, 2, 3], 0) == (2, "full") and sorted(fold.bincount().tolist()) == [4, 4, 4]
 
 
@@ -434,7 +434,7 @@ def test_a_fit_that_runs_out_of_steps_warns_of_nothing(monkeypatch, recwarn):
         warnings.warn("fit_gmm: expected EM to converge", stacklevel=1)
         return q_agg
 
-    monkeypatch.setattr(selection, "fit_gmm", fit)
+    monkeypatch.setattr(gmm, "fit_gmm", fit)
     selection._fit(DiagGaussianMixture(torch.zeros(3, 1), torch.ones(3, 1)), 1, "diag", 0)
     assert not recwarn
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, StudentT
 
-from vaebook import testing
+from vaebook import gmm, testing
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.testing import assert_density_matches_sampler
 
@@ -254,6 +254,6 @@ def test_how_the_reference_was_fitted_warns_of_nothing(monkeypatch, recwarn):
         warnings.warn("fit_gmm: expected EM to converge", stacklevel=1)
         return DiagGaussianMixture(z[:5], torch.ones_like(z[:5]))
 
-    monkeypatch.setattr(testing, "fit_gmm", fit)
+    monkeypatch.setattr(gmm, "fit_gmm", fit)
     testing._reference(torch.randn(1_000, 1, generator=seeded(0)), 0)
     assert not recwarn

@@ -82,10 +82,10 @@ def test_priors_made_of_codes_are_trained_jointly_and_saved(make, tmp_path):
 
 
 def test_exemplars_leave_one_out_in_training_and_never_in_validation(monkeypatch):
-    vae, x, seen, elbo = code_vae(ExemplarPrior), two_images().double(), [], bounds.elbo
+    vae, x, seen, objective = code_vae(ExemplarPrior), two_images().double(), [], bounds.objective
     values = torch.rand(40, 6, generator=generator(5), dtype=torch.float64).round()
     monkeypatch.setattr(
-        bounds, "elbo", lambda v, b, **kw: seen.append((v.training, b, kw["index"])) or elbo(v, b, **kw)
+        bounds, "objective", lambda v, b, **kw: seen.append((v.training, b, kw["index"])) or objective(v, b, **kw)
     )
     quick(vae, x, validation=values, num_epochs=2)
     training_steps = [(b, index) for training, b, index in seen if training]
@@ -111,8 +111,8 @@ def test_exemplar_training_loss_is_that_of_a_direct_sum():
 
 
 def test_vamp_training_leaves_nothing_out(monkeypatch):
-    seen, elbo = [], bounds.elbo
-    monkeypatch.setattr(bounds, "elbo", lambda v, b, **kw: seen.append(kw["index"]) or elbo(v, b, **kw))
+    seen, objective = [], bounds.objective
+    monkeypatch.setattr(bounds, "objective", lambda v, b, **kw: seen.append(kw["index"]) or objective(v, b, **kw))
     quick(code_vae(VampPrior), two_images().double(), num_epochs=1)
     assert seen == [None] * 3
 
@@ -179,7 +179,7 @@ def test_validation_loss_is_minus_the_mean_elbo_with_the_same_beta_and_noise(bet
 def test_every_datum_is_used_once_an_epoch(monkeypatch):
     x = torch.arange(23.0)[:, None].expand(23, 6) / 23
     seen = []
-    monkeypatch.setattr(bounds, "elbo", lambda vae, b, **_: seen.append(b[:, 0]) or vae(b).mean.sum(-1))
+    monkeypatch.setattr(bounds, "objective", lambda vae, b, **_: seen.append(b[:, 0]) or vae(b).mean.sum(-1))
     quick(small_vae(), x, batch_size=5, num_epochs=2)
     assert [len(b) for b in seen] == [5, 5, 5, 5, 3] * 2
     epochs = torch.cat(seen[:5]), torch.cat(seen[5:])
@@ -190,7 +190,7 @@ def test_every_datum_is_used_once_an_epoch(monkeypatch):
 def test_epoch_loss_weighs_data_not_batches(monkeypatch):
     """The last batch is smaller: a mean of batch means would be another number."""
     x = torch.arange(10.0)[:, None].expand(10, 6) / 10
-    monkeypatch.setattr(bounds, "elbo", lambda vae, b, **_: -b[:, 0] + 0 * vae(b).mean.sum(-1))
+    monkeypatch.setattr(bounds, "objective", lambda vae, b, **_: -b[:, 0] + 0 * vae(b).mean.sum(-1))
     history = quick(small_vae(), x, validation=x, batch_size=8)
     assert history.train_loss == pytest.approx([0.45] * 3, rel=1e-6)
     assert history.validation_loss == pytest.approx([0.45] * 3, rel=1e-6)
@@ -292,8 +292,8 @@ def test_frozen_parameters_stay():
 
 
 def test_training_mode_is_restored_and_used(monkeypatch):
-    modes, elbo = [], bounds.elbo
-    monkeypatch.setattr(bounds, "elbo", lambda vae, b, **kw: modes.append(vae.training) or elbo(vae, b, **kw))
+    modes, objective = [], bounds.objective
+    monkeypatch.setattr(bounds, "objective", lambda vae, b, **kw: modes.append(vae.training) or objective(vae, b, **kw))
     for was in (True, False):
         vae = small_vae().train(was)
         quick(vae, validation=two_images(), batch_size=40, num_epochs=2)
@@ -383,11 +383,13 @@ def test_data_may_come_as_an_array_or_in_batches(form, tmp_path):
 
 
 def test_a_condition_goes_with_its_data(monkeypatch):
-    (vae, _), (x, _), seen, elbo = adapted(), images(), [], bounds.elbo
+    (vae, _), (x, _), seen, objective = adapted(), images(), [], bounds.objective
     label = torch.stack([torch.arange(60.0), torch.zeros(60)], 1)
     x = x + 0 * x
     x[:, 0, 0, 0] = torch.arange(60.0) / 60
-    monkeypatch.setattr(bounds, "elbo", lambda v, b, **kw: seen.append((b, kw["condition"])) or elbo(v, b, **kw))
+    monkeypatch.setattr(
+        bounds, "objective", lambda v, b, **kw: seen.append((b, kw["condition"])) or objective(v, b, **kw)
+    )
     quick(vae, x, condition=label, validation=x[50:], validation_condition=label[50:], num_epochs=2)
     for batch, condition in seen:
         torch.testing.assert_close(60 * batch[:, 0, 0, 0], condition["label"][:, 0])
@@ -524,15 +526,15 @@ def test_divergence_leaves_finite_weights(batch_size):
 
 
 def test_weights_spoiled_by_the_last_batch_are_not_kept(monkeypatch):
-    vae, elbo = small_vae(), bounds.elbo
+    vae, objective = small_vae(), bounds.objective
 
     bias = vae.encoder.loc.bias
 
     def infinite_gradient(vae, b, **kw):
-        return elbo(vae, b, **kw) + (bias - bias.detach()).sum().abs().sqrt()
+        return objective(vae, b, **kw) + (bias - bias.detach()).sum().abs().sqrt()
 
     before = state(vae)
-    monkeypatch.setattr(bounds, "elbo", infinite_gradient)
+    monkeypatch.setattr(bounds, "objective", infinite_gradient)
     with pytest.raises(
         ValueError,
         match=r"^fit: stopped after epoch 1 \(the model has its best weights .*: encoder\..*: expected finite values",
@@ -542,15 +544,15 @@ def test_weights_spoiled_by_the_last_batch_are_not_kept(monkeypatch):
 
 
 def test_interrupt_keeps_the_last_complete_epoch(monkeypatch):
-    vae, good, calls, elbo = small_vae(), small_vae(), itertools.count(1), bounds.elbo
+    vae, good, calls, objective = small_vae(), small_vae(), itertools.count(1), bounds.objective
 
     def interrupted(*args, **kwargs):
         if next(calls) == 8:
             raise KeyboardInterrupt
-        return elbo(*args, **kwargs)
+        return objective(*args, **kwargs)
 
     quick(good, num_epochs=2)
-    monkeypatch.setattr(bounds, "elbo", interrupted)
+    monkeypatch.setattr(bounds, "objective", interrupted)
     with pytest.raises(KeyboardInterrupt):
         quick(vae, num_epochs=5)
     assert same(state(vae), state(good))

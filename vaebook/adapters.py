@@ -280,3 +280,15 @@ def adapt_decoder(decoder: Any, prior: Any) -> AdaptedVAE:
         prior = decoder.prior if prior is None else adapt_prior(prior, decoder.latent_dim)
         return decoder.only(encoder=None, _prior=prior)
     return AdaptedVAE(None, decoder if isinstance(decoder, Decoder) else Decoder(decoder), prior)
+
+
+def adapt_prior_of(encoder: nn.Module, decoder: nn.Module, prior: Any) -> Prior:
+    """Check that modules fit together as the parts of a VAE, and adapt its prior."""
+    for name in ("data_dim", "latent_dim"):  # parts of one's own need not tell their sizes
+        size = getattr(encoder, name, getattr(decoder, name, None))
+        if getattr(decoder, name, size) != size:
+            got = f"{size} in the encoder and {getattr(decoder, name)} in the decoder"
+            raise ValueError(f"{name}: expected the same, got {got}")
+    if getattr(prior, "encoder", encoder) is not encoder:  # it would be neither trained nor saved
+        raise ValueError("prior: expected one made of the codes of this encoder, got one of another encoder")
+    return adapt_prior(prior, size)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from vaebook._checks import at_least_single, check_generator, check_index, check_int, check_number, check_type
-from vaebook.adapters import adapt_decoder, adapt_vae
+from vaebook.adapters import AdaptedVAE, adapt_decoder, adapt_vae
 from vaebook.integrals import Joint, integrand, log_evidence
 from vaebook.parts import draw_from, optional
 
@@ -74,8 +74,18 @@ def elbo(
     num_samples = check_int("num_samples", num_samples, minimum=1, maximum=MOST)
     beta = check_number("beta", beta, minimum=0)
     vae.check(x, condition)
+    return objective(vae, x, num_samples, beta=beta, index=index, condition=condition, generator=generator)
+
+
+def objective(
+    vae: AdaptedVAE, x: Tensor, num_samples: int = 1, *, beta: float, index: Any, condition: Any, generator: Any
+) -> Tensor:
+    """Estimate what `elbo` does, of a model and of data that have been checked, as those of a minibatch have."""
     q = vae.encode(x, condition).base_dist
-    joint = Joint(vae, x, condition, _without(vae.prior, index, len(x)))
+    leave_out = optional(vae.prior, "leave_one_out")
+    if index is not None and leave_out is None:
+        raise TypeError(f"index: expected None for priors without leave_one_out, got it for {type(vae.prior).__name__}")
+    joint = Joint(vae, x, condition, None if index is None else leave_out(check_index("index", index, (len(x),))))
     z, log_q = _draw(q, num_samples, generator)
     kl = optional(joint.prior, "kl")
     cost = log_q() - joint.log_prior(z) if kl is None else kl(q.loc, q.scale)
@@ -230,15 +240,6 @@ def quadrature_log_prob(
     vae = adapt_decoder(decoder, prior)
     with integrand(vae, x, condition, tolerance=tolerance, max_nodes=max_nodes, limit=limit) as numbers:
         return log_evidence(*numbers)
-
-
-def _without(prior: Any, index: object, num: int) -> Any:
-    """Return a prior that leaves out a component for each datum, or the prior itself where no index is given."""
-    if index is None:
-        return prior
-    if optional(prior, "leave_one_out") is None:
-        raise TypeError(f"index: expected None for a prior without leave_one_out, got one for {type(prior).__name__}")
-    return prior.leave_one_out(check_index("index", index, (num,)))
 
 
 def _draw(q: Normal, num_samples: int, generator: torch.Generator | None) -> tuple[Tensor, Callable[[], Tensor]]:

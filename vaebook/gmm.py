@@ -3,7 +3,7 @@ r"""Mixtures of Gaussians with full covariances, as priors: given, or fitted to 
 from __future__ import annotations
 
 import warnings
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -185,6 +185,12 @@ def fit_gmm(
     if covariance == "diag":
         return DiagGaussianMixture(loc, unit * scale, weight.log())
     return GaussianMixture(weight, loc, unit[:, None] * scale)
+
+
+def fit_quietly(*args: Any, **options: Any) -> Any:
+    """Fit as `fit_gmm` does, without its warnings, where other data judge what EM has found when its steps run out."""
+    with warnings.catch_warnings(action="ignore"):
+        return fit_gmm(*args, **options)
 
 
 def _check_enough(name: str, z: Tensor, num_components: int, covariance: str) -> None:

@@ -10,7 +10,6 @@ third.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -23,9 +22,10 @@ from vaebook._checks import check_all, check_int, new_seed
 from vaebook.adapters import adapt_prior
 from vaebook.distributed import Mixture, in_shards
 from vaebook.evaluation import evaluation_mode
+from vaebook.gmm import fit_quietly
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import draw_from, log_density
-from vaebook.priors import fit_gmm, on_cpu
+from vaebook.priors import on_cpu
 
 RARER = 0.1
 """A hole has at most this many times the codes that the prior says."""
@@ -146,8 +146,7 @@ def _scores(
     dim, num = q.latent_dim, q.num_components
     for size in SIZES:
         covariance = "full" if num > 5 * dim * size else "diag"
-        with warnings.catch_warnings(action="ignore"):  # EM that runs out of steps: other data judge what it found
-            fitted = fit_gmm(q, size, covariance=covariance, num_samples=min(5_000, 20 * num), seed=seed)
+        fitted = fit_quietly(q, size, covariance=covariance, num_samples=min(5_000, 20 * num), seed=seed)
         yield f"mixture of {size}", fitted.log_prob(points) - log_prior
     yield "codes", q.log_prob(points) - log_prior
     yield "marginals", _marginals(q[:500], points) - log_prior

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from vaebook._checks import check_type
-from vaebook.adapters import adapt_vae
+from vaebook.adapters import adapt_prior_of, adapt_vae
 from vaebook.networks import BernoulliDecoder, GaussianDecoder, GaussianEncoder
-from vaebook.parts import adapt_prior_of
 
 __all__ = ["VAE", "BernoulliDecoder", "GaussianDecoder", "GaussianEncoder"]
 

@@ -9,6 +9,7 @@ r"""The adapted parts of a VAE: somebody's encoder, decoder or prior, in the one
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, Protocol
 
 import torch
@@ -66,8 +67,14 @@ def one_gaussian(prior: Prior) -> tuple[Tensor, Tensor] | None:
 
 
 def optional(prior: Prior, name: str) -> Any:
-    """Return what a prior may offer besides, such as ``kl``, ``leave_one_out``, ``exemplars``; None if it does not."""
-    found = getattr(prior, name, None)
+    """Return what a prior may offer besides, such as ``kl``, ``leave_one_out``, ``exemplars``; None if it does not.
+
+    What a class has only inherited is of its parent's density: it is not asked for where the class has another one.
+    """
+    found, classes = getattr(prior, name, None), type(prior).__mro__
+    place = next((n for n, c in enumerate(classes) if name in vars(c)), -1)
+    if sum("log_prob" in vars(c) for c in classes[: place + 1]) > 1 and name not in getattr(prior, "__dict__", ()):
+        return None
     other = name == "kl" and not all(accepts(found, part, unknown=False) for part in ("loc", "scale"))  # (mu, logvar)
     return None if other else found
 
@@ -116,18 +123,6 @@ def adapt_prior(prior: Any, latent_dim: int | None = None, name: str = "prior") 
     if latent_dim is not None and prior.latent_dim != check_int("latent_dim", latent_dim, minimum=1):
         raise ValueError(f"{name}: expected dimension {latent_dim}, got {prior.latent_dim}")
     return prior
-
-
-def adapt_prior_of(encoder: nn.Module, decoder: nn.Module, prior: Any) -> Prior:
-    """Check that modules fit together as the parts of a VAE, and adapt its prior."""
-    for name in ("data_dim", "latent_dim"):  # parts of one's own need not tell their sizes
-        size = getattr(encoder, name, getattr(decoder, name, None))
-        if getattr(decoder, name, size) != size:
-            got = f"{size} in the encoder and {getattr(decoder, name)} in the decoder"
-            raise ValueError(f"{name}: expected the same, got {got}")
-    if getattr(prior, "encoder", encoder) is not encoder:  # it would be neither trained nor saved
-        raise ValueError("prior: expected one made of the codes of this encoder, got one of another encoder")
-    return adapt_prior(prior, size)
 
 
 class _Outside(nn.Module):
@@ -251,12 +246,8 @@ class Encoder(_Part):
 
     def check(self, x: Tensor, condition: Condition = None) -> None:
         """Compare two passes over the first data, the second over half of them."""
-
-        def run(rows: slice) -> tuple[Tensor, Tensor]:
-            q = self(x[rows], take(condition, rows)).base_dist
-            return q.loc, q.scale
-
-        self.compare(run, len(x))
+        both = attrgetter("loc", "scale")
+        self.compare(lambda rows: both(self(x[rows], take(condition, rows)).base_dist), len(x))
 
 
 class Decoder(_Part):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,9 +28,10 @@ from vaebook._checks import check_all, check_int, check_number, check_sizes, che
 from vaebook.adapters import adapt_prior
 from vaebook.distributed import Mixture, in_shards, sums_without
 from vaebook.evaluation import evaluation_mode
+from vaebook.gmm import fit_quietly
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import log_density
-from vaebook.priors import GaussianMixture, fit_gmm, on_cpu
+from vaebook.priors import GaussianMixture, on_cpu
 
 FOLDS = 3
 """Into how many parts the data are cut for the mixtures that are fitted to them."""
@@ -234,24 +234,19 @@ def _outside(drawn: _Drawn, densities: Sequence[Any], num_components: tuple[int,
     for size in check_sizes("num_components", num_components, minimum=1):
         if 2 * size > min(fit.num_components for fit in fits):
             continue
+        value = torch.empty(len(drawn.z), dtype=torch.float64)
         with contextlib.suppress(ValueError):  # too few draws in one of the clusters: no candidate
-            found[f"mixture of {size}"] = _cross_fitted(fits, fold[drawn.rows], drawn.z, size, seed)
+            for f, fit in enumerate(fits):
+                own = fold[drawn.rows] == f
+                value[own] = _fit(fit, size, seed).log_prob(drawn.z[own])
+            found[f"mixture of {size}"] = value
     return found
-
-
-def _cross_fitted(fits: list[DiagGaussianMixture], fold: Tensor, z: Tensor, size: int, seed: int) -> Tensor:
-    """Log-density at draws of each fold's data under the mixture fitted to the others."""
-    value = torch.empty(len(z), dtype=torch.float64)
-    with warnings.catch_warnings(action="ignore"):  # EM that runs out of steps: what it found is scored
-        for f, fit in enumerate(fits):
-            value[fold == f] = _fit(fit, size, seed).log_prob(z[fold == f])
-    return value
 
 
 def _fit(q: DiagGaussianMixture, num_components: int, seed: int) -> GaussianMixture:
     """Fit a mixture to draws of q; one Gaussian, to its moments."""
     if num_components > 1:
-        return fit_gmm(q, num_components, num_samples=min(10_000, 20 * q.num_components), seed=seed)
+        return fit_quietly(q, num_components, num_samples=min(10_000, 20 * q.num_components), seed=seed)
     tril = torch.linalg.cholesky(q.covariance)
     return GaussianMixture(tril.new_ones(1), q.mean[None], tril[None])
 

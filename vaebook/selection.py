@@ -24,10 +24,10 @@ from vaebook.adapters import AdaptedVAE, adapt_vae
 from vaebook.aggregate import aggregated_posterior
 from vaebook.estimators import Estimate, estimate
 from vaebook.evaluation import Data, take
+from vaebook.gmm import GaussianMixture, fit_quietly
 from vaebook.likelihood import compare_priors
 from vaebook.mixture import DiagGaussianMixture
 from vaebook.parts import optional
-from vaebook.priors import GaussianMixture, fit_gmm
 from vaebook.tables import Table, table
 
 ORDER = ("prior", "gmm", "q_agg")
@@ -188,9 +188,7 @@ def _best(q_agg: DiagGaussianMixture, sizes: list[int], seed: int) -> tuple[int,
 
 
 def _fit(q_agg: DiagGaussianMixture, size: int, covariance: str, seed: int) -> Mixture:
-    with warnings.catch_warnings(action="ignore"):  # EM that runs out of steps: what it found is scored
-        mixture = fit_gmm(q_agg, size, covariance=covariance, num_samples=FIT_SAMPLES, seed=seed)
-    return mixture.to(q_agg.loc.dtype)
+    return fit_quietly(q_agg, size, covariance=covariance, num_samples=FIT_SAMPLES, seed=seed).to(q_agg.loc.dtype)
 
 
 def _unseen(q_agg: DiagGaussianMixture, rows: Tensor, sizes: list[int], seed: int) -> Iterator[tuple[Tensor, Mixture]]:

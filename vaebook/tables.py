@@ -40,10 +40,8 @@ def number(value: object) -> str:
     if not isinstance(value, Real) or isinstance(value, Integral):
         return str(value)
     value = float(value)
-    if value != value or abs(value) == float("inf"):
-        return str(value)
-    if value == 0:
-        return "0"
+    if value in (0.0, float("inf"), -float("inf")) or value != value:
+        return f"{value + 0.0:g}"
     text = f"{value:.{DIGITS - 1}e}"
     mantissa, power = text.split("e")[0], int(text.split("e")[1])
     return f"{float(text):.{max(0, DIGITS - 1 - power)}f}" if -4 < power < 5 else f"{mantissa}e{power}"

@@ -9,7 +9,6 @@ that no outlier disturbs the comparison, and f enters with its constant.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from vaebook._checks import check_generator, check_int, check_number, new_seed
 from vaebook.adapters import adapt_prior
+from vaebook.gmm import fit_quietly
 from vaebook.mixture import DiagGaussianMixture
-from vaebook.priors import fit_gmm
 
 PARTS = 5
 """Parts of the space that are compared one by one."""
@@ -103,8 +102,7 @@ def _check_draws(z: Tensor) -> None:
 def _reference(z: Tensor, seed: int) -> tuple[DiagGaussianMixture, DiagGaussianMixture]:
     """Make a density of draws: a few Gaussians, and kernels of two widths, with a third each; return the few, too."""
     unit, dim = z.std(0).clamp_min(1e-300), z.shape[1]
-    with warnings.catch_warnings(action="ignore"):  # EM that runs out of steps gives a density as well
-        few = fit_gmm(z, PARTS, covariance="diag", seed=seed)
+    few = fit_quietly(z, PARTS, covariance="diag", seed=seed)
     centres, width = z[:KERNELS], KERNELS ** (-1 / (dim + 4)) * unit
     loc = torch.cat([few.loc, centres, centres])
     scale = torch.cat([few.scale, *((c * width).expand_as(centres) for c in (1.0, 0.2))])

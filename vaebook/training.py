@@ -179,9 +179,9 @@ def _epoch(
         for number, (batch, condition, index) in enumerate(parts, start=1):
             try:
                 given = {"beta": beta, "index": index, "condition": condition, "generator": generator}
-                loss = -bounds.elbo(model, batch, **given).mean()
+                loss = -bounds.objective(model, batch, **given).mean()
                 value = float(check_finite("loss", loss.detach()))
-            except ValueError as error:  # elbo itself may be the one to meet the nan
+            except ValueError as error:  # the bound itself may be the one to meet the nan
                 told = str(error).splitlines()[0]
                 raise ValueError(f"fit: stopped in {where}, batch {number}: {told}; {_KEPT}") from error
             if optimizer is not None:

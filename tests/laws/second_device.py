@@ -185,8 +185,15 @@ _LIBRARY.impl("_copy_from", _copy_from, "PrivateUse1")
 
 
 class _Mode(TorchDispatchMode):
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return run(function, args, kwargs or {})
+    pass
+
+
+def _dispatch(mode: _Mode, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    return run(function, args, kwargs or {})
+
+
+# A method that the class is born with, torch wraps against its compiler, whose import and calls take seconds.
+_Mode.__torch_dispatch__ = _dispatch
 
 
 @contextmanager

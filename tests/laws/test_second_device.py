@@ -17,6 +17,7 @@ FILE = Path(__file__).with_name("on_a_card.py")
 
 @pytest.mark.parametrize("marks", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
 def test_a_model_on_a_graphics_card(marks):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:nbval", "-m", marks, str(FILE)]
+    plugins = [part for name in ("no:cacheprovider", "no:nbval", "tests.running.parallel") for part in ("-p", name)]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, "-m", marks, str(FILE)]
     done = subprocess.run(command, cwd=FILE.parents[2], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout[-3000:] + done.stderr[-1000:]
