@@ -6,6 +6,7 @@ stored weights, so that they all speak of the same codes, on every processor.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def main() -> None:
         training.save(experiment.folder / WEIGHTS[dim].name, vae, {"seed": CONFIG["seed"]})
         return {"losses": losses, "elbo": bounds(vae, x)}
 
-    rows = {str(dim): experiment.row(f"latents-{dim}", run, dim) for dim in CONFIG["latent_dims"]}
+    rows = {str(dim): experiment.row(f"latents-{dim}", partial(run, dim)) for dim in CONFIG["latent_dims"]}
     for path in WEIGHTS.values():
         write_atomically(path, (experiment.folder / path.name).read_bytes())
     experiment.write({"models": rows})
