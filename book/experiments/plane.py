@@ -1,4 +1,4 @@
-"""The VAEs that nine chapters look at: black-and-white digits, two or eight latents, a standard normal prior.
+"""The VAEs that eight chapters look at: black-and-white digits, two or eight latents, a standard normal prior.
 
 Chapter mixture/vae trains the one with two before the reader's eyes, with the settings below; the others load the
 stored weights, so that they all speak of the same codes, on every processor.
