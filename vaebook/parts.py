@@ -73,6 +73,7 @@ def optional(prior: Prior, name: str) -> Any:
     """
     found, classes = getattr(prior, name, None), type(prior).__mro__
     place = next((n for n, c in enumerate(classes) if name in vars(c)), -1)
+    # Two densities from the class up to the one that makes the offer: the nearer counts, and the offer is not of it.
     if sum("log_prob" in vars(c) for c in classes[: place + 1]) > 1 and name not in getattr(prior, "__dict__", ()):
         return None
     other = name == "kl" and not all(accepts(found, part, unknown=False) for part in ("loc", "scale"))  # (mu, logvar)

@@ -192,7 +192,7 @@ def _dispatch(mode: _Mode, function: Any, types: Any, args: Any = (), kwargs: An
     return run(function, args, kwargs or {})
 
 
-# A method that the class is born with, torch wraps against its compiler, whose import and calls take seconds.
+# A method that the class is born with, torch wraps against its compiler, which takes a second.
 _Mode.__torch_dispatch__ = _dispatch
 
 
